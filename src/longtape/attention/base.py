@@ -1,0 +1,172 @@
+"""What every mechanism shares: projections, heads, padding, and the promise of a readable reference.
+
+Shapes: B batch, H heads, N tokens, M keys, D head width, d_model = H·D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a mechanism can do; asking for more raises."""
+
+    exact: bool = False  # equals full attention on the pairs it shows, for any input
+    causal: bool = False  # causal=True is defined
+    cross: bool = False  # layer(x, context=…) is defined
+    weights: bool = True  # attention_weights gives rows that sum to 1
+    fixed_length: bool = False  # built for one seq_len
+    fixed_pattern: bool = False  # visible_pairs(N) is defined
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Options common to all mechanisms. `seq_len` is only needed where a mechanism is built for one length."""
+
+    d_model: int
+    n_heads: int
+    seq_len: int | None = None
+    dropout: float = 0.0  # on the output
+    attention_dropout: float = 0.0  # on attention weights
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d_model < 1 or self.n_heads < 1 or self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} must be a positive multiple of n_heads={self.n_heads}")
+        if self.seq_len is not None and self.seq_len < 1:
+            raise ValueError(f"seq_len={self.seq_len} must be at least 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.d_model // self.n_heads
+
+
+class Attention(nn.Module):
+    """Base of the mechanisms. A subclass gives `attend` (fast), `attend_reference` (the definition) and `weigh`."""
+
+    Config: ClassVar[type[AttentionConfig]] = AttentionConfig
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    can_share: ClassVar[bool] = False  # takes shared=other_layer when built
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        if config.causal and not self.capabilities.causal:
+            raise ValueError(f"{type(self).__name__} is not causal: {self.why_not_causal()}")
+        self.config = config
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        if self.has_key_projection():
+            self.k_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    @classmethod
+    def why_not_causal(cls) -> str:
+        """The reason given when causal=True is refused."""
+        return "its definition mixes all positions"
+
+    @classmethod
+    def has_key_projection(cls) -> bool:
+        """False where queries and keys share one projection (Reformer)."""
+        return True
+
+    def forward(self, x: Tensor, visible: Tensor | None = None, **extra: Any) -> Tensor:
+        """x [B, N, d_model], visible [B, N] bool (True = a real token) → [B, N, d_model].
+
+        `extra` is what a mechanism declares: `context`, `context_visible` (cross-attention), `global_positions`.
+        """
+        return self._run(self.attend, x, visible, extra)
+
+    def reference(self, x: Tensor, visible: Tensor | None = None, **extra: Any) -> Tensor:
+        """The slow, dense, readable definition with the same weights: the specification of `forward`."""
+        return self._run(self.attend_reference, x, visible, extra)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
+        """Fast path. q [B, H, N, D], k and v [B, H, M, D], visible [B, M] → [B, H, N, D]."""
+        raise NotImplementedError
+
+    def attend_reference(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
+        """Dense maths of the definition; same arguments as `attend`."""
+        raise NotImplementedError
+
+    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+        """Attention weights of the chosen query rows, [B, H, len(rows), M]; each row of a visible query sums to 1."""
+        raise NotImplementedError
+
+    def visible_pairs(self, n_tokens: int) -> Tensor:
+        """bool [N, N]: which key (column) each query (row) sees. Only where the pattern is fixed."""
+        raise ValueError(f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input")
+
+    def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x → q, k, v as [B, H, N, D] views of the projections."""
+        source = x if context is None else context
+        q = self.split_heads(self.q_proj(x))
+        k = self.split_heads(self.k_proj(source)) if self.has_key_projection() else q
+        return q, k, self.split_heads(self.v_proj(source))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[B, N, H·D] → [B, H, N, D], a view."""
+        return x.unflatten(-1, (self.config.n_heads, self.config.head_dim)).transpose(1, 2)
+
+    def _run(self, attend: Any, x: Tensor, visible: Tensor | None, extra: dict[str, Any]) -> Tensor:
+        context, context_visible = self._take_context(x, visible, extra)
+        q, k, v = self.project(x, context)
+        y = attend(q, k, v, visible if context is None else context_visible, **extra)
+        y = y.transpose(1, 2).flatten(2)
+        if visible is not None:
+            y = y.masked_fill(~visible[..., None], 0.0)
+        return self.dropout(self.out_proj(y))
+
+    def _take_context(
+        self, x: Tensor, visible: Tensor | None, extra: dict[str, Any]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        check_input(x, visible, self.config.d_model)
+        context, context_visible = extra.pop("context", None), extra.pop("context_visible", None)
+        if context is not None and not self.capabilities.cross:
+            raise ValueError(f"{type(self).__name__} has no cross-attention form")
+        if context is None and context_visible is not None:
+            raise ValueError("context_visible was given without context")
+        if context is not None:
+            check_input(context, context_visible, self.config.d_model)
+        return context, context_visible
+
+
+def check_input(x: Tensor, visible: Tensor | None, d_model: int) -> None:
+    """ValueError unless x is [B, N, d_model] and visible is bool [B, N]."""
+    if x.dim() != 3 or x.shape[-1] != d_model:
+        raise ValueError(f"x must be [B, N, {d_model}], got {list(x.shape)}")
+    if visible is not None and (visible.dtype != torch.bool or visible.shape != x.shape[:2]):
+        raise ValueError(f"visible must be bool {list(x.shape[:2])}, got {visible.dtype} {list(visible.shape)}")
+
+
+@torch.no_grad()
+def attention_weights(
+    layer: Attention, x: Tensor, rows: Tensor | list[int] | None = None, visible: Tensor | None = None, **extra: Any
+) -> Tensor:
+    """Weights of `layer` on x [B, N, d_model]: [B, H, N or len(rows), N] (Linformer: k columns); rows sum to 1.
+
+    Never changes what the layer computes. ValueError where a mechanism has no weights.
+    """
+    if not layer.capabilities.weights:
+        raise ValueError(f"{type(layer).__name__} has no attention weights")
+    context, context_visible = layer._take_context(x, visible, extra)
+    q, k, _ = layer.project(x, context)
+    chosen = torch.arange(x.shape[1], device=x.device) if rows is None else torch.as_tensor(rows, device=x.device)
+    return layer.weigh(q, k, visible if context is None else context_visible, chosen, **extra)
+
+
+def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
+    """Softmax over the last dimension on visible entries; a row that sees nothing is zero, never NaN."""
+    if visible is None:
+        return scores.softmax(-1)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    return weights.masked_fill(~visible.any(-1, keepdim=True), 0.0)

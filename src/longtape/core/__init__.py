@@ -1,0 +1,1 @@
+"""Below all rooms: errors, clock, instruments, atomic files, registries, progress."""

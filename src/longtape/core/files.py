@@ -1,0 +1,76 @@
+"""Files that are either the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from longtape.core.errors import LongtapeError
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """Give a path beside `target` to write to; on success it is fsynced and renamed over it, else removed.
+
+    Raises LongtapeError with one line when the disk is full.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    beside = Path(name)
+    try:
+        yield beside
+        _sync(beside)
+        os.replace(beside, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LongtapeError(f"{target}: the disk is full; nothing was changed, free some space") from error
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(target: str | Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(target) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | Path, value: Any) -> None:
+    """Write JSON atomically; NaN is refused, because it is not JSON."""
+    write_text(target, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
