@@ -94,7 +94,9 @@ class Attention(nn.Module):
         """Fast path. q [B, H, N, D], k and v [B, H, M, D], visible [B, M] → [B, H, N, D]."""
         raise NotImplementedError
 
-    def attend_reference(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
+    def attend_reference(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
+    ) -> Tensor:
         """Dense maths of the definition; same arguments as `attend`."""
         raise NotImplementedError
 
@@ -104,7 +106,9 @@ class Attention(nn.Module):
 
     def visible_pairs(self, n_tokens: int) -> Tensor:
         """bool [N, N]: which key (column) each query (row) sees. Only where the pattern is fixed."""
-        raise ValueError(f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input")
+        raise ValueError(
+            f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input"
+        )
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x → q, k, v as [B, H, N, D] views of the projections."""
@@ -145,12 +149,18 @@ def check_input(x: Tensor, visible: Tensor | None, d_model: int) -> None:
     if x.dim() != 3 or x.shape[-1] != d_model:
         raise ValueError(f"x must be [B, N, {d_model}], got {list(x.shape)}")
     if visible is not None and (visible.dtype != torch.bool or visible.shape != x.shape[:2]):
-        raise ValueError(f"visible must be bool {list(x.shape[:2])}, got {visible.dtype} {list(visible.shape)}")
+        raise ValueError(
+            f"visible must be bool {list(x.shape[:2])}, got {visible.dtype} {list(visible.shape)}"
+        )
 
 
 @torch.no_grad()
 def attention_weights(
-    layer: Attention, x: Tensor, rows: Tensor | list[int] | None = None, visible: Tensor | None = None, **extra: Any
+    layer: Attention,
+    x: Tensor,
+    rows: Tensor | list[int] | None = None,
+    visible: Tensor | None = None,
+    **extra: Any,
 ) -> Tensor:
     """Weights of `layer` on x [B, N, d_model]: [B, H, N or len(rows), N] (Linformer: k columns); rows sum to 1.
 
@@ -160,7 +170,9 @@ def attention_weights(
         raise ValueError(f"{type(layer).__name__} has no attention weights")
     context, context_visible = layer._take_context(x, visible, extra)
     q, k, _ = layer.project(x, context)
-    chosen = torch.arange(x.shape[1], device=x.device) if rows is None else torch.as_tensor(rows, device=x.device)
+    chosen = (
+        torch.arange(x.shape[1], device=x.device) if rows is None else torch.as_tensor(rows, device=x.device)
+    )
     return layer.weigh(q, k, visible if context is None else context_visible, chosen, **extra)
 
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from longtape.attention.base import Attention, Capabilities, masked_softmax
 
 
-def full_mask(n_queries: int, n_keys: int, visible: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:
+def full_mask(
+    n_queries: int, n_keys: int, visible: Tensor | None, causal: bool, device: torch.device
+) -> Tensor | None:
     """bool, broadcastable to [B, H, N, M]: True where a query may look. None when it may look everywhere."""
     mask = visible[:, None, None, :] if visible is not None else None
     if causal:
@@ -34,7 +36,9 @@ class FullAttention(Attention):
         weights = self._weights(q, k, visible)
         return F.dropout(weights, self.config.attention_dropout, self.training) @ v
 
-    def attend_reference(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
+    def attend_reference(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
+    ) -> Tensor:
         mask = full_mask(q.shape[2], k.shape[2], visible, self.config.causal, q.device)
         return full_attention(q, k, v, mask)
 

@@ -52,7 +52,9 @@ def mechanism_class(name: str) -> type[Attention]:
     return found
 
 
-def build_attention(name: str, *, d_model: int, n_heads: int, shared: Attention | None = None, **options: Any) -> Attention:
+def build_attention(
+    name: str, *, d_model: int, n_heads: int, shared: Attention | None = None, **options: Any
+) -> Attention:
     """Build one attention layer, `[B, N, d_model] → [B, N, d_model]`.
 
     `options` are the fields of the mechanism's `Config`; an unknown one, a value out of range, or `causal=True` where

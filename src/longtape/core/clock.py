@@ -86,7 +86,9 @@ def to_milliseconds(when: str | datetime | date | int, what: str = "time") -> in
         try:
             when = datetime.fromisoformat(when.strip())
         except ValueError:
-            raise UserError(f"{what}: '{when}' is not a time; write 2024-01-31 or 2024-01-31T12:00Z") from None
+            raise UserError(
+                f"{what}: '{when}' is not a time; write 2024-01-31 or 2024-01-31T12:00Z"
+            ) from None
     aware = when if when.tzinfo else when.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1000)
 

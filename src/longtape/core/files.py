@@ -33,7 +33,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         sync_folder(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LongtapeError(f"{target}: the disk is full; nothing was changed, free some space") from error
+            raise LongtapeError(
+                f"{target}: the disk is full; nothing was changed, free some space"
+            ) from error
         raise
     finally:
         with suppress(FileNotFoundError):

@@ -49,18 +49,30 @@ class Progress:
         now = time.monotonic()
         self._shown = now
         rate = self.done / max(now - self._start, 1e-9)
-        parts = [f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}", f"{rate:,.1f}/s"]
+        parts = [
+            f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}",
+            f"{rate:,.1f}/s",
+        ]
         if self.total and 0 < self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         if self.note:
             parts.append(self.note)
         line = f"{self.label}: " + "  ".join(parts)
-        print(f"{before}{line:<100}{after}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        print(
+            f"{before}{line:<100}{after}" if self._live else line,
+            end="" if self._live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _clock(seconds: float) -> str:
     whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02}"
+    )
 
 
 @contextmanager

@@ -1,0 +1,46 @@
+"""Panel: what a model may see, as one matrix with its clock. Made by `features.build`, read by windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from longtape.core.clock import Interval, Milliseconds
+
+
+@dataclass(frozen=True)
+class TargetColumn:
+    """One column of targets: what it is, of which symbol, how many bars ahead, and the unit it is in."""
+
+    name: str  # as written in the experiment, e.g. `return(24)`
+    kind: str  # return | volatility | direction | path | …
+    symbol: str
+    horizon: int  # bars after the origin at which the label is known
+    options: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Features [T, C] float32 on one clock, with targets [T, K] whose labels know their end.
+
+    Row t holds what is known at `known_at[t]`, the close of the bar that opened at `timestamps[t]`. A target that is not
+    yet known is NaN and its end lies past the data. Rows before `warm_up` hold features that have not seen enough bars.
+    """
+
+    timestamps: Milliseconds  # [T] opens
+    known_at: Milliseconds  # [T] closes
+    values: npt.NDArray[np.float32]  # [T, C], NaN only before warm_up
+    columns: tuple[str, ...]
+    targets: npt.NDArray[np.float64]  # [T, K], original units
+    target_columns: tuple[TargetColumn, ...]
+    target_ends: Milliseconds  # [T, K] when each label is known
+    symbols: tuple[str, ...]
+    interval: Interval
+    calendar: str
+    warm_up: int
+    closes: npt.NDArray[np.float64] = field(repr=False)  # [T, S], for baselines and original units
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
