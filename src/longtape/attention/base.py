@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, M keys, D head width, d_model = H·D.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class Attention(nn.Module):
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
     can_share: ClassVar[bool] = False  # takes shared=other_layer when built
+    inputs: ClassVar[tuple[str, ...]] = ()  # what `forward` takes beside x, visible, context, context_visible
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class Attention(nn.Module):
         return True
 
     def forward(self, x: Tensor, visible: Tensor | None = None, **extra: Any) -> Tensor:
-        """x [B, N, d_model], visible [B, N] bool (True = a real token) → [B, N, d_model].
+        """X [B, N, d_model], visible [B, N] bool (True = a real token) → [B, N, d_model].
 
         `extra` is what a mechanism declares: `context`, `context_visible` (cross-attention), `global_positions`.
         """
@@ -105,13 +106,13 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def visible_pairs(self, n_tokens: int) -> Tensor:
-        """bool [N, N]: which key (column) each query (row) sees. Only where the pattern is fixed."""
+        """Bool [N, N]: which key (column) each query (row) sees. Only where the pattern is fixed."""
         raise ValueError(
             f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input"
         )
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x → q, k, v as [B, H, N, D] views of the projections."""
+        """X → q, k, v as [B, H, N, D] views of the projections."""
         source = x if context is None else context
         q = self.split_heads(self.q_proj(x))
         k = self.split_heads(self.k_proj(source)) if self.has_key_projection() else q
@@ -123,7 +124,7 @@ class Attention(nn.Module):
 
     def _run(self, attend: Any, x: Tensor, visible: Tensor | None, extra: dict[str, Any]) -> Tensor:
         context, context_visible = self._take_context(x, visible, extra)
-        q, k, v = self.project(x, context)
+        q, k, v = self.project(blank(x, visible), blank(context, context_visible))
         y = attend(q, k, v, visible if context is None else context_visible, **extra)
         y = y.transpose(1, 2).flatten(2)
         if visible is not None:
@@ -135,6 +136,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         check_input(x, visible, self.config.d_model)
         context, context_visible = extra.pop("context", None), extra.pop("context_visible", None)
+        for name in extra:
+            if name not in self.inputs:
+                raise ValueError(f"{type(self).__name__} takes no '{name}'")
         if context is not None and not self.capabilities.cross:
             raise ValueError(f"{type(self).__name__} has no cross-attention form")
         if context is None and context_visible is not None:
@@ -142,6 +146,17 @@ class Attention(nn.Module):
         if context is not None:
             check_input(context, context_visible, self.config.d_model)
         return context, context_visible
+
+
+@overload
+def blank(x: Tensor, visible: Tensor | None) -> Tensor: ...
+@overload
+def blank(x: None, visible: Tensor | None) -> None: ...
+def blank(x: Tensor | None, visible: Tensor | None) -> Tensor | None:
+    """Padded tokens → 0: a NaN among them would reach the weights' gradients through 0 · NaN."""
+    if x is None or visible is None:
+        return x
+    return x.masked_fill(~visible[..., None], 0.0)
 
 
 def check_input(x: Tensor, visible: Tensor | None, d_model: int) -> None:
@@ -169,7 +184,7 @@ def attention_weights(
     if not layer.capabilities.weights:
         raise ValueError(f"{type(layer).__name__} has no attention weights")
     context, context_visible = layer._take_context(x, visible, extra)
-    q, k, _ = layer.project(x, context)
+    q, k, _ = layer.project(blank(x, visible), blank(context, context_visible))
     chosen = (
         torch.arange(x.shape[1], device=x.device) if rows is None else torch.as_tensor(rows, device=x.device)
     )
