@@ -1,0 +1,180 @@
+"""Times as files write them → UTC milliseconds. What could be read in two ways is refused, never guessed."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from longtape.core.errors import UserError
+
+UNITS = {"s": 1_000, "ms": 1, "us": -1_000, "ns": -1_000_000}
+_CLOCK = (
+    r"(?:[T ]+(?P<hour>\d{1,2}):?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
+    r"\s*(?P<half>[AaPp][Mm])?)?"
+)
+_ZONE = r"\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}:?\d{2})?$"
+_YEAR_FIRST = rf"^(?P<year>\d{{4}})[-/.]?(?P<a>\d{{2}})[-/.]?(?P<b>\d{{2}}){_CLOCK}{_ZONE}"
+_YEAR_LAST = rf"^(?P<a>\d{{1,2}})[-/.](?P<b>\d{{1,2}})[-/.](?P<year>\d{{4}}){_CLOCK}{_ZONE}"
+_DEFAULTS = {"hour": 0, "minute": 0, "second": 0}
+
+
+def to_utc(times: pl.Series, origin: str, time_format: str | None = None) -> pl.Series:
+    """A column of dates, datetimes, numbers or text → Datetime("ms", "UTC"); a time without zone is UTC.
+
+    `time_format` is a strptime pattern, or `s`, `ms`, `us`, `ns` for numbers since 1970; without it the common
+    forms are recognised. UserError names `origin` and the row for a time that is empty, not understood, or could be
+    read in two ways (day or month first; rows of different time zones; seconds among milliseconds).
+    """
+    times = times.alias("timestamp")
+    if times.dtype == pl.Categorical:
+        times = times.cast(pl.String)
+    _refuse_empty(times, origin)
+    if times.dtype == pl.Date:
+        times = times.cast(pl.Datetime("ms"))
+    if isinstance(times.dtype, pl.Datetime):
+        return _aware(times)
+    if times.dtype.is_numeric():
+        return _from_numbers(times, origin, time_format)
+    if times.dtype != pl.String:
+        raise UserError(f"{origin}: column 'timestamp' is {times.dtype}, not a time")
+    text = times.str.strip_chars()
+    if time_format and time_format not in UNITS:
+        return _from_format(text, origin, time_format)
+    numbers = text.cast(pl.Float64, strict=False)
+    if numbers.is_not_null().all() and not (time_format is None and _looks_like_dates(text)):
+        return _from_numbers(text.cast(pl.Int64, strict=False).fill_null(numbers), origin, time_format)
+    if time_format:
+        raise UserError(f"{origin}: time '{text[0]}' is not a number of {time_format} since 1970")
+    return _from_text(text, origin)
+
+
+def _refuse_empty(times: pl.Series, origin: str) -> None:
+    empty = times.is_null()
+    if times.dtype == pl.String:
+        empty = empty | (times.str.strip_chars() == "").fill_null(True)
+    if empty.any():
+        raise UserError(f"{origin}: row {_first(empty)} has no time; remove the row or name the time column")
+
+
+def _aware(times: pl.Series) -> pl.Series:
+    zone = times.dtype.time_zone  # type: ignore[attr-defined]
+    utc = times.dt.replace_time_zone("UTC") if zone is None else times.dt.convert_time_zone("UTC")
+    return utc.cast(pl.Datetime("ms", "UTC"))
+
+
+def _looks_like_dates(text: pl.Series) -> bool:
+    """`20240131` is a day, not the 234th day of 1970 in seconds."""
+    return bool(text.str.contains(r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$").all())
+
+
+def _from_numbers(numbers: pl.Series, origin: str, unit: str | None) -> pl.Series:
+    if unit is None and _looks_like_dates(numbers.cast(pl.String)):
+        return _from_text(numbers.cast(pl.String), origin)
+    if unit is not None and unit not in UNITS:
+        raise UserError(f"{origin}: times are numbers; --time-format takes {', '.join(UNITS)}, not '{unit}'")
+    factor = UNITS[unit or _unit_of(numbers, origin)]
+    whole = numbers * factor if factor > 0 else numbers // -factor
+    return whole.cast(pl.Int64).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
+
+
+def _unit_of(numbers: pl.Series, origin: str) -> str:
+    """The unit follows from the size: 1e11 seconds are the year 5138, 1e11 milliseconds 1973."""
+    steps = pl.Series(np.searchsorted([1e11, 1e14, 1e17], numbers.abs().to_numpy(), side="right"))
+    mixed = steps != steps[0]
+    if mixed.any():
+        names = list(UNITS)
+        row = _first(mixed)
+        raise UserError(
+            f"{origin}: row {row}: time {numbers[row - 1]} is in {names[steps[row - 1]]}, the rows before in"
+            f" {names[steps[0]]}; split the file or bring the times to one unit"
+        )
+    return list(UNITS)[steps[0]]
+
+
+def _from_format(text: pl.Series, origin: str, time_format: str) -> pl.Series:
+    try:
+        parsed = text.str.to_datetime(time_format, time_unit="ms", strict=False)
+    except pl.exceptions.PolarsError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{origin}: time format '{time_format}' is not understood ({first})") from None
+    if parsed.null_count():
+        row = _first(parsed.is_null())
+        raise UserError(
+            f"{origin}: row {row}: time '{text[row - 1]}' does not fit the format '{time_format}'"
+        )
+    return _aware(parsed)
+
+
+def _from_text(text: pl.Series, origin: str) -> pl.Series:
+    year_first = bool(text.str.contains(r"^\d{4}").all())
+    parts = text.str.extract_groups(_YEAR_FIRST if year_first else _YEAR_LAST).struct.unnest()
+    if parts["year"].null_count():
+        row = _first(parts["year"].is_null())
+        raise UserError(
+            f"{origin}: row {row}: time '{text[row - 1]}' is not understood; name the format, such as"
+            " --time-format '%d/%m/%Y %H:%M'"
+        )
+    _refuse_mixed_zones(parts["zone"], text, origin)
+    numbers = parts.with_columns(
+        pl.col("year", "a", "b", "hour", "minute", "second").cast(pl.Int32, strict=False)
+    )
+    month, day = ("a", "b") if year_first else _day_and_month(numbers, text, origin)
+    return _assemble(numbers, month, day, text, origin)
+
+
+def _assemble(parts: pl.DataFrame, month: str, day: str, text: pl.Series, origin: str) -> pl.Series:
+    afternoon = pl.col("half").str.to_lowercase() == "pm"
+    hour = pl.when(pl.col("half").is_null()).then("hour").otherwise(pl.col("hour") % 12 + 12 * afternoon)
+    zone = pl.col("zone").str.replace(":", "")
+    sign = pl.when(zone.str.starts_with("-")).then(-1).otherwise(1)
+    offset = sign * (
+        zone.str.slice(1, 2).cast(pl.Int64, strict=False) * 60
+        + zone.str.slice(3, 2).cast(pl.Int64, strict=False)
+    )
+    fraction = pl.col("fraction").str.pad_end(3, "0").str.slice(0, 3).cast(pl.Int64).fill_null(0)
+    filled = parts.with_columns(pl.col(name).fill_null(value) for name, value in _DEFAULTS.items())
+    valid = (
+        pl.col(month).is_between(1, 12)
+        & (pl.col("hour") < 24)
+        & (pl.col("minute") < 60)
+        & (pl.col("second") < 60)
+        & (pl.col(day) <= pl.date("year", pl.col(month).clip(1, 12), 1).dt.month_end().dt.day())
+        & (pl.col(day) >= 1)
+    )
+    bad = filled.select(~valid).to_series()
+    if bad.any():
+        row = _first(bad)
+        raise UserError(f"{origin}: row {row}: there is no such time as '{text[row - 1]}'")
+    moment = pl.datetime("year", month, day, hour, "minute", "second", time_unit="ms", time_zone="UTC")
+    shift = pl.duration(milliseconds=fraction - offset.fill_null(0) * 60_000, time_unit="ms")
+    return filled.select((moment + shift).cast(pl.Datetime("ms", "UTC")).alias("timestamp")).to_series()
+
+
+def _refuse_mixed_zones(zones: pl.Series, text: pl.Series, origin: str) -> None:
+    names = zones.replace(["Z", "GMT", "UTC", "+0000", "-00:00"], "+00:00").fill_null("none")
+    mixed = names != names[0]
+    if mixed.any():
+        row = _first(mixed)
+        raise UserError(
+            f"{origin}: row {row}: time '{text[row - 1]}' has another time zone than row 1 ('{text[0]}'); bring"
+            " them to one, or, where every row's own offset is right, name it: --time-format '%Y-%m-%d %H:%M:%S%z'"
+        )
+
+
+def _day_and_month(parts: pl.DataFrame, text: pl.Series, origin: str) -> tuple[str, str]:
+    """Which of the first two numbers is the month: dots mean day first, else one above 12 somewhere tells."""
+    first, second = parts["a"], parts["b"]
+    dotted = bool(text.str.contains(r"^\d+\.").all())
+    if dotted or (first > 12).any():
+        return "b", "a"
+    if (second > 12).any():
+        return "a", "b"
+    raise UserError(
+        f"{origin}: '{text[0]}' may be day or month first; name the format: --time-format '%d/%m/%Y'"
+        " or '%m/%d/%Y' (with %H:%M:%S if it has a time)"
+    )
+
+
+def _first(mask: pl.Series) -> int:
+    """Row number, from 1, of the first True."""
+    return int(mask.fill_null(True).arg_max() or 0) + 1
