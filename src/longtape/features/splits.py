@@ -1,0 +1,252 @@
+"""Splits by time: every period keeps to itself, and no training label reaches into what comes after.
+
+A period [since, until) holds the origins whose bar opens at or after `since` and whose labels are known by `until`.
+Windows may look back into earlier periods; labels may not look forward into later ones (purging; López de Prado,
+"Advances in Financial Machine Learning", 2018, chapter 7). An embargo widens the gap by further bars.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from longtape.core.clock import iso, to_milliseconds
+from longtape.core.errors import UserError
+from longtape.features.panel import Panel
+from longtape.features.windows import Rows, first_origin
+
+_FAR = np.iinfo(np.int64).max
+
+
+def _as_text(when: object) -> object:
+    """YAML reads `2024-01-01` as a date; keep its ISO text."""
+    text = when.isoformat() if isinstance(when, date | datetime) else when
+    if isinstance(text, str):
+        to_milliseconds(text)
+    return text
+
+
+When = Annotated[str, BeforeValidator(_as_text)]
+
+
+class SplitConfig(BaseModel):
+    """Where training, validation and test lie: fractions of the usable origins, or dates, never both."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: float = Field(
+        0.7, gt=0, lt=1, description="share of the usable origins for training, the earliest"
+    )
+    validation: float = Field(
+        0.15, ge=0, lt=1, description="share after training, for early stopping; 0: none"
+    )
+    train_until: When | None = Field(None, description="training labels are known by this time (UTC)")
+    validation_until: When | None = Field(
+        None, description="end of validation; left out: no validation period"
+    )
+    test_until: When | None = Field(None, description="end of the test; left out: all the rest")
+    embargo: int = Field(0, ge=0, description="bars between the last label of a period and the next period")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SplitConfig:
+        dates = {"train_until", "validation_until", "test_until"} & self.model_fields_set
+        if dates and self.train_until is None:
+            raise ValueError(f"{min(dates)} needs train_until")
+        if self.train_until is not None and {"train", "validation"} & self.model_fields_set:
+            raise ValueError("give fractions (train, validation) or dates (train_until, …), not both")
+        if self.train_until is None and self.train + self.validation >= 1:
+            raise ValueError(f"train {self.train} and validation {self.validation} leave nothing to test on")
+        return self
+
+
+@dataclass(frozen=True)
+class Periods:
+    """The borders of a split in UTC milliseconds: training | validation | test. Equal borders: an empty period."""
+
+    train_until: int
+    validation_until: int
+    test_until: int = _FAR
+    embargo: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.train_until <= self.validation_until < self.test_until:
+            ends = [
+                iso(end) for end in (self.train_until, self.validation_until, self.test_until) if end < _FAR
+            ]
+            raise UserError(
+                f"split: train, validation and test must end one after the other, not {', '.join(ends)}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Origins (int64 rows of the panel, ascending) to train on, to stop early on, and to score once."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    periods: Periods | None = None
+
+    def training_rows(self, lookback: int) -> Rows:
+        """Rows that the training windows see: what a scaler may be fitted on."""
+        return np.unique(_spread(self.train, lookback))
+
+
+def _spread(origins: Rows, lookback: int) -> Rows:
+    """All rows of the windows ending at ascending `origins`; each run of overlapping windows once."""
+    runs = np.split(origins, np.flatnonzero(np.diff(origins) > 1) + 1)
+    return np.concatenate([np.arange(run[0] - lookback + 1, run[-1] + 1) for run in runs])
+
+
+def latest(panel: Panel, lookback: int) -> int:
+    """The newest origin: the forecast past the end of the data is made there. UserError if there is no window."""
+    first_origin(panel, lookback)
+    return len(panel) - 1
+
+
+def usable(panel: Panel, lookback: int) -> Rows:
+    """Origins whose window lies past the warm-up and whose labels are all known, ascending."""
+    if panel.targets.shape[1] == 0:
+        raise UserError("split: the panel has no target; name one under targets")
+    first = first_origin(panel, lookback)
+    known = np.isfinite(panel.targets[first:]).all(axis=1)
+    if not known.any():
+        raise UserError(
+            f"split: no label is known after row {first} (warm-up {panel.warm_up}, lookback {lookback}) of"
+            f" {len(panel)}: load more data or shorten the horizon"
+        )
+    return first + np.flatnonzero(known)
+
+
+def periods(panel: Panel, lookback: int, config: SplitConfig) -> Periods:
+    """The borders that `config` means on this panel; fractions become dates, which hold on any cut of the data."""
+    if config.train_until is not None:
+        train = to_milliseconds(config.train_until, "split.train_until")
+        validation = to_milliseconds(config.validation_until or config.train_until, "split.validation_until")
+        test = _FAR if config.test_until is None else to_milliseconds(config.test_until, "split.test_until")
+        return Periods(train, validation, test, config.embargo)
+    opens = panel.timestamps[usable(panel, lookback)]
+    first_validation = min(int(len(opens) * config.train), len(opens) - 1)
+    first_test = min(int(len(opens) * (config.train + config.validation)), len(opens) - 1)
+    return Periods(int(opens[first_validation]), int(opens[first_test]), _FAR, config.embargo)
+
+
+def chronological(panel: Panel, lookback: int, config: SplitConfig | Periods) -> Split:
+    """Training, then validation, then test. UserError naming the period that is empty and why.
+
+    Test origins whose label is not yet known are left out: nothing could score them (`latest` is still forecast).
+    """
+    borders = config if isinstance(config, Periods) else periods(panel, lookback, config)
+    candidates = usable(panel, lookback)
+    split = _at(panel, candidates, borders)
+    asked = {"training": split.train, "test": split.test}
+    if borders.validation_until > borders.train_until:
+        asked["validation"] = split.validation
+    for name, rows in asked.items():
+        if not len(rows):
+            raise UserError(
+                f"split: the {name} period holds no usable origin; with lookback {lookback} they run from"
+                f" {iso(int(panel.timestamps[candidates[0]]))} to {iso(int(panel.timestamps[candidates[-1]]))}"
+            )
+    return split
+
+
+def _at(panel: Panel, candidates: Rows, borders: Periods) -> Split:
+    def between(since: int, until: int, gap: int) -> Rows:
+        inside = (opens >= since) & (ends <= _earlier(panel, until, gap))
+        return candidates[inside]
+
+    opens, ends = panel.timestamps[candidates], label_ends(panel, candidates)
+    return Split(
+        between(-_FAR, borders.train_until, borders.embargo),
+        between(borders.train_until, borders.validation_until, borders.embargo),
+        between(borders.validation_until, borders.test_until, 0),
+        borders,
+    )
+
+
+def _earlier(panel: Panel, time: int, bars: int) -> int:
+    """The time `bars` rows before `time`."""
+    if bars == 0:
+        return time
+    row = int(np.searchsorted(panel.timestamps, time)) - bars
+    return int(panel.timestamps[row]) if row >= 0 else -_FAR
+
+
+def label_ends(panel: Panel, origins: Rows) -> npt.NDArray[np.int64]:
+    """When the last label of each origin is known [n], UTC milliseconds."""
+    return panel.target_ends[origins].max(axis=1)
+
+
+class WalkForwardConfig(BaseModel):
+    """Refit and go on: `n_folds` consecutive test blocks, each forecast by a model fitted on what came before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_folds: int = Field(5, ge=1, description="test blocks of equal length")
+    window: Literal["expanding", "rolling"] = Field(
+        "expanding",
+        description="train on everything before the block, or on as many bars as the first fold had",
+    )
+    test: float = Field(0.5, gt=0, lt=1, description="share of the usable origins that is tested, the latest")
+    validation: float = Field(
+        0.15, ge=0, lt=1, description="share of each fold's past kept for early stopping"
+    )
+    embargo: int = Field(0, ge=0, description="bars between the last label of a period and the next period")
+
+
+def walk_forward(panel: Panel, lookback: int, config: WalkForwardConfig) -> list[Split]:
+    """One split per test block, in order; every origin of the tested share lies in exactly one block.
+
+    Borders between blocks cut only training and validation labels; a test label may end in a later block.
+    """
+    origins = usable(panel, lookback)
+    opens = panel.timestamps[origins]
+    first = len(origins) - int(len(origins) * config.test)
+    blocks = np.array_split(np.arange(first, len(origins)), config.n_folds)
+    if len(blocks[-1]) == 0:
+        raise UserError(
+            f"walk-forward: {len(origins) - first} test origins cannot make {config.n_folds} folds"
+        )
+    folds = []
+    for number, block in enumerate(blocks):
+        begin = block[0] - first if config.window == "rolling" else 0
+        stop = block[0] - int((block[0] - begin) * config.validation)
+        borders = Periods(int(opens[stop]), int(opens[block[0]]), embargo=config.embargo)
+        split = _at(panel, origins[begin:], borders)
+        empty = not len(split.train) or (stop < block[0] and not len(split.validation))
+        if empty:
+            raise UserError(
+                f"walk-forward: fold {number + 1} has nothing to train on; use fewer folds or more data"
+            )
+        folds.append(replace(split, test=origins[block]))
+    return folds
+
+
+def purged_kfold(panel: Panel, lookback: int, n_folds: int, embargo: int = 0) -> list[Split]:
+    """Each block of time is tested once, trained on both sides of it, without overlap of labels.
+
+    Origins before the block keep their labels' end at or before its first open; origins after it begin when the last
+    label of the block is known, `embargo` bars later. For choosing options, not for a track record: it trains on the
+    future. There is no validation part.
+    """
+    origins = usable(panel, lookback)
+    if not 2 <= n_folds <= len(origins):
+        raise UserError(
+            f"purged k-fold: {n_folds} folds of {len(origins)} usable origins; take 2 to {len(origins)}"
+        )
+    ends, folds = label_ends(panel, origins), []
+    for block in np.array_split(np.arange(len(origins)), n_folds):
+        begin, end = int(panel.timestamps[origins[block[0]]]), int(ends[block].max())
+        before = ends <= _earlier(panel, begin, embargo)
+        resume = int(np.searchsorted(panel.timestamps, end)) + embargo
+        train = origins[before | (origins >= resume)]
+        if not len(train):
+            raise UserError(f"purged k-fold: {n_folds} folds leave nothing to train on; use more data")
+        folds.append(Split(train, np.empty(0, np.int64), origins[block]))
+    return folds
