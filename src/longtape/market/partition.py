@@ -1,0 +1,266 @@
+"""One partition: the Parquet file of one series and one period. What it holds, how it is written, read and merged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longtape.core.clock import DAY, HOUR, MINUTE, Interval, to_milliseconds
+from longtape.core.errors import UserError, unknown_name
+from longtape.market.bars import COLUMNS, TIME_TYPE
+
+SCHEMA_VERSION = 1
+MICROSECONDS = pl.Datetime("us", "UTC")
+OnConflict = Literal["keep", "replace", "refuse"]
+_META = b"longtape"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of rows: `columns` must be there, `optional` columns have a declared type, others are kept as given.
+
+    Two rows are the same thing where `key` agrees. `period` is the numpy unit of a partition.
+    """
+
+    name: str
+    columns: dict[str, Any]
+    key: tuple[str, ...]
+    period: str
+    optional: dict[str, Any] = field(default_factory=dict)
+
+
+_CANDLE = dict.fromkeys(COLUMNS, pl.Float64) | {"timestamp": TIME_TYPE}
+CANDLE_KINDS = ("candles", "mark")
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("candles", _CANDLE, ("timestamp",), "M"),
+        Kind("mark", _CANDLE, ("timestamp",), "M"),
+        Kind(
+            "trades",
+            {"timestamp": MICROSECONDS, "price": pl.Float64, "size": pl.Float64},
+            ("timestamp", "id"),
+            "D",
+            {"id": pl.String, "side": pl.String},
+        ),
+        Kind("books", {"timestamp": MICROSECONDS, "update_id": pl.Int64}, ("timestamp", "update_id"), "h"),
+        Kind("funding", {"timestamp": TIME_TYPE, "rate": pl.Float64}, ("timestamp",), "Y"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What an append did with the rows it was given: new, the same as stored, or stored with other values."""
+
+    added: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+
+    def __add__(self, other: Appended) -> Appended:
+        return Appended(
+            self.added + other.added, self.duplicates + other.duplicates, self.conflicts + other.conflicts
+        )
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of that name; UserError with the nearest one otherwise."""
+    if name not in KINDS:
+        raise unknown_name("kind of data", name, KINDS)
+    return KINDS[name]
+
+
+def period_unit(kind: Kind, interval: Interval | None) -> str:
+    """The numpy unit of a partition: by the length of the bar, so that a file holds 10³ to 10⁵ bars."""
+    if interval is None:
+        return kind.period
+    if interval.milliseconds < MINUTE:
+        return "D"
+    if interval.milliseconds < HOUR:
+        return "M"
+    return "Y" if interval.milliseconds < DAY else "10Y"
+
+
+def period_name(moment: int, unit: str) -> str:
+    """UTC milliseconds → the name of its partition: `2024-01-31`, `2024-01`, `2024`, or `2020` for a decade."""
+    return str(np.datetime64(moment, "ms").astype(f"datetime64[{unit}]"))
+
+
+def by_period(frame: pl.DataFrame, unit: str) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Split a frame in order of time into (period, rows)."""
+    times = frame["timestamp"].dt.timestamp("ms").to_numpy()
+    periods = times.astype("datetime64[ms]").astype(f"datetime64[{unit}]")
+    edges = [0, *(np.flatnonzero(periods[1:] != periods[:-1]) + 1).tolist(), len(periods)]
+    for start, stop in pairwise(edges):
+        if stop > start:
+            yield str(periods[start]), frame.slice(start, stop - start)
+
+
+def conform(frame: pl.DataFrame, kind: Kind, origin: str) -> pl.DataFrame:
+    """`frame` with the kind's columns and types, in order of time. UserError naming the column that does not fit."""
+    missing = [name for name in kind.columns if name not in frame.columns]
+    if missing:
+        raise UserError(
+            f"{origin}: {kind.name} need the column '{missing[0]}'; there are {', '.join(frame.columns)}"
+        )
+    declared = kind.columns | {name: t for name, t in kind.optional.items() if name in frame.columns}
+    try:
+        frame = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in declared.items())
+    except pl.exceptions.PolarsError as error:
+        raise UserError(
+            f"{origin}: {kind.name} do not fit their columns: {str(error).splitlines()[0]}"
+        ) from error
+    for name in (name for name in kind.key if name in kind.columns):
+        if frame[name].null_count():
+            raise UserError(f"{origin}: row {int(frame[name].is_null().arg_max() or 0) + 1} has no {name}")
+    frame = frame.select(*declared, *(name for name in frame.columns if name not in declared))
+    return frame if frame["timestamp"].is_sorted() else frame.sort("timestamp", maintain_order=True)
+
+
+def merge(
+    old: pl.DataFrame | None, new: pl.DataFrame, kind: Kind, on_conflict: OnConflict, where: str
+) -> tuple[pl.DataFrame, Appended]:
+    """Stored rows with the new ones among them, in order of time, and the count of what happened.
+
+    Rows without an id (some trades) are told apart by all their values and by how often those were seen: adding the
+    same rows again adds nothing, and equal trades of one moment are all kept.
+    """
+    if on_conflict not in get_args(OnConflict):
+        raise unknown_name("rule for conflicts", on_conflict, get_args(OnConflict))
+    if old is not None and old.schema != new.schema:
+        old, new = _same_columns(old, new)
+    key = list(kind.key)
+    if any(name not in new.columns or new[name].null_count() for name in key):
+        return _merge_rows(old, new)
+    first = new.select(pl.struct(key).is_first_distinct()).to_series()
+    if not first.all():
+        merged, counts = merge(old, new.filter(first), kind, on_conflict, where)
+        merged, again = merge(merged, new.filter(~first), kind, on_conflict, where)
+        return merged, counts + again
+    if old is None or new["timestamp"][0] > old["timestamp"][-1]:
+        return _joined(old, new), Appended(added=new.height)
+    return _merge_keyed(old, new, key, on_conflict, where)
+
+
+def _merge_keyed(
+    old: pl.DataFrame, new: pl.DataFrame, key: list[str], on_conflict: OnConflict, where: str
+) -> tuple[pl.DataFrame, Appended]:
+    values = [name for name in new.columns if name not in key]
+    stored = old.with_columns(pl.lit(True).alias("_stored"))
+    pair = new.join(stored, on=key, how="left", suffix="_stored", maintain_order="left")
+    # A value that one side does not have is no contradiction.
+    agree = [
+        pl.col(n).eq_missing(pl.col(f"{n}_stored")) | pl.col(n).is_null() | pl.col(f"{n}_stored").is_null()
+        for n in values
+    ]
+    known = pair["_stored"].is_not_null()
+    conflict = known & ~pair.select(pl.all_horizontal(agree)).to_series() if agree else known & False
+    if on_conflict == "refuse" and conflict.any():
+        time = new.filter(conflict)["timestamp"][0]
+        raise UserError(
+            f"{where}: {time:%Y-%m-%d %H:%M:%S}Z is stored with other values ({conflict.sum()} such)"
+        )
+    counts = Appended(int((~known).sum()), int((known & ~conflict).sum()), int(conflict.sum()))
+    if on_conflict == "replace" and counts.conflicts:
+        old = old.join(new.filter(conflict), on=key, how="anti", maintain_order="left")
+        known = known & ~conflict
+    return _joined(old, new.filter(~known)), counts
+
+
+def _merge_rows(old: pl.DataFrame | None, new: pl.DataFrame) -> tuple[pl.DataFrame, Appended]:
+    """Union of two bags of rows: each distinct row as often as in the one that has it more often."""
+    if old is None:
+        return new, Appended(added=new.height)
+    counted = [
+        frame.with_columns(pl.int_range(pl.len()).over(new.columns).alias("_nth")) for frame in (old, new)
+    ]
+    fresh = counted[1].join(
+        counted[0], on=[*new.columns, "_nth"], how="anti", nulls_equal=True, maintain_order="left"
+    )
+    return _joined(old, fresh.drop("_nth")), Appended(fresh.height, new.height - fresh.height)
+
+
+def _joined(old: pl.DataFrame | None, new: pl.DataFrame) -> pl.DataFrame:
+    if old is None or new.is_empty():
+        return new if old is None else old
+    both = pl.concat([old, new])
+    return both if both["timestamp"].is_sorted() else both.sort("timestamp", maintain_order=True)
+
+
+def _same_columns(old: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Both with every column of either, empty where a frame did not have it."""
+    both = pl.concat([old, new], how="diagonal_relaxed")
+    return both.head(old.height), both.tail(new.height)
+
+
+def encode(frame: pl.DataFrame, series: str) -> bytes:
+    """A frame → Parquet (zstd, checksums on every page), with the schema version and the series it belongs to."""
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    meta = json.dumps({"schema": SCHEMA_VERSION, "series": series}).encode()
+    floats = [name for name, dtype in frame.schema.items() if dtype == pl.Float64]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata({_META: meta}),
+        sink,
+        compression="zstd",
+        use_dictionary=[name for name in frame.columns if name not in floats and name != "timestamp"],
+        column_encoding={"timestamp": "DELTA_BINARY_PACKED"} | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        write_page_checksum=True,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+class Damaged(Exception):
+    """A file that is not whole Parquet."""
+
+
+def open_parquet(file: Any, where: str) -> pq.ParquetFile:
+    """The footer of a partition. Raises Damaged, or UserError for a newer schema."""
+    try:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(str(error)) from error
+    meta = (parquet.schema_arrow.metadata or {}).get(_META)
+    if meta is None:
+        raise UserError(f"{where}: not written by longtape; bring foreign files in with `longtape import`")
+    check_version(json.loads(meta)["schema"], where)
+    return parquet
+
+
+def decode(file: Any, where: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """A partition's rows. Raises Damaged for a torn file, UserError for a newer schema."""
+    parquet = open_parquet(file, where)
+    try:
+        table = parquet.read(columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(str(error)) from error
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)  # noqa: S101 — a table gives a frame
+    return frame
+
+
+def check_version(version: int, where: str) -> None:
+    """UserError if the data were written by a newer longtape."""
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: written with store schema {version}, and this longtape reads up to {SCHEMA_VERSION};"
+            " upgrade longtape"
+        )
+
+
+def time_range(parquet: pq.ParquetFile) -> tuple[int, int, int]:
+    """Rows, first and last time (UTC milliseconds) from the footer alone."""
+    column = parquet.schema_arrow.get_field_index("timestamp")
+    groups = [parquet.metadata.row_group(i).column(column).statistics for i in range(parquet.num_row_groups)]
+    low, high = min(g.min for g in groups), max(g.max for g in groups)
+    return parquet.metadata.num_rows, to_milliseconds(low), to_milliseconds(high)

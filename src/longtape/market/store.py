@@ -1,0 +1,403 @@
+"""The local store: market data in Parquet, one folder per series, one file per period.
+
+    ROOT/store.json                                        the schema version
+    ROOT/<source>/<category>/<symbol>/instrument.json      the facts about the instrument
+    ROOT/<source>/<category>/<symbol>/<series>/<period>.parquet
+
+A series is `1h` (candles of an hour), `mark-1h` (mark-price candles), `trades`, `books` or `funding`; so the candles of
+one symbol and period are one seek. An append rewrites the partitions it touches, each from the old file to the new one
+in one rename, under a lock of the series: a stored row is never torn and never lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.fs as pafs
+
+from longtape.core.clock import Interval, to_milliseconds
+from longtape.core.errors import LongtapeError, UserError, unknown_name
+from longtape.core.instrument import Instrument
+from longtape.market import partition
+from longtape.market.bars import Bars
+from longtape.market.partition import CANDLE_KINDS, Appended, Damaged, Kind, OnConflict
+from longtape.market.storage import open_storage
+
+_STORE = "store.json"
+_INSTRUMENT = "instrument.json"
+_MARK = "mark-"
+_READERS = 4
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series of one instrument: where it lies in the store."""
+
+    source: str
+    category: str
+    symbol: str
+    kind: Kind
+    interval: Interval | None = None
+
+    @classmethod
+    def of(cls, instrument: Instrument, kind: str, interval: Interval | None = None) -> Series:
+        """The series of an instrument; UserError for an unknown kind."""
+        return cls(
+            instrument.source, instrument.category, instrument.symbol, partition.kind_named(kind), interval
+        )
+
+    @property
+    def key(self) -> str:
+        """`source/category/symbol`."""
+        return f"{self.source}/{self.category}/{self.symbol}"
+
+    @property
+    def name(self) -> str:
+        """The name of its folder. A month is `1mo`: `1M` and `1m` are one folder where case is not told apart."""
+        if self.interval is None:
+            return self.kind.name
+        return (_MARK if self.kind.name == "mark" else "") + self.interval.name.replace("M", "mo")
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the root."""
+        return f"{self.key}/{self.name}"
+
+    @property
+    def unit(self) -> str:
+        """The numpy unit of its partitions."""
+        return partition.period_unit(self.kind, self.interval)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One series as it is stored: rows, the times of the first and the last (UTC ms), bytes, and damaged files."""
+
+    instrument: Instrument
+    kind: str
+    interval: Interval | None
+    rows: int
+    first: int | None
+    last: int | None
+    size: int
+    damaged: tuple[str, ...] = ()
+
+
+class Store:
+    """Market data in a folder, or at a URL that pyarrow can open (`s3://bucket/path`; one writer at a time there)."""
+
+    def __init__(self, root: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
+        """Open; nothing is created before the first append. UserError for data of a newer longtape."""
+        self.storage = open_storage(root, filesystem)
+        self.root = str(root)
+        text = self.storage.get(_STORE)
+        if text is not None:
+            partition.check_version(json.loads(text)["schema"], self.storage.where(_STORE))
+
+    def append(self, bars: Bars, *, kind: str = "candles", on_conflict: OnConflict = "keep") -> Appended:
+        """Add candles (`kind="mark"`: mark-price candles) to what is stored, and say what was new.
+
+        A bar stored before with the same values is a duplicate. With other values it is a conflict: `keep` (the
+        default) leaves the stored bar, `replace` takes the new one, `refuse` raises UserError; it is always counted.
+        """
+        if kind not in CANDLE_KINDS:
+            raise unknown_name("kind of candles", kind, CANDLE_KINDS)
+        series = Series.of(bars.instrument, kind, bars.interval)
+        return self._append(series, bars.instrument, bars.frame, on_conflict, bars.origin)
+
+    def append_table(
+        self, kind: str, instrument: Instrument, frame: pl.DataFrame, *, on_conflict: OnConflict = "keep"
+    ) -> Appended:
+        """Add trades, books or funding; the columns of each kind are in `partition.KINDS`. Conflicts as in `append`.
+
+        Trades are told apart by `timestamp` and `id`; without ids, equal trades of one moment are all kept, and
+        adding the same rows again adds nothing.
+        """
+        return self._append(
+            Series.of(instrument, kind), instrument, frame, on_conflict, f"{kind} of {instrument.key}"
+        )
+
+    def read(
+        self,
+        symbol: str,
+        interval: str | Interval,
+        *,
+        source: str | None = None,
+        category: str | None = None,
+        kind: str = "candles",
+        since: str | int | None = None,
+        until: str | int | None = None,
+    ) -> Bars:
+        """Candles that open in [since, until), UTC. `symbol` alone will do where it is unique, as will its key.
+
+        Raises UserError listing the choices or the nearest name, LongtapeError naming a damaged file.
+        """
+        interval = Interval.parse(interval)
+        series = self.find(symbol, kind, interval, source, category)
+        frame = self._rows(series, since, until)
+        origin = f"{self.root}: {series.key} {interval}"
+        return Bars(self.instrument(series), interval, frame, origin)
+
+    def read_table(
+        self,
+        kind: str,
+        symbol: str,
+        *,
+        source: str | None = None,
+        category: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+    ) -> pl.DataFrame:
+        """Trades, books or funding in [since, until), in order of time. Errors as in `read`."""
+        return self._rows(self.find(symbol, kind, None, source, category), since, until)
+
+    def last(self, instrument: Instrument, interval: Interval | None, kind: str = "candles") -> int | None:
+        """The time of the last stored row (UTC ms), from which a fetch resumes; None where nothing is stored.
+
+        For writers: a damaged file is set aside, and LongtapeError names it; the next call goes on without it.
+        """
+        series = Series.of(instrument, kind, interval)
+        names = self._files(series)
+        if not names:
+            return None
+        with self.storage.lock(series.folder):
+            return self._writable(names[-1], lambda: self._range(names[-1])[2])
+
+    def entries(self) -> list[Entry]:
+        """Every series in the store, by source, category, symbol and name."""
+        return [self._entry(series) for series in self.series()]
+
+    def series(self) -> list[Series]:
+        """Where every series lies; reads folder names only."""
+        return [
+            series
+            for source in self.storage.names()[0]
+            for category in self.storage.names(source)[0]
+            for symbol in self.storage.names(f"{source}/{category}")[0]
+            for name in self.storage.names(f"{source}/{category}/{symbol}")[0]
+            if (series := _series_of(source, category, symbol, name)) and self._files(series)
+        ]
+
+    def instruments(self) -> list[Instrument]:
+        """Every instrument that the store knows facts about."""
+        return [
+            self._read_instrument(key)
+            for source in self.storage.names()[0]
+            for category in self.storage.names(source)[0]
+            for symbol in self.storage.names(f"{source}/{category}")[0]
+            if self.storage.size(f"{(key := f'{source}/{category}/{symbol}')}/{_INSTRUMENT}") is not None
+        ]
+
+    def instrument(self, series: Series) -> Instrument:
+        """The facts about a stored series' instrument."""
+        return self._read_instrument(series.key)
+
+    def put_instrument(self, instrument: Instrument) -> None:
+        """Store the facts about an instrument; a fact that is not known (None) leaves the stored one."""
+        self._prepare()
+        name = f"{instrument.key}/{_INSTRUMENT}"
+        if self.storage.size(name) is not None:
+            stored = self._read_instrument(instrument.key)
+            known = {fact: value for fact, value in asdict(instrument).items() if value is not None}
+            instrument = replace(stored, **known)
+            if instrument == stored:
+                return
+        text = json.dumps(instrument.to_dict(), indent=2, allow_nan=False)
+        self.storage.put(name, text.encode())
+
+    def find(
+        self,
+        symbol: str,
+        kind: str = "candles",
+        interval: Interval | None = None,
+        source: str | None = None,
+        category: str | None = None,
+    ) -> Series:
+        """The one stored series that the words name; UserError listing the choices or the nearest name."""
+        if symbol.count("/") == 2:
+            source, category, symbol = symbol.split("/")
+        every = [series for series in self.series() if series.kind == partition.kind_named(kind)]
+        named = [series for series in every if series.symbol == symbol]
+        if not named:
+            raise self._unknown(symbol, kind, every)
+        fits = [s for s in named if source in (None, s.source) and category in (None, s.category)]
+        if not fits:
+            raise UserError(f"{self.root}: {symbol} is stored as {_listed(named)}; name one of these")
+        right = [series for series in fits if series.interval == interval]
+        if not right:
+            raise UserError(f"{self.root}: {symbol} has no {kind} of {interval}; there are {_listed(fits)}")
+        if len(right) > 1:
+            raise UserError(
+                f"{self.root}: '{symbol}' is not unique: {_listed(right)}; name --source and --category"
+            )
+        return right[0]
+
+    def set_aside_damaged(self, series: Series) -> list[str]:
+        """Rename every damaged file of a series, so that its period can be fetched again; gives their periods."""
+        with self.storage.lock(series.folder):
+            damaged = [name for name in self._files(series) if not self._is_whole(name)]
+            for name in damaged:
+                self.storage.set_aside(name)
+        return [_period(name) for name in damaged]
+
+    def _append(
+        self,
+        series: Series,
+        instrument: Instrument,
+        frame: pl.DataFrame,
+        on_conflict: OnConflict,
+        origin: str,
+    ) -> Appended:
+        frame = partition.conform(frame, series.kind, origin)
+        self.put_instrument(instrument)
+        total = Appended()
+        with self.storage.lock(series.folder):
+            for period, rows in partition.by_period(frame, series.unit):
+                total += self._append_partition(series, period, rows, on_conflict)
+        return total
+
+    def _append_partition(
+        self, series: Series, period: str, rows: pl.DataFrame, on_conflict: OnConflict
+    ) -> Appended:
+        name = f"{series.folder}/{period}.parquet"
+        stored = (
+            self._writable(name, lambda: self._decode(name)) if self.storage.size(name) is not None else None
+        )
+        merged, counts = partition.merge(stored, rows, series.kind, on_conflict, self.storage.where(name))
+        if counts.added or (counts.conflicts and on_conflict == "replace"):
+            self.storage.put(name, partition.encode(merged, series.folder))
+        return counts
+
+    def _writable(self, name: str, read: Any) -> Any:
+        """What `read` gives; a damaged file is set aside, so that the next run can go on, and named."""
+        try:
+            return read()
+        except Damaged as error:
+            aside = self.storage.set_aside(name)
+            raise LongtapeError(
+                f"{self.storage.where(name)}: damaged ({error}); set aside as {aside.rpartition('/')[2]}, its period is"
+                " now a gap: run the command again, then `longtape data repair`"
+            ) from error
+
+    def _rows(self, series: Series, since: str | int | None, until: str | int | None) -> pl.DataFrame:
+        low = None if since is None else to_milliseconds(since, "since")
+        high = None if until is None else to_milliseconds(until, "until")
+        names = _within(self._files(series), series.unit, low, high)
+        with ThreadPoolExecutor(_READERS) as pool:
+            frames = list(pool.map(self._readable, names))
+        if not frames:
+            return pl.DataFrame(schema=series.kind.columns)
+        frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed", rechunk=True)
+        return _between(frame, low, high)
+
+    def _readable(self, name: str) -> pl.DataFrame:
+        try:
+            return self._decode(name)
+        except Damaged as error:
+            raise LongtapeError(
+                f"{self.storage.where(name)}: damaged ({error}); `longtape data repair` sets it aside and fetches its"
+                " period again"
+            ) from error
+
+    def _decode(self, name: str) -> pl.DataFrame:
+        with self.storage.open(name) as file:
+            return partition.decode(file, self.storage.where(name))
+
+    def _range(self, name: str) -> tuple[int, int, int]:
+        with self.storage.open(name) as file:
+            return partition.time_range(partition.open_parquet(file, self.storage.where(name)))
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            self._decode(name)
+        except Damaged:
+            return False
+        return True
+
+    def _files(self, series: Series) -> list[str]:
+        """Partitions in order of time."""
+        files = self.storage.names(series.folder)[1]
+        return [f"{series.folder}/{name}" for name in files if name.endswith(".parquet")]
+
+    def _entry(self, series: Series) -> Entry:
+        rows, first, last, size, damaged = 0, None, None, 0, []
+        for name in self._files(series):
+            try:
+                count, low, high = self._range(name)
+            except Damaged:
+                damaged.append(self.storage.where(name))
+                continue
+            rows, first, last = rows + count, low if first is None else first, high
+            size += self.storage.size(name) or 0
+        instrument = self.instrument(series)
+        return Entry(instrument, series.kind.name, series.interval, rows, first, last, size, tuple(damaged))
+
+    def _read_instrument(self, key: str) -> Instrument:
+        name = f"{key}/{_INSTRUMENT}"
+        text = self.storage.get(name)
+        try:
+            return Instrument(**json.loads(text or ""))
+        except (ValueError, TypeError) as error:
+            raise LongtapeError(
+                f"{self.storage.where(name)}: missing or damaged; remove it and fetch or import the symbol again"
+            ) from error
+
+    def _unknown(self, symbol: str, kind: str, every: Iterable[Series]) -> UserError:
+        known = {series.symbol for series in every}
+        if not known:
+            return UserError(
+                f"{self.root}: no {kind} are stored here; bring some in with longtape fetch or import"
+            )
+        return unknown_name("symbol", symbol, known, self.root)
+
+    def _prepare(self) -> None:
+        """Write the schema version where there is none yet."""
+        if not self._prepared:
+            self.storage.put(_STORE, json.dumps({"schema": partition.SCHEMA_VERSION}).encode())
+            self.__dict__["_prepared"] = True
+
+    @cached_property
+    def _prepared(self) -> bool:
+        return self.storage.size(_STORE) is not None
+
+
+def _series_of(source: str, category: str, symbol: str, name: str) -> Series | None:
+    """A folder name → its series; None for a folder that is none of ours."""
+    if name in partition.KINDS and name not in CANDLE_KINDS:
+        return Series(source, category, symbol, partition.KINDS[name])
+    kind = "mark" if name.startswith(_MARK) else "candles"
+    try:
+        interval = Interval.parse(name.removeprefix(_MARK).replace("mo", "M"))
+    except UserError:
+        return None
+    return Series(source, category, symbol, partition.KINDS[kind], interval)
+
+
+def _period(name: str) -> str:
+    return name.rpartition("/")[2].removesuffix(".parquet")
+
+
+def _within(names: list[str], unit: str, low: int | None, high: int | None) -> list[str]:
+    """The partitions that can hold rows of [low, high)."""
+    first = "" if low is None else partition.period_name(low, unit)
+    last = "~" if high is None else partition.period_name(high - 1, unit)
+    return [name for name in names if first <= _period(name) <= last]
+
+
+def _between(frame: pl.DataFrame, low: int | None, high: int | None) -> pl.DataFrame:
+    times = frame["timestamp"].dt.timestamp("ms").to_numpy()
+    start = 0 if low is None else int(np.searchsorted(times, low))
+    stop = len(times) if high is None else int(np.searchsorted(times, high))
+    return frame.slice(start, max(stop - start, 0))
+
+
+def _listed(series: Iterable[Series]) -> str:
+    return ", ".join(sorted(f"{s.key} {s.name}" for s in series))
