@@ -1,40 +1,76 @@
-"""What evaluation drives: anything that can fit on some rows and forecast others. The experiment hands it such a thing."""
+"""What evaluation drives: anything that can fit on some rows and forecast others. The experiment hands it such a thing.
+
+Every method is a pure function of what it is given (and of the configuration and seeds that the object holds): called
+again with the same arguments it returns the same bits. Nothing is cached between calls under another key than that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from longtape.features.panel import Panel
+from longtape.features.splits import Periods, Split
 from longtape.market.bars import Bars
 
 Rows = npt.NDArray[np.int64]
 
 
 class Fitted(Protocol):
-    """A model with its scaler, ready to forecast."""
+    """A model with its scaler, ready to forecast any panel that has the columns it was fitted on."""
 
-    def inputs(self, panel: Panel, origins: Rows) -> npt.NDArray[np.float32]:
-        """What the network is given for the windows that end at `origins`: [n, lookback, C], scaled."""
+    def inputs(self, panel: Panel, origins: Rows) -> Mapping[str, npt.NDArray[Any]]:
+        """All that the network is given for the windows that end at `origins`, by name; first axis: one per origin.
+
+        At least `x` [n, lookback, C], scaled; `marks` [n, G] where there are global positions; calendar columns, …
+        """
 
     def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
-        """Forecast frame of the windows that end at `origins` (see `longtape.forecasting.frame`)."""
+        """Forecast frame (`longtape.forecasting.frame`) of the windows that end at `origins`, in their order.
+
+        Every batch goes through the model at one size, the last one padded, so that a window's forecast has the same
+        bits whatever stands beside it.
+        """
 
 
 class Pipeline(Protocol):
-    """Bars in, panel, model, weights out; every step a pure function of what it is given."""
+    """Bars in; panel, model, weights and fills out."""
 
     lookback: int
 
     def panel(self, bars: Sequence[Bars]) -> Panel:
         """Features and targets of `bars`."""
 
+    def split(self, panel: Panel, periods: Periods | None = None) -> Split:
+        """Origins to train on, stop early on and test on: as configured, or at the borders of `periods`.
+
+        Borders given by fractions move with the end of the data; `periods` (from an earlier split's `.periods`) holds
+        them still. An empty test part is no error here when `periods` is given.
+        """
+
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> Fitted:
         """Fit scaler, threshold and model on the training origins; stop early on the validation origins."""
 
+    def rescaled(self, fitted: Fitted, panel: Panel, train: Rows) -> Fitted:
+        """The same trained weights and thresholds with this pipeline's scaler fitted again, on `panel` and `train`.
+
+        Whatever else the fitted model takes from the pipeline (events for its marks) comes from this one.
+        """
+
     def weights(self, forecast: pl.DataFrame) -> pl.DataFrame:
-        """Target weights decided at each origin's close: `timestamp` and one column per symbol."""
+        """Target weights decided at each origin's close: `timestamp` and one column per symbol, a row per origin."""
+
+    def fills(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> pl.DataFrame:
+        """Trades that follow from `weights` on `bars`: `timestamp` = open of the bar in which each takes place, then
+        symbol, units, price, …. What is held at the end stays open: `bars` may end anywhere.
+        """
+
+    def as_of(self, time: int) -> Self:
+        """The same pipeline with all that it holds beside bars (events) as it was known at `time`, UTC milliseconds.
+
+        Itself where it holds nothing of the kind.
+        """

@@ -172,7 +172,7 @@ def permuted(positions: Rows, n: int, *key: int) -> Rows:
     "Ciphers with arbitrary finite domains", CT-RSA 2002). Takes memory for `positions` alone.
     """
     half = max((n - 1).bit_length() + 1, 2) // 2
-    rounds = np.random.SeedSequence(key).generate_state(6, np.uint64)
+    rounds = np.random.SeedSequence(key).generate_state(6, np.uint64).astype(np.uint64)
     values = positions.astype(np.uint64)
     outside = np.ones(len(values), bool)
     while outside.any():
