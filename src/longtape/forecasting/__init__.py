@@ -1,1 +1,1 @@
-"""forecasting"""
+"""Predictions and intervals from a fitted model."""

@@ -1,1 +1,1 @@
-"""models"""
+"""Windows in, predictions out: embeddings, encoder, heads and losses, the linear skip, baselines."""

@@ -1,1 +1,1 @@
-"""training"""
+"""The loop, schedules, checkpoints, run folders."""

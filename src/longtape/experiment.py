@@ -1,0 +1,176 @@
+"""The experiment: one typed document that describes a run, and its YAML.
+
+Every section is the configuration of the room that does the work. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from longtape.backtest.signals import SignalConfig
+from longtape.core.errors import UserError, unknown_name
+from longtape.features.build import FeaturesConfig
+from longtape.features.splits import SplitConfig
+from longtape.market.load import DataConfig
+from longtape.models.config import ModelConfig
+from longtape.training.config import TrainingConfig
+
+
+class CostsConfig(BaseModel):
+    """Costs as fractions of the traded value, per side. What is not named is zero."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fee: float = Field(0.0, ge=0, lt=1)
+    half_spread: float = Field(0.0, ge=0, lt=1)
+    slippage: float = Field(0.0, ge=0, lt=1)
+
+
+class ForecastConfig(BaseModel):
+    """Intervals and batches of the forecast."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: float = Field(0.9, gt=0, lt=1, description="probability that the interval is to hold")
+    batch_size: int = Field(64, ge=1)
+
+
+class BacktestConfig(BaseModel):
+    """What is done with the forecasts of returns, and what it costs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    signal: SignalConfig = Field(default_factory=SignalConfig)
+    costs: CostsConfig = Field(default_factory=CostsConfig)
+    funding: Literal["excluded"] | float | None = Field(
+        None, description="of a perpetual: `excluded`, or a flat rate per 8 hours; must be named"
+    )
+    initial_capital: float = Field(100_000.0, gt=0)
+    fill: Literal["next_open", "next_close"] = "next_open"
+
+
+class Experiment(BaseModel):
+    """A whole run: data → features → model → training → forecast → backtest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("experiment", pattern=r"^[\w .\-]{1,80}$")
+    seed: int = Field(0, ge=0)
+    data: DataConfig = Field(default_factory=DataConfig)
+    features: list[str] = Field(min_length=1)
+    targets: list[str] = Field(min_length=1)
+    missing: Literal["error", "forward_fill", "drop", "mask"] = "error"
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    forecast: ForecastConfig = Field(default_factory=ForecastConfig)
+    backtest: BacktestConfig = Field(default_factory=BacktestConfig)
+
+    @model_validator(mode="after")
+    def _perpetual_names_funding(self) -> Experiment:
+        perpetual = self.data.category in ("linear", "inverse")
+        if perpetual and self.backtest.funding is None:
+            raise ValueError(
+                "backtest.funding must be named for a perpetual: `excluded`, or a flat rate per 8 hours"
+            )
+        return self
+
+    @property
+    def feature_config(self) -> FeaturesConfig:
+        """The section that the features room takes."""
+        return FeaturesConfig(features=self.features, targets=self.targets, missing=self.missing)
+
+    def to_yaml(self) -> str:
+        """The whole document with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment file; `overrides` are `key.path=value` in YAML notation. Relative paths are the file's.
+
+    UserError naming the file and the key, with the nearest known key, for anything that is not understood.
+    """
+    path = Path(path)
+    document = _read_yaml(path)
+    for override in overrides or []:
+        _override(document, override)
+    experiment = parse_experiment(document, str(path))
+    return experiment.model_copy(update={"data": experiment.data.beside(path.parent)})
+
+
+def parse_experiment(document: dict[str, Any], where: str) -> Experiment:
+    """A plain mapping → Experiment, or one line that says what is wrong."""
+    try:
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        raise _one_line(error, where) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    try:
+        document = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader that refuses repeated keys
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: an experiment is a mapping of keys such as data:, features:, targets:, model:")
+    return document
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"-o {override}: write key=value, for example -o training.epochs=3")
+    *parents, last = key.strip().split(".")
+    at = document
+    for parent in parents:
+        at = at.setdefault(parent, {})
+        if not isinstance(at, dict):
+            raise UserError(f"-o {override}: '{parent}' holds a value, not further keys")
+    try:
+        at[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"-o {override}: the value is not valid YAML") from None
+
+
+def _one_line(error: ValidationError, where: str) -> UserError:
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return unknown_name("key", location[-1], _known_keys(location[:-1]), ".".join([where + ": ", *location[:-1]]))
+    message = first["msg"].removeprefix("Value error, ")
+    return UserError(f"{where}: {'.'.join(location)}: {message}".replace(": :", ":"))
+
+
+def _known_keys(section: list[str]) -> list[str]:
+    model: Any = Experiment
+    for part in section:
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def experiment_schema() -> dict[str, Any]:
+    """JSON schema of the experiment file, for editors."""
+    return Experiment.model_json_schema()

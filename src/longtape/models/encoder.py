@@ -1,0 +1,67 @@
+"""A transformer encoder over any attention mechanism."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longtape.attention import build_attention
+from longtape.models.config import ModelConfig
+
+
+class EncoderLayer(nn.Module):
+    """Attention and a GELU feed-forward, each with a residual and a layer norm (before or after)."""
+
+    def __init__(self, config: ModelConfig, **shared: Any) -> None:
+        super().__init__()
+        d = config.d_model
+        self.pre_norm = config.norm == "pre"
+        self.attention = build_attention(
+            config.attention,
+            d_model=d,
+            n_heads=config.n_heads,
+            seq_len=config.n_tokens,
+            dropout=config.dropout,
+            **config.attention_options,
+            **shared,
+        )
+        width = config.d_ff or 4 * d
+        self.feed_forward = nn.Sequential(
+            nn.Linear(d, width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, d), nn.Dropout(config.dropout)
+        )
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, d_model] → [B, N, d_model]."""
+        if self.pre_norm:
+            x = x + self.attention(self.norm1(x))
+            return x + self.feed_forward(self.norm2(x))
+        x = self.norm1(x + self.attention(x))
+        return self.norm2(x + self.feed_forward(x))
+
+
+class Encoder(nn.Module):
+    """L layers; with pre-norm, one more norm at the end."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for _ in range(config.n_layers):
+            layerwise = config.attention_options.get("sharing") == "layerwise" and len(self.layers) > 0
+            shared = {"shared": self.layers[0].attention} if layerwise else {}
+            self.layers.append(EncoderLayer(config, **shared))
+        self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
+        self.checkpointing = config.gradient_checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, d_model] → [B, N, d_model]."""
+        for layer in self.layers:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        out: Tensor = self.norm(x)
+        return out
