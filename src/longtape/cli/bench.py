@@ -1,0 +1,42 @@
+"""`longtape bench`: how fast things are on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Measure longtape on this machine.", no_args_is_help=True)
+
+
+@app.command("attention")
+def attention(
+    lengths: Annotated[str, typer.Option(help="Tokens, with commas between lengths.")] = "1024,4096",
+    mechanisms: Annotated[str, typer.Option(help="Names with commas between them, or all.")] = "all",
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Measure installed libraries beside them.")
+    ] = True,
+    repeats: Annotated[int, typer.Option(help="Rounds; every subject takes its turn in each.")] = 3,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for attention.md, attention.json and attention.png.")
+    ] = None,
+) -> None:
+    """Time, memory and error of the attention mechanisms, each measurement in its own process.
+
+    Example: longtape bench attention --lengths 1024,4096,16384 --mechanisms flash,bigbird --out bench
+    """
+    from longtape.attention import MECHANISMS
+    from longtape.core.errors import UserError
+    from longtape.evaluation.bench_attention import bench
+
+    names = list(MECHANISMS) if mechanisms == "all" else [name.strip() for name in mechanisms.split(",")]
+    try:
+        sizes = [int(text) for text in lengths.split(",")]
+    except ValueError:
+        raise UserError(f"--lengths: '{lengths}' is not a list of numbers; write 1024,4096") from None
+    typer.echo(
+        bench(sizes, names, peers=peers, repeats=repeats, dtype=dtype, device=device, out=out), nl=False
+    )
