@@ -1,0 +1,274 @@
+"""What is wrong with candles: gaps, duplicates, disorder, values that cannot be, and what only looks odd."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
+from longtape.core.errors import UserError
+from longtape.market import gaps as clock
+from longtape.market.bars import COLUMNS, PRICES, Bars
+from longtape.market.gaps import Flags, Gap
+
+Severity = Literal["error", "warning", "note"]
+OUTLIER = 20.0  # times the median absolute return of its block: 13.5 σ of a Gaussian
+BLOCK = 256
+THIN = 0.5  # of the median volume of the block before it: a last bar below this may be unfinished
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of defect: how many rows (or places) have it, and the first few times (UTC ms)."""
+
+    name: str
+    severity: Severity
+    count: int
+    meaning: str
+    times: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        shown = [iso(moment) for moment in self.times]
+        return {"name": self.name, "severity": self.severity, "count": self.count, "meaning": self.meaning,
+                "first_times": shown}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """What a check found. `gaps` respect the market's calendar; `step_gaps` and `steps_left_out` count every place
+    where the next row is more than one step away, nights and weekends included.
+    """
+
+    name: str
+    interval: Interval
+    rows: int
+    first: int | None
+    last: int | None
+    findings: tuple[Finding, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    step_gaps: int = 0
+    steps_left_out: int = 0
+    identity: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """True if there is no error; warnings and notes do not count."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def missing(self) -> int:
+        """Bars missing while the market was open."""
+        return sum(gap.missing for gap in self.gaps)
+
+    def count(self, name: str) -> int:
+        """How often a defect was found; 0 where it was not."""
+        return next((finding.count for finding in self.findings if finding.name == name), 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: a count for every defect, the gaps one by one, and the findings with their times."""
+        return {
+            "name": self.name,
+            **self.identity,
+            "interval": self.interval.name,
+            "rows": self.rows,
+            "first": None if self.first is None else iso(self.first),
+            "last": None if self.last is None else iso(self.last),
+            "ok": self.ok,
+            "step_gaps": self.step_gaps,
+            "steps_left_out": self.steps_left_out,
+            "missing": self.missing,
+            **{name: self.count(name) for name in DEFECTS},
+            "gap_list": [
+                {"first": iso(g.first), "last": iso(g.last), "missing": g.missing} for g in self.gaps
+            ],
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+DEFECTS: dict[str, tuple[Severity, str]] = {
+    "gaps": ("error", "bars are missing although the market was open"),
+    "duplicates": ("error", "a row repeats the time of another"),
+    "disorder": ("error", "a row is earlier than the row before"),
+    "off_grid": ("error", "the clock jumps: a time is not a multiple of the interval"),
+    "empty": ("error", "a row without any price"),
+    "nan": ("error", "a value is missing or not finite (empty rows included)"),
+    "non_positive": ("error", "a price is zero or below, or a volume below zero"),
+    "high_below_low": ("error", "high is below low"),
+    "zero_volume": ("error", "nothing was traded"),
+    "outside_range": ("warning", "open or close lies outside of low to high"),
+    "outliers": ("warning", f"a move of more than {OUTLIER:g} times the usual one"),
+    "unfinished": ("warning", "the last bar was not over yet"),
+    "perhaps_unfinished": (
+        "note",
+        "the last bar has little volume: it may have been stored before it was over",
+    ),
+    "no_volume": ("note", "the series carries no volume at all"),
+    "damaged": ("error", "a file of the store cannot be read"),
+}
+
+
+def check(bars: Bars, now: int | None = None) -> QualityReport:
+    """Check bars. `now` (UTC ms, default the clock) tells whether the last bar was over."""
+    instrument = bars.instrument
+    identity = {"source": instrument.source, "category": instrument.category, "symbol": instrument.symbol}
+    return check_frame(
+        bars.frame,
+        bars.interval,
+        calendar=instrument.calendar,
+        name=instrument.key,
+        identity=identity,
+        now=now,
+    )
+
+
+def check_frame(
+    frame: pl.DataFrame,
+    interval: Interval | str,
+    *,
+    calendar: str = ALWAYS_OPEN,
+    name: str = "data",
+    identity: dict[str, str] | None = None,
+    now: int | None = None,
+) -> QualityReport:
+    """Check a raw frame (`timestamp`, open, high, low, close, volume), in whatever state it is.
+
+    UserError if a column or a time is missing, or if the calendar is unknown.
+    """
+    interval = Interval.parse(interval)
+    times = _times(frame, name)
+    columns = {column: _numbers(frame, column, name) for column in COLUMNS[1:]}
+    ordered = np.unique(times)
+    missing = clock.missing_times(ordered, interval, calendar)
+    steps = clock.steps_between(ordered, interval)
+    found = _gap_findings(missing, ordered)
+    found += _time_findings(times, interval, calendar)
+    found += _value_findings(times, columns)
+    if len(times):
+        found += _last_bar(
+            times, columns["volume"], interval, int(time.time() * 1000) if now is None else now
+        )
+    return QualityReport(
+        name=name,
+        interval=interval,
+        rows=frame.height,
+        first=int(ordered[0]) if len(ordered) else None,
+        last=int(ordered[-1]) if len(ordered) else None,
+        findings=tuple(found),
+        gaps=clock.group(missing, ordered),
+        step_gaps=int((steps > 1).sum()),
+        steps_left_out=int(np.maximum(steps - 1, 0).sum()),
+        identity=identity or {},
+    )
+
+
+def damaged(name: str, interval: Interval, files: tuple[str, ...], identity: dict[str, str]) -> QualityReport:
+    """The report of a stored series with files that cannot be read."""
+    severity, meaning = DEFECTS["damaged"]
+    finding = Finding(
+        "damaged", severity, len(files), f"{meaning}: {', '.join(files)}; run longtape data repair"
+    )
+    return QualityReport(name, interval, 0, None, None, (finding,), identity=identity)
+
+
+def _times(frame: pl.DataFrame, name: str) -> Milliseconds:
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        raise UserError(f"{name}: column '{missing[0]}' is missing; there are {', '.join(frame.columns)}")
+    times = frame["timestamp"]
+    if not isinstance(times.dtype, pl.Datetime):
+        raise UserError(f"{name}: column 'timestamp' is {times.dtype}, not a date and time")
+    if times.null_count():
+        raise UserError(f"{name}: row {int(times.is_null().arg_max() or 0) + 1} has no timestamp")
+    return times.dt.timestamp("ms").to_numpy()
+
+
+def _numbers(frame: pl.DataFrame, column: str, name: str) -> npt.NDArray[np.float64]:
+    try:
+        return frame[column].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{name}: column '{column}' holds {frame[column].dtype}, not numbers") from None
+
+
+def _finding(name: str, times: Milliseconds, bad: Flags) -> list[Finding]:
+    """A finding for the rows that are bad; none where there are none."""
+    if not bad.any():
+        return []
+    severity, meaning = DEFECTS[name]
+    shown = tuple(int(moment) for moment in times[np.flatnonzero(bad)[:_SHOWN]])
+    return [Finding(name, severity, int(bad.sum()), meaning, shown)]
+
+
+def _gap_findings(missing: Milliseconds, ordered: Milliseconds) -> list[Finding]:
+    gaps = clock.group(missing, ordered)
+    starts = np.array([gap.first for gap in gaps], dtype=np.int64)
+    return _finding("gaps", starts, np.ones(len(gaps), dtype=bool))
+
+
+def _time_findings(times: Milliseconds, interval: Interval, calendar: str) -> list[Finding]:
+    repeated = np.zeros(len(times), dtype=bool)
+    repeated[np.setdiff1d(np.arange(len(times)), np.unique(times, return_index=True)[1])] = True
+    earlier = np.r_[False, np.diff(times) < 0] if len(times) else repeated
+    return [
+        *_finding("duplicates", times, repeated),
+        *_finding("disorder", times, earlier),
+        *_finding("off_grid", times, clock.off_grid(times, interval, calendar)),
+    ]
+
+
+def _value_findings(times: Milliseconds, columns: dict[str, npt.NDArray[np.float64]]) -> list[Finding]:
+    prices = np.stack([columns[name] for name in PRICES])
+    volume, (opens, high, low, close) = columns["volume"], prices
+    silent: Flags = np.equal(volume, 0)
+    whole = len(silent) > 0 and bool(silent.all())
+    outside = (opens > high) | (opens < low) | (close > high) | (close < low)
+    defects: dict[str, Flags] = {
+        "empty": np.isnan(prices).all(axis=0),
+        "nan": ~np.isfinite(prices).all(axis=0) | ~np.isfinite(volume),
+        "non_positive": (prices <= 0).any(axis=0) | (volume < 0),
+        "high_below_low": high < low,
+        "zero_volume": silent & (not whole),
+        "no_volume": silent & whole,
+        "outside_range": outside & ~(high < low),
+        "outliers": outliers(close),
+    }
+    return [finding for name, bad in defects.items() for finding in _finding(name, times, bad)]
+
+
+def outliers(close: npt.NDArray[np.float64]) -> Flags:
+    """True where |log return| exceeds `OUTLIER` times the median |log return| of its block of `BLOCK` bars [T]."""
+    flags = np.zeros(len(close), dtype=bool)
+    usable = np.flatnonzero(close > 0)
+    if len(usable) < 3:
+        return flags
+    moves = np.abs(np.diff(np.log(close[usable])))
+    for start, stop in _blocks(len(moves)):
+        block = moves[start:stop]
+        flags[usable[1 + start : 1 + stop]] = block > OUTLIER * max(float(np.median(block)), 1e-6)
+    return flags
+
+
+def _blocks(n: int) -> Iterator[tuple[int, int]]:
+    """Blocks of `BLOCK` rows, the last one up to twice as long, so that no block is short."""
+    edges = [*range(0, max(n - BLOCK, 1), BLOCK), n]
+    return pairwise(edges)
+
+
+def _last_bar(
+    times: Milliseconds, volume: npt.NDArray[np.float64], interval: Interval, now: int
+) -> list[Finding]:
+    last = int(times.argmax())
+    at = np.arange(len(times)) == last
+    if int(interval.close_of(times[last : last + 1])[0]) > now:
+        return _finding("unfinished", times, at)
+    before = volume[max(last - BLOCK, 0) : last]
+    thin = len(before) > 0 and volume[last] < THIN * np.median(before)
+    return _finding("perhaps_unfinished", times, at & thin)
