@@ -159,6 +159,11 @@ def blank(x: Tensor | None, visible: Tensor | None) -> Tensor | None:
     return x.masked_fill(~visible[..., None], 0.0)
 
 
+def hide(x: Tensor, visible: Tensor | None) -> Tensor:
+    """Zeros in place of padded tokens: NaN or infinity there must not reach a sum, even with weight zero."""
+    return x if visible is None else x.masked_fill(~visible[..., None], 0.0)
+
+
 def check_input(x: Tensor, visible: Tensor | None, d_model: int) -> None:
     """ValueError unless x is [B, N, d_model] and visible is bool [B, N]."""
     if x.dim() != 3 or x.shape[-1] != d_model:
