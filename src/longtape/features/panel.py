@@ -25,7 +25,7 @@ class TargetColumn:
 class Panel:
     """Features [T, C] float32 on one clock, with targets [T, K] whose labels know their end.
 
-    Row t holds what is known at `known_at[t]`, the close of the bar that opened at `timestamps[t]`. A target that is not
+    Row t holds what is known at `known_at[t]`, the close of the bar that opened at `timestamps[t]`. A target not
     yet known is NaN and its end lies past the data. Rows before `warm_up` hold features that have not seen enough bars.
     """
 
@@ -44,3 +44,11 @@ class Panel:
 
     def __len__(self) -> int:
         return len(self.timestamps)
+
+    def columns_of(self, symbol: str) -> npt.NDArray[np.int64]:
+        """Indices of the features that tell of `symbol`: its own, then those that all symbols share."""
+        alone = len(self.symbols) == 1
+        own = [c for c, name in enumerate(self.columns) if alone or name.startswith(f"{symbol}:")]
+        others = tuple(f"{name}:" for name in self.symbols)
+        shared = [c for c, name in enumerate(self.columns) if not alone and not name.startswith(others)]
+        return np.array([*own, *shared], dtype=np.int64)

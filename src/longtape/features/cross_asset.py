@@ -1,0 +1,76 @@
+"""Features across symbols: one series against another, one symbol among all. `of("SYMBOL").` reads another."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from longtape.core.errors import UserError
+from longtape.features.catalogue import Everyone, Series, feature
+from longtape.features.rolling import Array, divide, rolling_covariance
+from longtape.features.table import Table
+
+SECTION = "cross-section of all symbols loaded, equal weights"
+
+
+def _window(table: Table, n: int, **_: object) -> int:
+    if n < 2:
+        raise UserError("features: correlation and beta need n of at least 2")
+    return n - 1
+
+
+@feature("cov(x, y) / √(var x · var y) over n bars", "Pearson's correlation", warm_up=_window)
+def correlation(table: Table, x: Series, y: Series, n: int = 100) -> Array:
+    """Rolling correlation of two series, in [−1, 1]; 0 where one of them is constant."""
+    cov, var_x, var_y = rolling_covariance(x, y, n)
+    return np.clip(
+        divide(cov, np.sqrt(np.maximum(var_x, 0.0)) * np.sqrt(np.maximum(var_y, 0.0)), 0.0), -1.0, 1.0
+    )
+
+
+@feature(
+    "cov(x, y) / var y over n bars", "Sharpe (1964), Capital Asset Prices: slope of x on y", warm_up=_window
+)
+def beta(table: Table, x: Series, y: Series, n: int = 100) -> Array:
+    """Rolling slope of x on y, e.g. `beta(log_return, of("BTCUSDT").log_return, 100)`; 0 where y is constant."""
+    cov, _, var_y = rolling_covariance(x, y, n)
+    return divide(cov, np.maximum(var_y, 0.0), 0.0)
+
+
+def _mean(x: Everyone) -> Array:
+    total = x.values[0].copy()
+    for values in x.values[1:]:
+        total += values
+    return total / len(x.values)
+
+
+@feature("(1/S) Σ_s x_s", SECTION, shared=True)
+def average(table: Table, x: Everyone) -> Array:
+    """Mean over the symbols, e.g. `average(log_return)` for the return of the market."""
+    return _mean(x)
+
+
+@feature("√((1/S) Σ_s (x_s − mean)²)", SECTION, shared=True)
+def dispersion(table: Table, x: Everyone) -> Array:
+    """Population deviation over the symbols; 0 for one symbol."""
+    centre = _mean(x)
+    squares = Everyone(tuple((values - centre) ** 2 for values in x.values), x.own)
+    return np.sqrt(_mean(squares))
+
+
+@feature("x − (1/S) Σ_s x_s", SECTION)
+def relative(table: Table, x: Everyone) -> Array:
+    """How far a symbol stands above the mean of all; 0 for one symbol."""
+    return x.values[x.own] - _mean(x)
+
+
+@feature("share of the other symbols below, ties count half", SECTION)
+def rank(table: Table, x: Everyone) -> Array:
+    """Rank among the symbols, from 0 (lowest) to 1 (highest); 0.5 for one symbol."""
+    own = x.values[x.own]
+    others = [values for s, values in enumerate(x.values) if s != x.own]
+    if not others:
+        return np.where(np.isnan(own), np.nan, 0.5)
+    below = np.zeros(len(own))
+    for values in others:
+        below += (values < own) + 0.5 * (values == own) + np.where(np.isnan(values), np.nan, 0.0)
+    return np.where(np.isnan(own), np.nan, below / len(others))
