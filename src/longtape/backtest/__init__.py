@@ -1,1 +1,7 @@
-"""backtest"""
+"""From target weights to an account, its measures and a judgement. Frames in, frames out; no torch."""
+
+from longtape.backtest.costs import Costs
+from longtape.backtest.engine import Limits, run_backtest
+from longtape.backtest.result import BacktestResult
+
+__all__ = ["BacktestResult", "Costs", "Limits", "run_backtest"]

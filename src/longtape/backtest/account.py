@@ -1,0 +1,404 @@
+"""The account, bar by bar: compiled, no frames, no names. `engine.run_backtest` prepares its arrays and reads its books.
+
+Order of events in a bar: prices move to the open; borrow since the last bar and funding due at the open are paid; an
+account worth nothing ends; orders decided at the previous close fill (`next_open`); stops and the margin call look at the
+bar's range; prices move to the close; funding inside the bar is paid; orders fill (`next_close`); the account is marked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+# Columns of the book, one row per symbol.
+UNITS, MARK, TARGET, PENDING, BARRED = 0, 1, 2, 3, 4
+ENTRY_BAR, ENTRY_VALUE, ENTRY_UNITS, EXIT_VALUE, EXIT_UNITS, COSTS, CARRY = 5, 6, 7, 8, 9, 10, 11
+BOOK_FIELDS = 12
+
+# The account's totals since the start.
+CASH, PROFIT, FEES, SPREAD, SLIPPAGE, FUNDING, BORROW, TRADED = 0, 1, 2, 3, 4, 5, 6, 7
+N_FILLS, N_TRADES, ENDED, UNFILLED, MARGIN_CALLS = 8, 9, 10, 11, 12
+TOTALS = 13
+
+# Why a fill happened.
+SIGNAL, STOP, TAKE_PROFIT, MARGIN_CALL, RUIN, DELISTED, END = 0, 1, 2, 3, 4, 5, 6
+REASONS = ("signal", "stop_loss", "take_profit", "margin_call", "ruin", "delisted", "end")
+
+
+class Prices(NamedTuple):
+    """Bars on one clock, [T, S] each, NaN where a symbol has no bar."""
+
+    open: Floats
+    high: Floats
+    low: Floats
+    close: Floats
+    volume: Floats
+
+
+class Plan(NamedTuple):
+    """What was decided and what is due. `row_of[t]` is the row of `weights` decided at bar t, −1 for none; an empty
+    `row_of` means row t at bar t. Funding arrays are [T, S] rates, or [0, 0] where no funding is paid.
+    """
+
+    weights: Floats  # [R, S]
+    row_of: Ints  # [T] or [0]
+    lots: Floats  # [S], 0 = fractional units
+    borrow: Floats  # [S], a year
+    years: Floats  # [T] since the bar before, or [0] without borrow
+    funding_at_open: Floats
+    funding_within: Floats
+    last_bars: Ints  # [S], the bar on which an open position is closed, −1 = none
+    settled_at: Ints  # [S], the last bar of a delisted symbol, −1 = still listed
+
+
+class Rules(NamedTuple):
+    """How orders fill and what they cost."""
+
+    capital: float
+    fee: float
+    spread: float
+    slippage: float
+    impact: float
+    at_close: bool
+    every_bar: bool
+    wait_for_volume: bool
+    stop_loss: float  # fraction of the entry price, 0 = none
+    take_profit: float
+    maintenance: float  # share of the gross position that equity must keep, 0 = no margin call
+
+
+class Books(NamedTuple):
+    """What the account wrote down. Rows of fills and trades beyond the counts in `totals` are unwritten."""
+
+    equity: Floats  # [T] at the close
+    cash: Floats  # [T]
+    gross: Floats  # [T] Σ|units × price| at the close
+    units: Floats  # [T, S] at the close
+    fill_keys: npt.NDArray[np.int32]  # [F, 3] bar, symbol, reason
+    fills: Floats  # [F, 5] units, price, fee, spread, slippage
+    trade_keys: npt.NDArray[np.int32]  # [F, 4] symbol, entry bar, exit bar, reason
+    trades: Floats  # [F, 5] signed units, entry price, exit price, costs, carry
+    totals: Floats  # [TOTALS]
+
+
+def new_books(bars: int, symbols: int, orders: int) -> Books:
+    """Empty books. An order can at most be followed by one forced exit, so 2 × orders rows are enough; the operating
+    system gives pages only to rows that are written.
+    """
+    rows = 2 * orders + symbols
+    return Books(
+        np.empty(bars),
+        np.empty(bars),
+        np.empty(bars),
+        np.empty((bars, symbols)),
+        np.empty((rows, 3), np.int32),
+        np.empty((rows, 5)),
+        np.empty((rows, 4), np.int32),
+        np.empty((rows, 5)),
+        np.zeros(TOTALS),
+    )
+
+
+def _compiled(function: Any) -> Any:
+    return njit(cache=True, nogil=True, error_model="numpy")(function)
+
+
+@_compiled
+def _close_trade(book: Floats, books: Books, t: int, s: int, reason: int) -> None:
+    """Write the finished round trip of symbol s and clear its row."""
+    n = int(books.totals[N_TRADES])
+    side = 1.0 if book[s, UNITS] > 0 else -1.0
+    books.trade_keys[n, 0] = s
+    books.trade_keys[n, 1] = int(book[s, ENTRY_BAR])
+    books.trade_keys[n, 2] = t
+    books.trade_keys[n, 3] = reason
+    books.trades[n, 0] = side * book[s, ENTRY_UNITS]
+    books.trades[n, 1] = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
+    books.trades[n, 2] = book[s, EXIT_VALUE] / book[s, EXIT_UNITS]
+    books.trades[n, 3] = book[s, COSTS]
+    books.trades[n, 4] = book[s, CARRY]
+    books.totals[N_TRADES] += 1
+    book[s, ENTRY_VALUE : CARRY + 1] = 0.0
+
+
+@_compiled
+def _note_trade(
+    book: Floats, books: Books, t: int, s: int, delta: float, price: float, cost: float, reason: int
+) -> None:
+    """Add a fill to the running round trip of symbol s; a reversal ends one and begins the next."""
+    size = abs(delta)
+    held = book[s, UNITS]
+    closing = min(size, abs(held)) if held * delta < 0 else 0.0
+    if closing > 0:
+        book[s, EXIT_VALUE] += closing * price
+        book[s, EXIT_UNITS] += closing
+        book[s, COSTS] += cost * closing / size
+        if closing == abs(held):
+            _close_trade(book, books, t, s, reason)
+    opening = size - closing
+    if opening > 0:
+        if book[s, ENTRY_UNITS] == 0:
+            book[s, ENTRY_BAR] = t
+        book[s, ENTRY_VALUE] += opening * price
+        book[s, ENTRY_UNITS] += opening
+        book[s, COSTS] += cost * opening / size
+
+
+@_compiled
+def _fill(
+    book: Floats,
+    books: Books,
+    rules: Rules,
+    t: int,
+    s: int,
+    delta: float,
+    price: float,
+    volume: float,
+    reason: int,
+) -> None:
+    """Trade `delta` units of symbol s at `price`; costs come out of cash. The settlement of a delisted symbol is free."""
+    totals = books.totals
+    value = abs(delta) * price
+    charged = 0.0 if reason == DELISTED else value
+    fee, spread, slippage = rules.fee * charged, rules.spread * charged, rules.slippage * charged
+    if rules.impact > 0 and volume > 0:
+        slippage += rules.impact * np.sqrt(abs(delta) / volume) * charged
+    totals[CASH] -= delta * price + fee + spread + slippage
+    totals[FEES] += fee
+    totals[SPREAD] += spread
+    totals[SLIPPAGE] += slippage
+    totals[TRADED] += value
+    n = int(totals[N_FILLS])
+    books.fill_keys[n, 0] = t
+    books.fill_keys[n, 1] = s
+    books.fill_keys[n, 2] = reason
+    books.fills[n, 0] = delta
+    books.fills[n, 1] = price
+    books.fills[n, 2] = fee
+    books.fills[n, 3] = spread
+    books.fills[n, 4] = slippage
+    totals[N_FILLS] += 1
+    _note_trade(book, books, t, s, delta, price, fee + spread + slippage, reason)
+    # From the old mark to the price of the fill the old units earn; from there on the new ones do.
+    totals[PROFIT] += book[s, UNITS] * (price - book[s, MARK])
+    book[s, MARK] = price
+    book[s, UNITS] += delta
+
+
+@_compiled
+def _leave(
+    book: Floats, books: Books, rules: Rules, t: int, s: int, price: float, volume: float, reason: int
+) -> None:
+    """Sell what is held of symbol s, and stay out of it until its weight changes."""
+    if book[s, UNITS] != 0:
+        _fill(book, books, rules, t, s, -book[s, UNITS], price, volume, reason)
+    book[s, BARRED] = 1.0
+
+
+@_compiled
+def _decide(book: Floats, plan: Plan, rules: Rules, t: int) -> bool:
+    """Take over the weights decided at bar t; True when some symbol is to be traded."""
+    row = t if len(plan.row_of) == 0 else plan.row_of[t]
+    due = False
+    for s in range(len(book)):
+        if row >= 0 and plan.weights[row, s] != book[s, TARGET]:
+            book[s, TARGET] = plan.weights[row, s]
+            book[s, BARRED] = 0.0
+            book[s, PENDING] = 1.0
+        if rules.every_bar and book[s, BARRED] == 0:
+            book[s, PENDING] = 1.0
+        if plan.last_bars[s] == t + 1:
+            book[s, TARGET] = 0.0
+            book[s, PENDING] = 1.0
+        due = due or book[s, PENDING] > 0
+    return due
+
+
+@_compiled
+def _move(book: Floats, totals: Floats, prices: Floats, t: int) -> float:
+    """Mark every symbol that has a price at bar t; returns the equity."""
+    equity = totals[CASH]
+    for s in range(len(book)):
+        price = prices[t, s]
+        if price == price:
+            totals[PROFIT] += book[s, UNITS] * (price - book[s, MARK])
+            book[s, MARK] = price
+        equity += book[s, UNITS] * book[s, MARK]
+    return equity
+
+
+@_compiled
+def _pay_borrow(book: Floats, totals: Floats, plan: Plan, t: int) -> None:
+    for s in range(len(book)):
+        if book[s, UNITS] < 0:
+            due = -book[s, UNITS] * book[s, MARK] * plan.borrow[s] * plan.years[t]
+            totals[BORROW] += due
+            totals[CASH] -= due
+            book[s, CARRY] += due
+
+
+@_compiled
+def _pay_funding(book: Floats, totals: Floats, rates: Floats, t: int) -> None:
+    for s in range(len(book)):
+        if book[s, UNITS] != 0 and rates[t, s] != 0:
+            due = book[s, UNITS] * book[s, MARK] * rates[t, s]
+            totals[FUNDING] += due
+            totals[CASH] -= due
+            book[s, CARRY] += due
+
+
+@_compiled
+def _trade(
+    book: Floats, books: Books, prices: Prices, plan: Plan, rules: Rules, t: int, equity: float
+) -> None:
+    """Bring every symbol with an order to weight × equity; an order waits where there is no bar or no volume."""
+    at = prices.close if rules.at_close else prices.open
+    for s in range(len(book)):
+        price = at[t, s]
+        if book[s, PENDING] == 0 or price != price:
+            continue
+        if rules.wait_for_volume and prices.volume[t, s] == 0:
+            continue
+        units = book[s, TARGET] * equity / price
+        if plan.lots[s] > 0:
+            # A size that is a whole number of lots but for rounding must not lose a lot.
+            units = np.sign(units) * np.floor(abs(units) / plan.lots[s] + 1e-9) * plan.lots[s]
+        delta = units - book[s, UNITS]
+        book[s, PENDING] = 0.0
+        if delta != 0:
+            reason = END if plan.last_bars[s] == t else SIGNAL
+            _fill(book, books, rules, t, s, delta, price, prices.volume[t, s], reason)
+
+
+@_compiled
+def _stops(book: Floats, books: Books, prices: Prices, rules: Rules, t: int, at_open: bool) -> None:
+    """Leave positions whose stop or target was reached. At the open a gap through the level fills at the open; within
+    the bar the level itself fills, and where both were reached the stop counts.
+    """
+    for s in range(len(book)):
+        held = book[s, UNITS]
+        no_volume = rules.wait_for_volume and prices.volume[t, s] == 0
+        ordered = (
+            at_open and book[s, PENDING] > 0 and not rules.at_close
+        )  # the order itself fills at this open
+        if held == 0 or prices.open[t, s] != prices.open[t, s] or no_volume or ordered:
+            continue
+        side = 1.0 if held > 0 else -1.0
+        entry = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
+        stop, target = entry * (1 - side * rules.stop_loss), entry * (1 + side * rules.take_profit)
+        worst = prices.open[t, s] if at_open else (prices.low[t, s] if side > 0 else prices.high[t, s])
+        best = prices.open[t, s] if at_open else (prices.high[t, s] if side > 0 else prices.low[t, s])
+        if rules.stop_loss > 0 and side * worst <= side * stop:
+            price = worst if at_open else stop
+            _leave(book, books, rules, t, s, price, prices.volume[t, s], STOP)
+        elif rules.take_profit > 0 and side * best >= side * target:
+            price = best if at_open else target
+            _leave(book, books, rules, t, s, price, prices.volume[t, s], TAKE_PROFIT)
+
+
+@_compiled
+def _margin_call(book: Floats, books: Books, prices: Prices, rules: Rules, t: int) -> None:
+    """Close everything where, on the straight way from the current marks to each bar's worst price, equity falls to the
+    maintenance share of the gross position. Exact for one symbol; for several it takes their worst moments together.
+    """
+    now = later = books.totals[CASH]
+    gross_now = gross_later = 0.0
+    for s in range(len(book)):
+        held, mark = book[s, UNITS], book[s, MARK]
+        worst = prices.low[t, s] if held > 0 else prices.high[t, s]
+        worst = worst if worst == worst else mark
+        now += held * mark
+        later += held * worst
+        gross_now += abs(held) * mark
+        gross_later += abs(held) * worst
+    before, after = now - rules.maintenance * gross_now, later - rules.maintenance * gross_later
+    if gross_now == 0 or after >= 0:
+        return
+    part = max(before, 0.0) / (max(before, 0.0) - after)
+    books.totals[MARGIN_CALLS] += 1
+    for s in range(len(book)):
+        held, mark = book[s, UNITS], book[s, MARK]
+        worst = prices.low[t, s] if held > 0 else prices.high[t, s]
+        price = mark + part * (worst - mark) if worst == worst else mark
+        _leave(book, books, rules, t, s, price, prices.volume[t, s], MARGIN_CALL)
+
+
+@_compiled
+def _end(book: Floats, books: Books, prices: Prices, rules: Rules, t: int) -> None:
+    """Equity is gone: everything is sold at its mark and the account is closed."""
+    for s in range(len(book)):
+        _leave(book, books, rules, t, s, book[s, MARK], prices.volume[t, s], RUIN)
+    books.totals[ENDED] = 1.0
+
+
+@_compiled
+def _settle_delisted(book: Floats, books: Books, plan: Plan, rules: Rules, t: int) -> None:
+    for s in range(len(book)):
+        if plan.settled_at[s] == t and book[s, UNITS] != 0:
+            _leave(book, books, rules, t, s, book[s, MARK], 0.0, DELISTED)
+
+
+@_compiled
+def _write(book: Floats, books: Books, t: int) -> float:
+    equity, gross = books.totals[CASH], 0.0
+    for s in range(len(book)):
+        value = book[s, UNITS] * book[s, MARK]
+        equity += value
+        gross += abs(value)
+        books.units[t, s] = book[s, UNITS]
+    books.equity[t] = equity
+    books.cash[t] = books.totals[CASH]
+    books.gross[t] = gross
+    return equity
+
+
+@_compiled
+def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None:
+    """Run the account over all bars and fill `books`."""
+    bars, symbols = prices.close.shape
+    book = np.zeros((symbols, BOOK_FIELDS))
+    totals = books.totals
+    totals[CASH] = rules.capital
+    watched = rules.stop_loss > 0 or rules.take_profit > 0
+    delistings = plan.settled_at.max() >= 0
+    borrowing, funding = len(plan.years) > 0, len(plan.funding_at_open) > 0
+    for t in range(bars):
+        if totals[ENDED] == 0:
+            due = t > 0 and _decide(book, plan, rules, t - 1)
+            if borrowing:
+                _pay_borrow(book, totals, plan, t)
+            equity = _move(book, totals, prices.open, t)
+            if funding:
+                paid = totals[FUNDING]
+                _pay_funding(book, totals, plan.funding_at_open, t)
+                equity -= totals[FUNDING] - paid
+            if equity <= 0:
+                _end(book, books, prices, rules, t)
+        if totals[ENDED] == 0:
+            if watched:
+                _stops(book, books, prices, rules, t, True)
+            if due and not rules.at_close:
+                _trade(book, books, prices, plan, rules, t, equity)
+            if watched:
+                _stops(book, books, prices, rules, t, False)
+            if rules.maintenance > 0:
+                _margin_call(book, books, prices, rules, t)
+            equity = _move(book, totals, prices.close, t)
+            if funding:
+                paid = totals[FUNDING]
+                _pay_funding(book, totals, plan.funding_within, t)
+                equity -= totals[FUNDING] - paid
+            if due and rules.at_close and equity > 0:
+                _trade(book, books, prices, plan, rules, t, equity)
+            if delistings:
+                _settle_delisted(book, books, plan, rules, t)
+        if _write(book, books, t) <= 0 and totals[ENDED] == 0:
+            _end(book, books, prices, rules, t)
+            _write(book, books, t)
+    totals[UNFILLED] = book[:, PENDING].sum()

@@ -1,0 +1,175 @@
+"""What a backtest leaves behind: the account's books as frames, and its measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from longtape.backtest import account as books_of
+from longtape.backtest.account import REASONS, Books
+from longtape.backtest.costs import Costs
+from longtape.backtest.metrics import compute_metrics, equity_returns
+from longtape.core.clock import Milliseconds
+from longtape.market.bars import TIME_TYPE
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class BacktestResult:
+    """Equity, positions, trades and measures of one account. Times are opens of bars; values are marked at their closes."""
+
+    clock: Milliseconds  # [T]
+    symbols: tuple[str, ...]
+    books: Books
+    costs: Costs
+    initial_capital: float
+    periods_per_year: float
+    calendar: str  # how the number of bars a year was found
+    multipliers: Floats  # [S]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def equity(self) -> pl.DataFrame:
+        """`timestamp, equity` [T]."""
+        return pl.DataFrame({"timestamp": self._times, "equity": self.books.equity})
+
+    @property
+    def positions(self) -> pl.DataFrame:
+        """`timestamp` and one column per symbol: units held at the close."""
+        columns = {name: self.books.units[:, s] for s, name in enumerate(self.symbols)}
+        return pl.DataFrame({"timestamp": self._times, **columns})
+
+    @property
+    def ledger(self) -> pl.DataFrame:
+        """`timestamp, cash, positions, equity, exposure`: value of positions at market, gross exposure over equity."""
+        positions = self.books.equity - self.books.cash
+        return pl.DataFrame(
+            {
+                "timestamp": self._times,
+                "cash": self.books.cash,
+                "positions": positions,
+                "equity": self.books.equity,
+                "exposure": self.exposure,
+            }
+        )
+
+    @property
+    def exposure(self) -> Floats:
+        """Gross exposure over equity at each close [T]; 0 once the account has ended."""
+        equity = self.books.equity
+        if equity.min() > 0:
+            return self.books.gross / equity
+        return np.divide(self.books.gross, equity, out=np.zeros(len(equity)), where=equity > 0)
+
+    @cached_property
+    def fills(self) -> pl.DataFrame:
+        """`timestamp, symbol, units, price, value, fee, spread, slippage, reason`, one row per execution."""
+        keys, values = self.books.fill_keys, self.books.fills
+        multiplier = self.multipliers[keys[:, 1]]
+        return pl.DataFrame(
+            {
+                "timestamp": self._times.gather(keys[:, 0]),
+                "symbol": self._names(keys[:, 1]),
+                "units": values[:, 0],
+                "price": values[:, 1] / multiplier,
+                "value": np.abs(values[:, 0]) * values[:, 1],
+                "fee": values[:, 2],
+                "spread": values[:, 3],
+                "slippage": values[:, 4],
+                "reason": pl.Series(REASONS).gather(keys[:, 2]),
+            }
+        )
+
+    @cached_property
+    def trades(self) -> pl.DataFrame:
+        """Closed round trips, from flat (or a reversal) to flat: `symbol, side, entry_time, exit_time, units, entry_price,
+        exit_price, profit, costs, carry, return, bars, reason`. Prices are averages over the fills; `costs` are fees, spread
+        and slippage, `carry` funding and borrow; `profit` and `return` (over the entry value) are after both.
+        """
+        keys, values = self.books.trade_keys, self.books.trades
+        multiplier = self.multipliers[keys[:, 0]]
+        return pl.DataFrame(
+            {
+                "symbol": self._names(keys[:, 0]),
+                "side": pl.Series(["short", "long"]).gather((values[:, 0] > 0).astype(np.uint32)),
+                "entry_time": self._times.gather(keys[:, 1]),
+                "exit_time": self._times.gather(keys[:, 2]),
+                "units": np.abs(values[:, 0]),
+                "entry_price": values[:, 1] / multiplier,
+                "exit_price": values[:, 2] / multiplier,
+                "profit": self._trade_profits,
+                "costs": values[:, 3],
+                "carry": values[:, 4],
+                "return": self.trade_returns,
+                "bars": keys[:, 2] - keys[:, 1],
+                "reason": pl.Series(REASONS).gather(keys[:, 3]),
+            }
+        )
+
+    @property
+    def _trade_profits(self) -> Floats:
+        units, entry, out, costs, carry = self.books.trades.T
+        return units * (out - entry) - costs - carry
+
+    @property
+    def trade_returns(self) -> Floats:
+        """Net return of each closed trade over its entry value."""
+        units, entry = self.books.trades[:, 0], self.books.trades[:, 1]
+        return self._trade_profits / np.abs(units * entry)
+
+    @cached_property
+    def returns(self) -> Floats:
+        """Simple returns per bar [T − 1]."""
+        return equity_returns(self.books.equity)
+
+    @cached_property
+    def account(self) -> dict[str, float]:
+        """start + profit − fees − spread − slippage − funding − borrow = end."""
+        totals = self.books.totals
+        return {
+            "start": self.initial_capital,
+            "profit": float(totals[books_of.PROFIT]),
+            "fees": float(totals[books_of.FEES]),
+            "spread": float(totals[books_of.SPREAD]),
+            "slippage": float(totals[books_of.SLIPPAGE]),
+            "funding": float(totals[books_of.FUNDING]),
+            "borrow": float(totals[books_of.BORROW]),
+            "end": float(self.books.equity[-1]),
+        }
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """All of `metrics.compute_metrics`, and what the account paid, traded and held. Fractions, not percent."""
+        return {
+            **compute_metrics(self.books.equity, self.periods_per_year, trade_returns=self.trade_returns),
+            **self._use,
+        }
+
+    @property
+    def _use(self) -> dict[str, float]:
+        totals, years = self.books.totals, len(self.clock) / self.periods_per_year
+        traded = float(totals[books_of.TRADED] / self.books.equity.mean())
+        paid = {name: value for name, value in self.account.items() if name not in ("start", "end", "profit")}
+        return {
+            "n_fills": float(totals[books_of.N_FILLS]),
+            "turnover": traded / years,  # traded value a year over mean equity
+            "exposure": float(self.exposure.mean()),
+            **paid,
+            "costs": sum(paid.values()),
+            "unfilled": float(totals[books_of.UNFILLED]),
+            "margin_calls": float(totals[books_of.MARGIN_CALLS]),
+            "ended": float(totals[books_of.ENDED]),
+        }
+
+    @property
+    def _times(self) -> pl.Series:
+        return pl.Series("timestamp", self.clock).cast(TIME_TYPE)
+
+    def _names(self, codes: Any) -> pl.Series:
+        return pl.Series(self.symbols, dtype=pl.String).gather(codes)

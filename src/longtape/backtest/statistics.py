@@ -1,0 +1,90 @@
+"""How sure one can be of a Sharpe ratio, and of a strategy that was chosen among many."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+NAN = float("nan")
+EULER_GAMMA = 0.5772156649015329
+_NORMAL = NormalDist()
+
+
+def _known(returns: Any) -> Floats:
+    values = np.asarray(returns, dtype=np.float64)
+    return values[~np.isnan(values)]
+
+
+def _standardised(returns: Any) -> Floats | None:
+    known = _known(returns)
+    if len(known) < 2 or known.std() <= 1e-12 * np.abs(known).max(initial=0):
+        return None
+    return (known - known.mean()) / known.std()
+
+
+def skewness(returns: Any) -> float:
+    """Third standardised moment (population); NaN without variance."""
+    z = _standardised(returns)
+    return NAN if z is None else float((z * z * z).mean())
+
+
+def kurtosis(returns: Any) -> float:
+    """Fourth standardised moment (population), 3 for a normal distribution; NaN without variance."""
+    z = _standardised(returns)
+    return NAN if z is None else float(((z * z) ** 2).mean())
+
+
+def period_sharpe(returns: Any) -> float:
+    """Mean over sample deviation (ddof 1), per bar; NaN without variance."""
+    known = _known(returns)
+    if _standardised(known) is None:
+        return NAN
+    return float(known.mean() / known.std(ddof=1))
+
+
+def sharpe_standard_error(returns: Any, periods_per_year: float) -> float:
+    """Standard error of the annual Sharpe ratio, √((1 + S²/2)/n) × √periods for independent returns (Lo 2002, eq. 9)."""
+    per_bar = period_sharpe(returns)
+    n = len(_known(returns))
+    return float(np.sqrt((1 + per_bar**2 / 2) / n * periods_per_year)) if n > 1 else NAN
+
+
+def probabilistic_sharpe(returns: Any, benchmark: float = 0.0) -> float:
+    """P(true per-bar Sharpe > `benchmark`), allowing for length, skewness and kurtosis (Bailey and López de Prado 2012)."""
+    return probabilistic_sharpe_of(
+        period_sharpe(returns), len(_known(returns)), skewness(returns), kurtosis(returns), benchmark
+    )
+
+
+def probabilistic_sharpe_of(
+    sharpe: float, length: int, skew: float, kurt: float, benchmark: float = 0.0
+) -> float:
+    """Φ((S − S*)·√(n − 1) / √(1 − γ₃S + (γ₄ − 1)/4·S²)); `kurt` is 3 for a normal distribution, S per bar."""
+    spread = 1 - skew * sharpe + (kurt - 1) / 4 * sharpe**2
+    if not spread > 0 or length < 2:
+        return NAN
+    return _NORMAL.cdf((sharpe - benchmark) * float(np.sqrt(length - 1)) / float(np.sqrt(spread)))
+
+
+def expected_best_sharpe(trials: int, variance: float) -> float:
+    """Highest per-bar Sharpe to expect from `trials` worthless configurations whose Sharpes have this variance:
+    √V·((1 − γ)·Φ⁻¹(1 − 1/N) + γ·Φ⁻¹(1 − 1/(N·e))) (Bailey and López de Prado 2014). 0 for a single trial.
+    """
+    if trials < 2:
+        return 0.0
+    first, second = _NORMAL.inv_cdf(1 - 1 / trials), _NORMAL.inv_cdf(1 - 1 / (trials * np.e))
+    return float(np.sqrt(variance) * ((1 - EULER_GAMMA) * first + EULER_GAMMA * second))
+
+
+def deflated_sharpe(
+    sharpe: float, length: int, skew: float, kurt: float, trials: int, variance: float
+) -> float:
+    """P(true Sharpe > the best that chance would give among the configurations tried).
+
+    All per bar; `trials` counts configurations and `variance` is that of their Sharpe ratios. Folds are not trials.
+    """
+    return probabilistic_sharpe_of(sharpe, length, skew, kurt, expected_best_sharpe(trials, variance))
