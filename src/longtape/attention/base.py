@@ -34,8 +34,11 @@ class AttentionConfig:
     dropout: float = 0.0  # on the output
     attention_dropout: float = 0.0  # on attention weights
     causal: bool = False
+    causal_forms: ClassVar[tuple[bool | str, ...]] = (False, True)  # what `causal` may be
 
     def __post_init__(self) -> None:
+        if self.causal not in self.causal_forms:
+            raise ValueError(f"causal={self.causal!r} must be one of {self.causal_forms}")
         if self.d_model < 1 or self.n_heads < 1 or self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} must be a positive multiple of n_heads={self.n_heads}")
         if self.seq_len is not None and self.seq_len < 1:
@@ -60,7 +63,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
-        if config.causal and not self.capabilities.causal:
+        if config.causal is True and not self.capabilities.causal:
             raise ValueError(f"{type(self).__name__} is not causal: {self.why_not_causal()}")
         self.config = config
         self.q_proj = nn.Linear(config.d_model, config.d_model)
@@ -126,10 +129,11 @@ class Attention(nn.Module):
         context, context_visible = self._take_context(x, visible, extra)
         q, k, v = self.project(blank(x, visible), blank(context, context_visible))
         y = attend(q, k, v, visible if context is None else context_visible, **extra)
-        y = y.transpose(1, 2).flatten(2)
-        if visible is not None:
-            y = y.masked_fill(~visible[..., None], 0.0)
-        return self.dropout(self.out_proj(y))
+        return self._finish(y, visible)
+
+    def _finish(self, y: Tensor, visible: Tensor | None) -> Tensor:
+        """[B, H, N, D] → [B, N, d_model]: heads joined, rows of padded queries zero, output projection."""
+        return self.dropout(self.out_proj(blank(y.transpose(1, 2).flatten(2), visible)))
 
     def _take_context(
         self, x: Tensor, visible: Tensor | None, extra: dict[str, Any]
