@@ -1,8 +1,10 @@
-"""The account, bar by bar: compiled, no frames, no names. `engine.run_backtest` prepares its arrays and reads its books.
+"""The account, bar by bar: compiled, no frames, no names. `engine.run_backtest` prepares its arrays and reads
+its books.
 
-Order of events in a bar: prices move to the open; borrow since the last bar and funding due at the open are paid; an
-account worth nothing ends; orders decided at the previous close fill (`next_open`); stops and the margin call look at the
-bar's range; prices move to the close; funding inside the bar is paid; orders fill (`next_close`); the account is marked.
+Order of events in a bar: prices move to the open; borrow since the last bar and funding due at the open are
+paid; an account worth nothing ends; orders decided at the previous close fill (`next_open`); stops and the
+margin call look at the bar's range; prices move to the close; funding inside the bar is paid; orders fill
+(`next_close`); the account is marked.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class Prices(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What was decided and what is due. `row_of[t]` is the row of `weights` decided at bar t, −1 for none; an empty
-    `row_of` means row t at bar t. Funding arrays are [T, S] rates, or [0, 0] where no funding is paid.
+    """What was decided and what is due. `row_of[t]` is the row of `weights` decided at bar t, −1 for none; an
+    empty `row_of` means row t at bar t. Funding arrays are [T, S] rates, or [0, 0] where no funding is paid.
     """
 
     weights: Floats  # [R, S]
@@ -88,8 +90,8 @@ class Books(NamedTuple):
 
 
 def new_books(bars: int, symbols: int, orders: int) -> Books:
-    """Empty books. An order can at most be followed by one forced exit, so 2 × orders rows are enough; the operating
-    system gives pages only to rows that are written.
+    """Empty books. An order can at most be followed by one forced exit, so 2 × orders rows are enough; the
+    operating system gives pages only to rows that are written.
     """
     rows = 2 * orders + symbols
     return Books(
@@ -162,7 +164,9 @@ def _fill(
     volume: float,
     reason: int,
 ) -> None:
-    """Trade `delta` units of symbol s at `price`; costs come out of cash. The settlement of a delisted symbol is free."""
+    """Trade `delta` units of symbol s at `price`; costs come out of cash. The settlement of a delisted symbol
+    is free.
+    """
     totals = books.totals
     value = abs(delta) * price
     charged = 0.0 if reason == DELISTED else value
@@ -278,8 +282,8 @@ def _trade(
 
 @_compiled
 def _stops(book: Floats, books: Books, prices: Prices, rules: Rules, t: int, at_open: bool) -> None:
-    """Leave positions whose stop or target was reached. At the open a gap through the level fills at the open; within
-    the bar the level itself fills, and where both were reached the stop counts.
+    """Leave positions whose stop or target was reached. At the open a gap through the level fills at the
+    open; within the bar the level itself fills, and where both were reached the stop counts.
     """
     for s in range(len(book)):
         held = book[s, UNITS]
@@ -304,8 +308,9 @@ def _stops(book: Floats, books: Books, prices: Prices, rules: Rules, t: int, at_
 
 @_compiled
 def _margin_call(book: Floats, books: Books, prices: Prices, rules: Rules, t: int) -> None:
-    """Close everything where, on the straight way from the current marks to each bar's worst price, equity falls to the
-    maintenance share of the gross position. Exact for one symbol; for several it takes their worst moments together.
+    """Close everything where, on the straight way from the current marks to each bar's worst price, equity
+    falls to the maintenance share of the gross position. Exact for one symbol; for several it takes their
+    worst moments together.
     """
     now = later = books.totals[CASH]
     gross_now = gross_later = 0.0

@@ -13,8 +13,8 @@ from longtape.core.instrument import Instrument
 def infer_periods_per_year(clock: Milliseconds) -> tuple[float, str]:
     """Bars a year and how that was found, from opening times [T] in UTC milliseconds.
 
-    Bars on Saturdays mean a market that never closes (365 days); otherwise 252 sessions of as many bars as a session
-    usually has here, or 260 days where bars run around the clock. One bar has no clock: NaN.
+    Bars on Saturdays mean a market that never closes (365 days); otherwise 252 sessions of as many bars as a
+    session usually has here, or 260 days where bars run around the clock. One bar has no clock: NaN.
     """
     if len(clock) < 2:
         return float("nan"), "one bar has no clock"

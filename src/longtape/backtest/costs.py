@@ -1,5 +1,5 @@
-"""What trading and holding cost, each named by whoever pays it. A cost that is not named is zero; funding of a perpetual is
-never assumed.
+"""What trading and holding cost, each named by whoever pays it. A cost that is not named is zero; funding of
+a perpetual is never assumed.
 """
 
 from __future__ import annotations
@@ -22,26 +22,28 @@ USUAL_FUNDING_HOURS = 8.0
 
 
 class Costs(BaseModel):
-    """Costs of an account. Fractions of the traded value, unless a field says otherwise; none may be negative."""
+    """Costs of an account. Fractions of the traded value, unless a field says otherwise; none may be
+    negative.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fee: float = Field(0.0, ge=0, le=1, description="commission, e.g. 0.001 = 0.1 % a side")
-    spread: float = Field(0.0, ge=0, le=1, description="half the bid-ask spread")
-    slippage: float = Field(0.0, ge=0, le=1, description="fixed slippage")
+    fee: float = Field(default=0.0, ge=0, le=1, description="commission, e.g. 0.001 = 0.1 % a side")
+    spread: float = Field(default=0.0, ge=0, le=1, description="half the bid-ask spread")
+    slippage: float = Field(default=0.0, ge=0, le=1, description="fixed slippage")
     impact: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="square-root impact: adds impact × √(units traded / volume of the bar it fills in)",
     )
     borrow: float = Field(
-        0.0, ge=0, description="a year, of the value held short; perpetuals pay funding instead"
+        default=0.0, ge=0, description="a year, of the value held short; perpetuals pay funding instead"
     )
     funding: Literal["history", "rate", "excluded"] | None = Field(
-        None, description="of perpetuals: the recorded history, a flat rate, or left out and said so"
+        default=None, description="of perpetuals: the recorded history, a flat rate, or left out and said so"
     )
     funding_rate: float | None = Field(
-        None, description="per 8 hours, paid by the long side at 00, 08 and 16 UTC"
+        default=None, description="per 8 hours, paid by the long side at 00, 08 and 16 UTC"
     )
 
     def __init__(self, **values: Any) -> None:
@@ -78,7 +80,8 @@ def funding_rates(
 ) -> tuple[Floats, Floats]:
     """Rates due at each bar's open and inside each bar, [T, S] each; [0, 0] where nobody pays funding.
 
-    Raises UserError for an inverse contract, for a perpetual without a named choice, and for a history with holes.
+    Raises UserError for an inverse contract, for a perpetual without a named choice, and for a history with
+    holes.
     """
     paying = [s for s, instrument in enumerate(instruments) if instrument and instrument.is_perpetual]
     for s in paying:
@@ -142,7 +145,9 @@ def _recorded(
 
 
 def _refuse_holes(symbol: str, times: Milliseconds, step: int, start: int, end: int) -> None:
-    """Every payment from the first open to the last close must be there; payments keep to multiples of the step."""
+    """Every payment from the first open to the last close must be there; payments keep to multiples of the
+    step.
+    """
     inside = times[(times >= start) & (times < end)]
     if len(np.unique(inside)) != len(inside):
         raise UserError(f"funding_history of {symbol}: a time comes twice; remove the duplicate")

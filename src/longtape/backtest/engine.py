@@ -24,7 +24,7 @@ from longtape.backtest.account import (
     new_books,
 )
 from longtape.backtest.costs import Costs
-from longtape.backtest.frames import Market, long_bars, read_market, read_weights, rows_on_clock
+from longtape.backtest.frames import Market, frozen, long_bars, read_market, read_weights, rows_on_clock
 from longtape.backtest.result import BacktestResult
 from longtape.core.clock import DAY, Milliseconds
 from longtape.core.errors import UserError
@@ -41,13 +41,13 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stop_loss: float | None = Field(None, gt=0, description="fraction of the entry price, e.g. 0.05")
-    take_profit: float | None = Field(None, gt=0, description="fraction of the entry price")
+    stop_loss: float | None = Field(default=None, gt=0, description="fraction of the entry price, e.g. 0.05")
+    take_profit: float | None = Field(default=None, gt=0, description="fraction of the entry price")
     max_leverage: float | None = Field(
-        None, gt=0, description="a row of weights with Σ|w| above it is scaled to it"
+        default=None, gt=0, description="a row of weights with Σ|w| above it is scaled to it"
     )
     maintenance_margin: float | None = Field(
-        None, gt=0, lt=1, description="share of the gross position below which everything is closed"
+        default=None, gt=0, lt=1, description="share of the gross position below which everything is closed"
     )
 
     def __init__(self, **values: Any) -> None:
@@ -76,21 +76,24 @@ def run_backtest(
 ) -> BacktestResult:
     """Trade `weights` on `bars` and keep the account.
 
-    weights: `timestamp` and one column per symbol, the target share of equity decided at that bar's close; a bar without a
-        row keeps the last decision. 1 is fully invested, −1 fully short, 2 levered twice.
-    bars: long frame `timestamp, symbol, open, high, low, close, volume` (polars or pandas), or one or several `Bars`.
+    weights: `timestamp` and one column per symbol, the target share of equity decided at that bar's close; a
+        bar without a row keeps the last decision. 1 is fully invested, −1 fully short, 2 levered twice.
+    bars: long frame `timestamp, symbol, open, high, low, close, volume` (polars or pandas), or one or several
+    `Bars`.
     fill: the order fills at the open or at the close of the symbol's next bar, never on the deciding bar.
-    rebalance: `on_change` trades a symbol when its weight changes and holds the units between; `every_bar` trades back
-        to the weight at each bar.
+    rebalance: `on_change` trades a symbol when its weight changes and holds the units between; `every_bar`
+        trades back to the weight at each bar.
     lot_size: units come in whole lots, rounded towards zero.
     close_at_end: an open position is closed at the symbol's last bar.
     instruments: facts by symbol; with them perpetuals pay funding and the calendar sets the bars in a year.
     funding_history: `timestamp, symbol, rate`, for `Costs(funding="history")`.
-    zero_volume: an order waits while bars have no volume, or fills all the same where the source reports none.
+    zero_volume: an order waits while bars have no volume, or fills all the same where the source reports
+    none.
 
-    An order brings the symbol to weight × equity, equity marked at those prices before the bar's trading costs. A missing
-    bar is marked at the last close and its orders wait. A symbol whose bars end early (by more than its longest gap) is
-    settled at its last close without cost. Equity at or below zero ends the account. UserError for anything unusable.
+    An order brings the symbol to weight × equity, equity marked at those prices before the bar's trading
+    costs. A missing bar is marked at the last close and its orders wait. A symbol whose bars end early (by
+    more than its longest gap) is settled at its last close without cost. Equity at or below zero ends the
+    account. UserError for anything unusable.
     """
     bars, instruments = _with_facts(bars, instruments)
     times, symbols, matrix = read_weights(weights)
@@ -148,19 +151,15 @@ def _capped(weights: Floats, cap: float | None) -> tuple[Floats, int]:
         return weights, 0
     gross = np.abs(weights).sum(axis=1)
     over = gross > cap * (1 + 1e-12)
-    scaled = weights * np.where(over, cap / np.maximum(gross, cap), 1.0)[:, None]
-    scaled.flags.writeable = False
-    return scaled, int(over.sum())
+    return frozen(weights * np.where(over, cap / np.maximum(gross, cap), 1.0)[:, None]), int(over.sum())
 
 
 def _scaled(prices: Prices, multipliers: Floats) -> Prices:
     """Prices of one contract: what a unit is worth."""
     if (multipliers == 1).all():
         return prices
-    worth = [np.ascontiguousarray(matrix * multipliers) for matrix in prices[:4]]
-    for matrix in worth:
-        matrix.flags.writeable = False
-    return Prices(*worth, prices.volume)
+    opens, highs, lows, closes = (frozen(matrix * multipliers) for matrix in prices[:4])
+    return Prices(opens, highs, lows, closes, prices.volume)
 
 
 def _plan(
@@ -201,7 +200,9 @@ def _closes(clock: Milliseconds) -> Milliseconds:
 
 
 def _ends(market: Market) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each symbol's last bar, and the same again where it was delisted: silent for longer than ever before, else −1."""
+    """Each symbol's last bar, and the same again where it was delisted: silent for longer than ever before,
+    else −1.
+    """
     if len(market.symbols) == 1 and market.traded[-1, 0]:
         return np.array([len(market.clock) - 1]), np.array([-1])
     last, settled = [], []

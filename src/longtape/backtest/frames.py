@@ -72,8 +72,9 @@ def milliseconds(times: pl.Series, what: str) -> Milliseconds:
 def read_market(bars: Any, wanted: Sequence[str]) -> Market:
     """Long bars (`timestamp, symbol, open, high, low, close, volume`) → `Market` of the wanted symbols.
 
-    The clock holds every time at which any symbol has a bar. Raises UserError naming row, symbol and time for prices that
-    are missing, not finite or not above zero, for a high below a low, and for times out of order within a symbol.
+    The clock holds every time at which any symbol has a bar. Raises UserError naming row, symbol and time for
+    prices that are missing, not finite or not above zero, for a high below a low, and for times out of order
+    within a symbol.
     """
     frame = as_frame(bars, "bars", ("timestamp", "symbol", *FIELDS))
     if frame.height == 0:
@@ -91,8 +92,8 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
         matrices = [np.full((len(clock), len(wanted)), np.nan) for _ in FIELDS]
     _check_bars(times, codes, symbols, columns)
     if len(codes):
-        _scatter(times, codes, clock, np.stack(columns), tuple(matrices))
-    return Market(clock, tuple(wanted), Prices(*(_frozen(matrix) for matrix in matrices)))
+        _scatter(frozen(times), frozen(codes), clock, np.stack(columns), tuple(matrices))
+    return Market(clock, tuple(wanted), Prices(*(frozen(matrix) for matrix in matrices)))
 
 
 def _refuse_unknown(symbols: pl.Series, wanted: Sequence[str]) -> None:
@@ -128,7 +129,7 @@ def _check_bars(times: Milliseconds, codes: Ints, symbols: pl.Series, columns: S
     if len(codes) == 0:
         late = np.flatnonzero(times[1:] <= times[:-1]) + 1
     else:
-        late = _out_of_order(times, codes, int(codes.max(initial=0)) + 1)
+        late = _out_of_order(frozen(times), frozen(codes), int(codes.max(initial=0)) + 1)
     if len(late):
         refuse(int(late[0]), "not later than the symbol's row before; sort by time and remove duplicates")
     for name, values in zip(FIELDS, columns, strict=True):
@@ -144,7 +145,9 @@ def _check_bars(times: Milliseconds, codes: Ints, symbols: pl.Series, columns: S
 
 @njit(cache=True)
 def _out_of_order(times: Milliseconds, codes: Ints, symbols: int) -> Ints:
-    """The first row that is not later than its symbol's row before, or nothing. Rows of other symbols (−1) are skipped."""
+    """The first row that is not later than its symbol's row before, or nothing. Rows of other symbols (−1)
+    are skipped.
+    """
     last = np.full(symbols, np.iinfo(np.int64).min, np.int64)
     for row in range(len(times)):
         code = codes[row]
@@ -173,7 +176,7 @@ def _scatter(
             matrices[field][bar, code] = rows[field, row]
 
 
-def _frozen(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def frozen(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Read-only, so that arrays borrowed from polars and our own are one type to the compiler."""
     view = np.ascontiguousarray(matrix).view()
     view.flags.writeable = False
@@ -201,13 +204,13 @@ def read_weights(weights: Any) -> tuple[Milliseconds, tuple[str, ...], Floats]:
                 " give a number, or leave the row out to keep the last decision"
             )
     matrix = columns[0].reshape(-1, 1) if len(columns) == 1 else np.column_stack(columns)
-    return times, symbols, _frozen(matrix)
+    return times, symbols, frozen(matrix)
 
 
 def rows_on_clock(times: Milliseconds, clock: Milliseconds) -> Ints:
     """For each bar the row of weights decided at it, −1 for none; empty where row t belongs to bar t."""
     if len(times) == len(clock) and np.array_equal(times, clock):
-        return _frozen(np.zeros(0, np.int64))
+        return frozen(np.zeros(0, np.int64))
     at = np.searchsorted(clock, times)
     if len(times) and times[-1] > clock[-1]:
         raise UserError(
@@ -221,7 +224,7 @@ def rows_on_clock(times: Milliseconds, clock: Milliseconds) -> Ints:
         )
     rows = np.full(len(clock), -1, np.int64)
     rows[at] = np.arange(len(times))
-    return _frozen(rows)
+    return frozen(rows)
 
 
 def long_bars(bars: Sequence[Bars]) -> pl.DataFrame:

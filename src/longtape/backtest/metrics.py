@@ -1,11 +1,12 @@
-"""Measures of a series of simple returns per bar. Undefined values (one bar, no variance, no trade) are NaN, never a guess.
+"""Measures of a series of simple returns per bar. Undefined values (one bar, no variance, no trade) are NaN,
+never a guess.
 
-NaN returns count as a period without a return: they lengthen the time but enter no mean or deviation. Yearly figures use
-`periods_per_year`, the number of bars in a year of the market's clock.
+NaN returns count as a period without a return: they lengthen the time but enter no mean or deviation. Yearly
+figures use `periods_per_year`, the number of bars in a year of the market's clock.
 
-Two conventions of Sharpe and Sortino are in use. `arithmetic`, the default: mean excess return × periods over the
-deviation × √periods (Sharpe 1994). `geometric`: the compounded annual return over the deviation that lognormal compounding
-of the per-period moments gives; it is what backtesting.py prints.
+Two conventions of Sharpe and Sortino are in use. `arithmetic`, the default: mean excess return × periods over
+the deviation × √periods (Sharpe 1994). `geometric`: the compounded annual return over the deviation that
+lognormal compounding of the per-period moments gives; it is what backtesting.py prints.
 """
 
 from __future__ import annotations
@@ -198,8 +199,9 @@ def compute_metrics(
 ) -> dict[str, float]:
     """All measures of an equity curve [T] (a frame with `timestamp, equity`, or the values).
 
-    `periods_per_year` may be left out where the frame's times tell it. `benchmark` [T] is another equity curve of the same
-    bars, for alpha and beta; `trade_returns` are the returns of closed trades. Fractions, not percent.
+    `periods_per_year` may be left out where the frame's times tell it. `benchmark` [T] is another equity
+    curve of the same bars, for alpha and beta; `trade_returns` are the returns of closed trades. Fractions,
+    not percent.
     """
     if not isinstance(equity, pl.DataFrame | pl.LazyFrame) and not hasattr(equity, "columns"):
         if periods_per_year is None:

@@ -22,7 +22,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class BacktestResult:
-    """Equity, positions, trades and measures of one account. Times are opens of bars; values are marked at their closes."""
+    """Equity, positions, trades and measures of one account. Times are opens of bars; values are marked at
+    their closes.
+    """
 
     clock: Milliseconds  # [T]
     symbols: tuple[str, ...]
@@ -47,7 +49,9 @@ class BacktestResult:
 
     @property
     def ledger(self) -> pl.DataFrame:
-        """`timestamp, cash, positions, equity, exposure`: value of positions at market, gross exposure over equity."""
+        """`timestamp, cash, positions, equity, exposure`: value of positions at market, gross exposure over
+        equity.
+        """
         positions = self.books.equity - self.books.cash
         return pl.DataFrame(
             {
@@ -88,9 +92,10 @@ class BacktestResult:
 
     @cached_property
     def trades(self) -> pl.DataFrame:
-        """Closed round trips, from flat (or a reversal) to flat: `symbol, side, entry_time, exit_time, units, entry_price,
-        exit_price, profit, costs, carry, return, bars, reason`. Prices are averages over the fills; `costs` are fees, spread
-        and slippage, `carry` funding and borrow; `profit` and `return` (over the entry value) are after both.
+        """Closed round trips, from flat (or a reversal) to flat: `symbol, side, entry_time, exit_time, units,
+        entry_price, exit_price, profit, costs, carry, return, bars, reason`. Prices are averages over the
+        fills; `costs` are fees, spread and slippage, `carry` funding and borrow; `profit` and `return` (over
+        the entry value) are after both.
         """
         keys, values = self.books.trade_keys, self.books.trades
         multiplier = self.multipliers[keys[:, 0]]
@@ -145,7 +150,9 @@ class BacktestResult:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """All of `metrics.compute_metrics`, and what the account paid, traded and held. Fractions, not percent."""
+        """All of `metrics.compute_metrics`, and what the account paid, traded and held. Fractions, not
+        percent.
+        """
         return {
             **compute_metrics(self.books.equity, self.periods_per_year, trade_returns=self.trade_returns),
             **self._use,

@@ -47,14 +47,18 @@ def period_sharpe(returns: Any) -> float:
 
 
 def sharpe_standard_error(returns: Any, periods_per_year: float) -> float:
-    """Standard error of the annual Sharpe ratio, √((1 + S²/2)/n) × √periods for independent returns (Lo 2002, eq. 9)."""
+    """Standard error of the annual Sharpe ratio, √((1 + S²/2)/n) × √periods for independent returns (Lo 2002,
+    eq. 9).
+    """
     per_bar = period_sharpe(returns)
     n = len(_known(returns))
     return float(np.sqrt((1 + per_bar**2 / 2) / n * periods_per_year)) if n > 1 else NAN
 
 
 def probabilistic_sharpe(returns: Any, benchmark: float = 0.0) -> float:
-    """P(true per-bar Sharpe > `benchmark`), allowing for length, skewness and kurtosis (Bailey and López de Prado 2012)."""
+    """P(true per-bar Sharpe > `benchmark`), allowing for length, skewness and kurtosis (Bailey and López de
+    Prado 2012).
+    """
     return probabilistic_sharpe_of(
         period_sharpe(returns), len(_known(returns)), skewness(returns), kurtosis(returns), benchmark
     )
@@ -71,8 +75,9 @@ def probabilistic_sharpe_of(
 
 
 def expected_best_sharpe(trials: int, variance: float) -> float:
-    """Highest per-bar Sharpe to expect from `trials` worthless configurations whose Sharpes have this variance:
-    √V·((1 − γ)·Φ⁻¹(1 − 1/N) + γ·Φ⁻¹(1 − 1/(N·e))) (Bailey and López de Prado 2014). 0 for a single trial.
+    """Highest per-bar Sharpe to expect from `trials` worthless configurations whose Sharpes have this
+    variance: √V·((1 − γ)·Φ⁻¹(1 − 1/N) + γ·Φ⁻¹(1 − 1/(N·e))) (Bailey and López de Prado 2014). 0 for a single
+    trial.
     """
     if trials < 2:
         return 0.0
@@ -85,6 +90,7 @@ def deflated_sharpe(
 ) -> float:
     """P(true Sharpe > the best that chance would give among the configurations tried).
 
-    All per bar; `trials` counts configurations and `variance` is that of their Sharpe ratios. Folds are not trials.
+    All per bar; `trials` counts configurations and `variance` is that of their Sharpe ratios. Folds are not
+    trials.
     """
     return probabilistic_sharpe_of(sharpe, length, skew, kurt, expected_best_sharpe(trials, variance))

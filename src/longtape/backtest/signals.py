@@ -1,0 +1,290 @@
+"""Forecast frames to target weights.
+
+A signal is one function, `(view, **options) -> weights [R, S]`, and one line in `SIGNALS`; its keyword
+arguments are its options. Unless a signal says otherwise, each of S symbols gets at most 1/S of the equity,
+so that the gross weight stays at 1. How long a forecast over h bars is held is a choice of its own, so that
+overlapping returns are never counted twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from longtape.backtest import sizing
+from longtape.backtest.annual import infer_periods_per_year
+from longtape.backtest.frames import as_frame, milliseconds
+from longtape.core.clock import Milliseconds, iso
+from longtape.core.errors import UserError, unknown_name
+from longtape.core.registry import Registry
+from longtape.market.bars import TIME_TYPE
+
+Floats = npt.NDArray[np.float64]
+VOLATILITY = "volatility"
+
+SIGNALS = Registry(
+    "signal",
+    {
+        "threshold": "longtape.backtest.signals:threshold",
+        "tanh": "longtape.backtest.signals:tanh",
+        "proportional": "longtape.backtest.signals:proportional",
+        "equal": "longtape.backtest.signals:equal",
+        "volatility_target": "longtape.backtest.signals:volatility_target",
+        "interval": "longtape.backtest.signals:interval",
+        "rank": "longtape.backtest.signals:rank",
+        "allocation": "longtape.backtest.signals:allocation",
+    },
+)
+
+
+class SignalConfig(BaseModel):
+    """How forecasts become weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="threshold", description="a signal of the registry")
+    options: dict[str, float] = Field(default={}, description="the signal's own options, by name")
+    target: str | None = Field(default=None, description="which target of the frame, where it holds several")
+    horizon: int | None = Field(
+        default=None, ge=1, description="which horizon of the frame, where it holds several"
+    )
+    holding: Literal["ladder", "hold", "newest"] = Field(
+        default="ladder",
+        description="h tranches of 1/h each held h bars; the first forecast held h bars; or the newest every bar",
+    )
+    long_only: bool = Field(default=False, description="short weights become zero")
+    max_weight: float | None = Field(default=None, gt=0, description="cap of |weight| per symbol")
+    max_gross: float | None = Field(
+        default=None, gt=0, description="cap of Σ|weight|; rows above it are scaled"
+    )
+    band: float = Field(
+        default=0.0, ge=0, description="a symbol is traded when its weight moves by more than this"
+    )
+    max_turnover: float | None = Field(
+        default=None, gt=0, description="cap of Σ|change of weight| a decision"
+    )
+    cost: float | None = Field(
+        default=None,
+        ge=0,
+        description="trade a symbol when the expected gain of the move exceeds this cost of it",
+    )
+
+    @model_validator(mode="after")
+    def _known_signal(self) -> SignalConfig:
+        allowed = signal_options(self.name)
+        for option in self.options:
+            if option not in allowed:
+                raise unknown_name("option", option, allowed, f"signal '{self.name}'")
+        return self
+
+
+def signal_options(name: str) -> dict[str, float | None]:
+    """Options of a signal and their defaults (None = must be given)."""
+    parameters = list(inspect.signature(SIGNALS.load(name)).parameters.values())[1:]
+    return {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Forecasts of one target on one grid of origins: [R, S] each, NaN where a symbol has no forecast at that
+    origin.
+    """
+
+    times: Milliseconds  # [R] opens of the origin bars
+    known: Milliseconds  # [R] their closes
+    ends: npt.NDArray[np.int64]  # [R, S] when the forecast has run out
+    symbols: tuple[str, ...]
+    mean: Floats
+    lower: Floats
+    upper: Floats
+    volatility: Floats  # of the same horizon, where the frame forecasts it
+    horizon: int
+    periods_per_year: float
+
+    @property
+    def share(self) -> float:
+        """Each symbol's part of the equity."""
+        return 1.0 / len(self.symbols)
+
+
+def threshold(view: View, threshold: float = 0.0) -> Floats:
+    """Long above the threshold, short below its negative, flat between."""
+    return view.share * np.sign(view.mean) * (np.abs(view.mean) > threshold)
+
+
+def tanh(view: View, gain: float) -> Floats:
+    """tanh(mean × gain)."""
+    return view.share * np.tanh(view.mean * gain)
+
+
+def proportional(view: View, gain: float) -> Floats:
+    """mean × gain, at most fully invested."""
+    return view.share * np.clip(view.mean * gain, -1, 1)
+
+
+def equal(view: View, threshold: float = 0.0) -> Floats:
+    """The whole equity in equal parts over the symbols whose forecast is beyond the threshold."""
+    side = np.sign(view.mean) * (np.abs(view.mean) > threshold)
+    chosen = np.nansum(np.abs(side), axis=1, keepdims=True)
+    return side / np.maximum(chosen, 1)
+
+
+def volatility_target(view: View, volatility: float, max_leverage: float = 1.0) -> Floats:
+    """sign(mean) × target / forecast volatility, both a year, at most `max_leverage` times the symbol's
+    share.
+
+    The frame must forecast `volatility` of the same horizon (√ of the summed squared returns).
+    """
+    if np.isnan(view.volatility).all():
+        raise UserError("signal 'volatility_target' needs forecasts of kind 'volatility' beside the returns")
+    yearly = view.volatility * np.sqrt(view.periods_per_year / view.horizon)
+    return view.share * np.sign(view.mean) * np.minimum(volatility / np.maximum(yearly, 1e-12), max_leverage)
+
+
+def interval(view: View) -> Floats:
+    """Long or short only where the whole interval lies on one side of zero."""
+    if np.isnan(view.lower).all():
+        raise UserError("signal 'interval' needs forecasts with lower and upper bounds")
+    missing = np.where(np.isnan(view.mean), np.nan, 0.0)
+    return view.share * ((view.lower > 0) * 1.0 - (view.upper < 0) * 1.0) + missing
+
+
+def rank(view: View, quantile: float = 0.2) -> Floats:
+    """Across symbols: long the top quantile with half the equity, short the bottom one with the other half."""
+    if not 0 < quantile <= 0.5:
+        raise UserError(f"signal 'rank': quantile must lie in (0, 0.5] (given: {quantile})")
+    present = (~np.isnan(view.mean)).sum(axis=1, keepdims=True)
+    if len(view.symbols) < 2:
+        raise UserError("signal 'rank' compares symbols; the forecasts hold one only")
+    count = np.maximum(np.floor(present * quantile + 1e-9), 1)
+    low = np.argsort(
+        np.argsort(view.mean, axis=1), axis=1
+    )  # NaN sorts last, so ranks of the present come first
+    sides = (low >= present - count) * 1.0 - (low < count) * 1.0
+    sides = np.where(present >= 2, sides, 0.0)
+    return np.where(np.isnan(view.mean), np.where(present >= 2, 0.0, np.nan), 0.5 * sides / count)
+
+
+def allocation(view: View) -> Floats:
+    """The forecasts are weights already (an allocation head)."""
+    return view.mean
+
+
+def weights_from_forecast(
+    forecast: Any, config: SignalConfig = SignalConfig(), periods_per_year: float | None = None
+) -> pl.DataFrame:
+    """Forecast frame → weights frame: `timestamp` and one column per symbol, decided at each origin's close.
+
+    A symbol without a forecast at an origin keeps its weight. `periods_per_year` serves the volatility
+    target; left out, it is read from the origins' times. UserError where the frame holds several targets or
+    horizons and none is named.
+    """
+    view = read_forecast(forecast, config.target, config.horizon, periods_per_year)
+    required = [name for name, default in signal_options(config.name).items() if default is None]
+    for name in required:
+        if name not in config.options:
+            raise UserError(f"signal '{config.name}' needs its option '{name}'")
+    raw = SIGNALS.load(config.name)(view, **config.options)
+    if config.long_only:
+        raw = np.where(raw < 0, 0.0, raw)
+    held = sizing.hold(raw, view.known, view.ends, view.horizon, config.holding)
+    capped = sizing.cap(held, config.max_weight, config.max_gross)
+    if config.band or config.max_turnover or config.cost is not None:
+        expected = np.expm1(np.nan_to_num(view.mean))
+        limit = config.max_turnover or np.inf
+        capped = sizing.restrain(
+            capped, expected, config.band, limit, -np.inf if config.cost is None else config.cost
+        )
+    columns = {symbol: capped[:, s] for s, symbol in enumerate(view.symbols)}
+    return pl.DataFrame({"timestamp": pl.Series(view.times).cast(TIME_TYPE), **columns})
+
+
+def read_forecast(
+    forecast: Any,
+    target: str | None = None,
+    horizon: int | None = None,
+    periods_per_year: float | None = None,
+) -> View:
+    """The forecasts of one target and horizon as arrays on one grid of origins."""
+    names = ("timestamp", "known_at", "symbol", "target", "kind", "horizon", "end", "mean")
+    frame = as_frame(forecast, "forecast", names)
+    for name in ("lower", "upper"):
+        if name not in frame.columns:
+            frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name))
+    if frame.height == 0:
+        raise UserError("forecast: the frame is empty")
+    spread = frame.filter(pl.col("kind") == VOLATILITY)
+    chosen = _choose(frame, spread.height < frame.height, target, horizon)
+    _refuse_nan(chosen)
+    times = np.unique(milliseconds(chosen["timestamp"], "forecast"))
+    symbols = tuple(chosen["symbol"].unique(maintain_order=True).to_list())
+    grid = _Grid(times, symbols)
+    ends = grid.place(chosen, milliseconds(chosen["end"], "forecast").astype(np.float64))
+    known = grid.place(chosen, milliseconds(chosen["known_at"], "forecast").astype(np.float64))
+    bars = int(chosen["horizon"][0])
+    spread = spread.filter((pl.col("horizon") == bars) & pl.col("symbol").is_in(symbols))
+    spread = spread.filter(pl.col("timestamp").is_in(chosen["timestamp"].implode()))
+    return View(
+        times,
+        np.nanmax(known, axis=1).astype(np.int64),
+        np.nan_to_num(ends).astype(np.int64),
+        symbols,
+        grid.column(chosen, "mean"),
+        grid.column(chosen, "lower"),
+        grid.column(chosen, "upper"),
+        grid.column(spread, "mean"),
+        bars,
+        periods_per_year or infer_periods_per_year(times)[0],
+    )
+
+
+def _choose(
+    frame: pl.DataFrame, skip_volatility: bool, target: str | None, horizon: int | None
+) -> pl.DataFrame:
+    if target is not None:
+        frame = frame.filter(pl.col("target") == target)
+    elif skip_volatility:
+        frame = frame.filter(pl.col("kind") != VOLATILITY)
+    if horizon is not None:
+        frame = frame.filter(pl.col("horizon") == horizon)
+    found = frame.select("target", "horizon").unique().sort("target", "horizon").rows()
+    if len(found) != 1:
+        known = ", ".join(f"{name} at {bars} bars" for name, bars in found) or "none that fits"
+        raise UserError(f"forecast: name one target and horizon for the signal; there are {known}")
+    return frame
+
+
+def _refuse_nan(frame: pl.DataFrame) -> None:
+    bad = frame.filter(pl.col("mean").is_null() | ~pl.col("mean").is_finite())
+    if bad.height:
+        when = iso(int(milliseconds(bad["timestamp"], "forecast")[0]))
+        raise UserError(f"forecast: no finite mean for {bad['symbol'][0]} at {when} ({bad.height} such rows)")
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Rows of a long frame to places in [R, S]."""
+
+    times: Milliseconds
+    symbols: tuple[str, ...]
+
+    def place(self, frame: pl.DataFrame, values: Floats) -> Floats:
+        out = np.full((len(self.times), len(self.symbols)), np.nan)
+        if frame.height == 0:
+            return out
+        order = {symbol: s for s, symbol in enumerate(self.symbols)}
+        rows = np.searchsorted(self.times, milliseconds(frame["timestamp"], "forecast"))
+        columns = frame["symbol"].cast(pl.String).replace_strict(order, return_dtype=pl.Int64).to_numpy()
+        if len(np.unique(rows * len(self.symbols) + columns)) < len(rows):
+            raise UserError("forecast: a symbol has two forecasts at one time; name the target and horizon")
+        out[rows, columns] = values
+        return out
+
+    def column(self, frame: pl.DataFrame, name: str) -> Floats:
+        return self.place(frame, frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy())
