@@ -1,0 +1,182 @@
+"""Marks of market time: bars that a sparse attention lets every other bar see.
+
+A mark is a moment: a session opens or closes, a day or a week begins, funding is paid, an event takes place. It stands
+at the last bar that does not open after it. A window gets it only when, at the window's last close, the moment has
+passed and was publicly known; so no position tells of the future.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from longtape.core.clock import (
+    ALWAYS_OPEN,
+    DAY,
+    HOUR,
+    WEEK,
+    WEEKDAYS_ONLY,
+    Milliseconds,
+    iso,
+    to_milliseconds,
+)
+from longtape.core.errors import UserError, require
+from longtape.features.panel import Panel
+from longtape.features.windows import Rows
+
+MarkKind = Literal["session_open", "session_close", "day", "week", "funding"]
+_FIRST_MONDAY = 4 * DAY  # 1970-01-05
+
+
+class MarksConfig(BaseModel):
+    """Which moments become global tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kinds: tuple[MarkKind, ...] = Field((), description="regular moments")
+    calendar: str | None = Field(
+        None, description="exchange calendar of the sessions, e.g. XNYS; left out: the data's"
+    )
+    funding_hours: int | None = Field(
+        None, gt=0, le=24, description="hours between funding payments, from 00:00 UTC"
+    )
+    events: Path | None = Field(None, description="CSV with the columns time, announced and, if wanted, name")
+    limit: int = Field(16, ge=1, description="marks per window at most, the newest")
+
+    @model_validator(mode="after")
+    def _every_option_has_effect(self) -> MarksConfig:
+        if not self.kinds and self.events is None:
+            raise ValueError("marks: name kinds (session_open, day, …) or an events file")
+        if self.calendar is not None and not {"session_open", "session_close"} & set(self.kinds):
+            raise ValueError("marks: calendar is for session_open and session_close, and neither is named")
+        if ("funding" in self.kinds) != (self.funding_hours is not None):
+            raise ValueError("marks: the kind funding and funding_hours go together")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """Moments from a list, and when each was announced: UTC milliseconds [E], ascending in time."""
+
+    times: Milliseconds
+    announced: Milliseconds
+    names: tuple[str, ...] = field(default=())
+
+    def as_of(self, time: int) -> Events:
+        """The events that had been announced by `time`."""
+        known = self.announced <= time
+        names = tuple(name for name, keep in zip(self.names, known, strict=False) if keep)
+        return Events(self.times[known], self.announced[known], names)
+
+
+def read_events(path: str | Path) -> Events:
+    """Events of a CSV with the columns `time` and `announced` (ISO times, UTC if naive) and optionally `name`.
+
+    When an event was announced must be given for each: without it nobody could say from when it was known.
+    """
+    try:
+        frame = pl.read_csv(path, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
+    for column in ("time", "announced"):
+        if column not in frame.columns:
+            raise UserError(f"{path}: column '{column}' is missing; there are {', '.join(frame.columns)}")
+    frame = frame.with_columns(_moments(frame[name], path) for name in ("time", "announced")).sort("time")
+    names = tuple(frame["name"].fill_null("").to_list()) if "name" in frame.columns else ()
+    return Events(frame["time"].to_numpy(), frame["announced"].to_numpy(), names)
+
+
+def _moments(texts: pl.Series, path: str | Path) -> pl.Series:
+    moments = []
+    for row, text in enumerate(texts, start=2):
+        if text is None:
+            raise UserError(f"{path}: line {row} has no '{texts.name}'")
+        moments.append(to_milliseconds(text, f"{path}: line {row}, {texts.name}"))
+    return pl.Series(texts.name, moments, dtype=pl.Int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """Marks of one panel: the row each stands at and when it is known [M], rows ascending."""
+
+    rows: Rows
+    known: Milliseconds
+    panel: Panel
+    limit: int
+
+    def positions(self, origins: Rows, lookback: int) -> Rows:
+        """Positions [B, limit] inside the windows that end at `origins`: ascending, 0 = oldest bar, then −1 = none.
+
+        Ready for `global_positions` of BigBird and Longformer. Of more marks than `limit` the newest stay.
+        """
+        out = np.full((len(origins), self.limit), -1, np.int64)
+        lows = np.searchsorted(self.rows, origins - lookback + 1)
+        highs = np.searchsorted(self.rows, origins, side="right")
+        for window, origin, low, high in zip(out, origins, lows, highs, strict=True):
+            passed = self.known[low:high] <= self.panel.known_at[origin]
+            inside = np.unique(self.rows[low:high][passed])[-self.limit :] - (origin - lookback + 1)
+            window[: len(inside)] = inside
+        return out
+
+
+def build_marks(panel: Panel, config: MarksConfig, events: Events | None = None) -> Marks:
+    """Marks of `panel`. `events` stands for the file named in the configuration, e.g. cut to what was announced."""
+    moments = [np.empty(0, np.int64)] + [_regular(kind, panel, config) for kind in config.kinds]
+    known = [*moments]
+    if config.events is not None:
+        listed = read_events(config.events) if events is None else events
+        moments.append(listed.times)
+        known.append(np.maximum(listed.times, listed.announced))
+    times, when = np.concatenate(moments), np.concatenate(known)
+    rows = np.searchsorted(panel.timestamps, times, side="right") - 1
+    covered = (rows >= 0) & (times <= panel.known_at[-1])
+    order = np.lexsort((when[covered], rows[covered]))
+    return Marks(rows[covered][order], when[covered][order], panel, config.limit)
+
+
+def _regular(kind: MarkKind, panel: Panel, config: MarksConfig) -> Milliseconds:
+    first, last = int(panel.timestamps[0]), int(panel.known_at[-1])
+    if kind == "day":
+        return _every(first, last, DAY, 0)
+    if kind == "week":
+        return _every(first, last, WEEK, _FIRST_MONDAY)
+    if kind == "funding":
+        return _every(first, last, (config.funding_hours or 0) * HOUR, 0)
+    calendar = config.calendar or panel.calendar
+    return session_times(calendar, first, last, "open" if kind == "session_open" else "close")
+
+
+def _every(first: int, last: int, step: int, offset: int) -> Milliseconds:
+    begin = -(-(first - offset) // step) * step + offset
+    return np.arange(begin, last + 1, step, dtype=np.int64)
+
+
+def session_times(calendar: str, first: int, last: int, column: Literal["open", "close"]) -> Milliseconds:
+    """When sessions of an exchange open or close in [first, last], UTC milliseconds: half days, daylight saving and
+    holidays as in `exchange_calendars`. Raises UserError for a market without sessions, or an unknown code.
+    """
+    if calendar in (ALWAYS_OPEN, WEEKDAYS_ONLY):
+        raise UserError(
+            f"marks: a {calendar} market has no sessions; name marks.calendar (e.g. XNYS), or use day, week, funding"
+        )
+    calendars = require("exchange_calendars", "calendars")
+    days = [np.datetime64(time, "ms").astype("datetime64[D]").item() for time in (first - DAY, last + DAY)]
+    if calendar not in calendars.get_calendar_names():
+        raise UserError(
+            f"marks: no exchange calendar '{calendar}'; codes are those of exchange_calendars, e.g. XNYS"
+        )
+    try:
+        schedule = calendars.get_calendar(calendar, start=days[0], end=days[1]).schedule
+    except calendars.errors.NoSessionsError:
+        return np.empty(0, np.int64)
+    except ValueError as error:
+        raise UserError(
+            f"marks: calendar {calendar} does not cover {iso(first)} to {iso(last)} ({error})"
+        ) from None
+    times = schedule[column].to_numpy(dtype="datetime64[ms]").astype(np.int64)
+    return times[(times >= first) & (times <= last)]
