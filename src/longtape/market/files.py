@@ -75,6 +75,18 @@ def read_bars(
     return Bars.checked(instrument, Interval.parse(interval), _in_order(frame, newest_first, origin), origin)
 
 
+def read_raw(path: str | Path) -> pl.DataFrame:
+    """The candles of a file as they stand, unchecked: our column names, UTC times, float64, every symbol's rows.
+
+    For a quality report of a file that `read_bars` would refuse.
+    """
+    origin = str(path)
+    frame = _renamed(_read_table(Path(path)), {}, "", origin)
+    values = [_numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")]
+    symbols = [pl.col("symbol").cast(pl.String)] if "symbol" in frame.columns else []
+    return frame.with_columns(to_utc(frame["timestamp"], origin), *values, *symbols)
+
+
 def _read_table(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -14,10 +14,8 @@ from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, WEEKDAYS_ONLY, Int
 from longtape.core.errors import UserError, require
 
 Flags = npt.NDArray[np.bool_]
-_FX_ZONE, _FX_TURN = (
-    "America/New_York",
-    17,
-)  # the foreign-exchange week runs from Sunday to Friday, 17:00 New York
+Dates = npt.NDArray[np.datetime64]
+_FX_ZONE, _FX_TURN = "America/New_York", 17
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def market_open(opens: Milliseconds, interval: Interval, calendar: str) -> Flags
 
 
 def _weekdays_open(opens: Milliseconds, interval: Interval) -> Flags:
-    """Foreign exchange: days of 24 hours that end at 17:00 New York, Monday to Friday, without 1 January and Christmas."""
+    """Foreign exchange: days that end at 17:00 New York, Monday to Friday, without 25 December and 1 January."""
     if interval.milliseconds >= WEEK:
         return np.ones(len(opens), dtype=bool)
     if interval.milliseconds >= DAY:

@@ -94,6 +94,13 @@ def period_name(moment: int, unit: str) -> str:
     return str(np.datetime64(moment, "ms").astype(f"datetime64[{unit}]"))
 
 
+def period_bounds(name: str, unit: str) -> tuple[int, int]:
+    """A partition's name → [first, end) in UTC milliseconds."""
+    start = np.datetime64(name).astype(f"datetime64[{unit}]")
+    first, end = (moment.astype("datetime64[ms]").astype(np.int64) for moment in (start, start + 1))
+    return int(first), int(end)
+
+
 def by_period(frame: pl.DataFrame, unit: str) -> Iterator[tuple[str, pl.DataFrame]]:
     """Split a frame in order of time into (period, rows)."""
     times = frame["timestamp"].dt.timestamp("ms").to_numpy()

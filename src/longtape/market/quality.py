@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +14,12 @@ import numpy.typing as npt
 import polars as pl
 
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
-from longtape.core.errors import UserError
+from longtape.core.errors import UserError, unknown_name
 from longtape.market import gaps as clock
 from longtape.market.bars import COLUMNS, PRICES, Bars
+from longtape.market.files import read_raw
 from longtape.market.gaps import Flags, Gap
+from longtape.market.store import Series, Store
 
 Severity = Literal["error", "warning", "note"]
 OUTLIER = 20.0  # times the median absolute return of its block: 13.5 σ of a Gaussian
@@ -49,7 +52,7 @@ class QualityReport:
     """
 
     name: str
-    interval: Interval
+    interval: Interval | None
     rows: int
     first: int | None
     last: int | None
@@ -78,7 +81,7 @@ class QualityReport:
         return {
             "name": self.name,
             **self.identity,
-            "interval": self.interval.name,
+            "interval": str(self.interval) if self.interval else None,
             "rows": self.rows,
             "first": None if self.first is None else iso(self.first),
             "last": None if self.last is None else iso(self.last),
@@ -170,13 +173,51 @@ def check_frame(
     )
 
 
-def damaged(name: str, interval: Interval, files: tuple[str, ...], identity: dict[str, str]) -> QualityReport:
-    """The report of a stored series with files that cannot be read."""
-    severity, meaning = DEFECTS["damaged"]
-    finding = Finding(
-        "damaged", severity, len(files), f"{meaning}: {', '.join(files)}; run longtape data repair"
+def check_stored(store: Store, series: Series, now: int | None = None) -> QualityReport:
+    """Check a stored series: every page of every file, and the values where it holds candles."""
+    identity = {
+        "source": series.source,
+        "category": series.category,
+        "symbol": series.symbol,
+        "kind": series.kind.name,
+    }
+    if files := store.damaged(series):
+        severity, meaning = DEFECTS["damaged"]
+        text = (
+            f"{meaning}: {', '.join(store.storage.where(file) for file in files)}; run longtape data repair"
+        )
+        found = (Finding("damaged", severity, len(files), text),)
+        return QualityReport(series.key, series.interval, 0, None, None, found, identity=identity)
+    if series.interval is None:
+        entry = store.entry(series)
+        return QualityReport(series.key, None, entry.rows, entry.first, entry.last, identity=identity)
+    bars = store.read(series.key, series.interval, kind=series.kind.name)
+    return check_frame(
+        bars.frame,
+        series.interval,
+        calendar=bars.instrument.calendar,
+        name=series.key,
+        identity=identity,
+        now=now,
     )
-    return QualityReport(name, interval, 0, None, None, (finding,), identity=identity)
+
+
+def check_file(
+    path: str | Path, interval: Interval | str, calendar: str = ALWAYS_OPEN, symbol: str | None = None
+) -> list[QualityReport]:
+    """Check a CSV or Parquet file as it is, one report for each symbol of a long table (or only for `symbol`)."""
+    frame = read_raw(path)
+    if "symbol" not in frame.columns:
+        return [check_frame(frame, interval, calendar=calendar, name=str(path))]
+    parts = frame.partition_by("symbol", as_dict=True, maintain_order=True)
+    names = [str(name) for (name,) in parts]
+    if symbol is not None and symbol not in names:
+        raise unknown_name("symbol", symbol, names, str(path))
+    return [
+        check_frame(part, interval, calendar=calendar, name=f"{path}: {name}", identity={"symbol": str(name)})
+        for (name,), part in parts.items()
+        if symbol in (None, name)
+    ]
 
 
 def _times(frame: pl.DataFrame, name: str) -> Milliseconds:
@@ -231,7 +272,7 @@ def _value_findings(times: Milliseconds, columns: dict[str, npt.NDArray[np.float
     whole = len(silent) > 0 and bool(silent.all())
     outside = (opens > high) | (opens < low) | (close > high) | (close < low)
     defects: dict[str, Flags] = {
-        "empty": np.isnan(prices).all(axis=0),
+        "empty": np.asarray(np.isnan(prices).all(axis=0)),
         "nan": ~np.isfinite(prices).all(axis=0) | ~np.isfinite(volume),
         "non_positive": (prices <= 0).any(axis=0) | (volume < 0),
         "high_below_low": high < low,

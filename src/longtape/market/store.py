@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import pyarrow.fs as pafs
 
-from longtape.core.clock import Interval, to_milliseconds
+from longtape.core.clock import Interval, iso, to_milliseconds
 from longtape.core.errors import LongtapeError, UserError, unknown_name
 from longtape.core.instrument import Instrument
 from longtape.market import partition
@@ -90,6 +90,21 @@ class Entry:
     size: int
     damaged: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, times in ISO form."""
+        return {
+            "source": self.instrument.source,
+            "category": self.instrument.category,
+            "symbol": self.instrument.symbol,
+            "kind": self.kind,
+            "interval": None if self.interval is None else self.interval.name,
+            "rows": self.rows,
+            "first": None if self.first is None else iso(self.first),
+            "last": None if self.last is None else iso(self.last),
+            "bytes": self.size,
+            "damaged": list(self.damaged),
+        }
+
 
 class Store:
     """Market data in a folder, or at a URL that pyarrow can open (`s3://bucket/path`; one writer at a time there)."""
@@ -100,7 +115,7 @@ class Store:
         self.root = str(root)
         text = self.storage.get(_STORE)
         if text is not None:
-            partition.check_version(json.loads(text)["schema"], self.storage.where(_STORE))
+            partition.check_version(self._version(text), self.storage.where(_STORE))
 
     def append(self, bars: Bars, *, kind: str = "candles", on_conflict: OnConflict = "keep") -> Appended:
         """Add candles (`kind="mark"`: mark-price candles) to what is stored, and say what was new.
@@ -173,7 +188,27 @@ class Store:
 
     def entries(self) -> list[Entry]:
         """Every series in the store, by source, category, symbol and name."""
-        return [self._entry(series) for series in self.series()]
+        return [self.entry(series) for series in self.series()]
+
+    def entry(self, series: Series) -> Entry:
+        """What is stored of a series, from the footers of its files."""
+        ranges, size, damaged = [], 0, []
+        for name in self._files(series):
+            size += self.storage.size(name) or 0
+            try:
+                ranges.append(self._range(name))
+            except Damaged:
+                damaged.append(self.storage.where(name))
+        return Entry(
+            instrument=self.instrument(series),
+            kind=series.kind.name,
+            interval=series.interval,
+            rows=sum(count for count, _, _ in ranges),
+            first=ranges[0][1] if ranges else None,
+            last=ranges[-1][2] if ranges else None,
+            size=size,
+            damaged=tuple(damaged),
+        )
 
     def series(self) -> list[Series]:
         """Where every series lies; reads folder names only."""
@@ -240,13 +275,45 @@ class Store:
             )
         return right[0]
 
-    def set_aside_damaged(self, series: Series) -> list[str]:
-        """Rename every damaged file of a series, so that its period can be fetched again; gives their periods."""
+    def select(
+        self,
+        symbol: str | None = None,
+        interval: str | Interval | None = None,
+        source: str | None = None,
+        category: str | None = None,
+    ) -> list[Series]:
+        """Every stored series that fits what is named; UserError where none does."""
+        every = self.series()
+        if symbol is not None and symbol.count("/") == 2:
+            source, category, symbol = symbol.split("/")
+        if symbol is not None and symbol not in {series.symbol for series in every}:
+            raise self._unknown(symbol, "data", every)
+        length = None if interval is None else Interval.parse(interval)
+        fits = [
+            s
+            for s in every
+            if symbol in (None, s.symbol)
+            and length in (None, s.interval)
+            and source in (None, s.source)
+            and category in (None, s.category)
+        ]
+        if not fits:
+            raise UserError(
+                f"{self.root}: nothing stored fits; there are {_listed(every) or 'no data at all'}"
+            )
+        return fits
+
+    def damaged(self, series: Series) -> list[str]:
+        """The files of a series that cannot be read whole, by their names below the root; reads every page."""
+        return [name for name in self._files(series) if not self._is_whole(name)]
+
+    def set_aside_damaged(self, series: Series) -> list[tuple[int, int]]:
+        """Rename every damaged file of a series; gives the periods [since, until) to fetch again, UTC ms."""
         with self.storage.lock(series.folder):
-            damaged = [name for name in self._files(series) if not self._is_whole(name)]
+            damaged = self.damaged(series)
             for name in damaged:
                 self.storage.set_aside(name)
-        return [_period(name) for name in damaged]
+        return [partition.period_bounds(_period(name), series.unit) for name in damaged]
 
     def _append(
         self,
@@ -327,19 +394,6 @@ class Store:
         files = self.storage.names(series.folder)[1]
         return [f"{series.folder}/{name}" for name in files if name.endswith(".parquet")]
 
-    def _entry(self, series: Series) -> Entry:
-        rows, first, last, size, damaged = 0, None, None, 0, []
-        for name in self._files(series):
-            try:
-                count, low, high = self._range(name)
-            except Damaged:
-                damaged.append(self.storage.where(name))
-                continue
-            rows, first, last = rows + count, low if first is None else first, high
-            size += self.storage.size(name) or 0
-        instrument = self.instrument(series)
-        return Entry(instrument, series.kind.name, series.interval, rows, first, last, size, tuple(damaged))
-
     def _read_instrument(self, key: str) -> Instrument:
         name = f"{key}/{_INSTRUMENT}"
         text = self.storage.get(name)
@@ -354,9 +408,17 @@ class Store:
         known = {series.symbol for series in every}
         if not known:
             return UserError(
-                f"{self.root}: no {kind} are stored here; bring some in with longtape fetch or import"
+                f"{self.root}: there is no such data ({kind}) here; bring some in with longtape fetch or import"
             )
         return unknown_name("symbol", symbol, known, self.root)
+
+    def _version(self, text: bytes) -> int:
+        try:
+            return int(json.loads(text)["schema"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise LongtapeError(
+                f'{self.storage.where(_STORE)}: damaged; write {{"schema": {partition.SCHEMA_VERSION}}} into it'
+            ) from error
 
     def _prepare(self) -> None:
         """Write the schema version where there is none yet."""

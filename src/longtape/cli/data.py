@@ -1,0 +1,200 @@
+"""`longtape data`: what the store holds, what is wrong with it, mending it, and taking data out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longtape.core.clock import ALWAYS_OPEN, iso
+from longtape.core.errors import CheckFailed, UserError
+
+if TYPE_CHECKING:
+    from longtape.market.quality import QualityReport
+    from longtape.market.store import Series, Store
+
+app = typer.Typer(help="The store: list, check, repair, export.", no_args_is_help=True, rich_markup_mode=None)
+
+StoreOption = Annotated[
+    str, typer.Option("--store", help="Folder of the store, or a URL such as s3://bucket/path.")
+]
+SymbolOption = Annotated[str | None, typer.Option(help="Only this symbol.")]
+IntervalOption = Annotated[str | None, typer.Option(help="Only bars of this length: 1m, 5m, 1h, 1d, …")]
+SourceOption = Annotated[str | None, typer.Option(help="Only this source, where a symbol has several.")]
+CategoryOption = Annotated[str | None, typer.Option(help="Only this category: spot, linear, …")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output instead of a table.")]
+
+
+@app.command("list")
+def list_(store: StoreOption, json: JsonOption = False) -> None:
+    """What is in the store: one line for each series.
+
+    Example: longtape data list --store data
+    """
+    from longtape.market.store import Store
+
+    entries = Store(store).entries()
+    if json:
+        _print_json({"store": store, "series": [entry.to_dict() for entry in entries]})
+        return
+    rows = [
+        (e.instrument.key, e.kind, str(e.interval or ""), f"{e.rows:,}", _when(e.first), _when(e.last),
+         f"{e.size / 1e6:.1f} MB", f"{len(e.damaged)} damaged" if e.damaged else "")
+        for e in entries
+    ]  # fmt: skip
+    _print_table(("series", "kind", "interval", "rows", "first", "last", "size", ""), rows)
+
+
+@app.command("check")
+def check(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Candle files to check instead of a store.")
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", help="Folder or URL of the store.")] = None,
+    symbol: SymbolOption = None,
+    interval: IntervalOption = None,
+    source: SourceOption = None,
+    category: CategoryOption = None,
+    calendar: Annotated[str, typer.Option(help="For files: 24/7, 24/5 or an exchange code.")] = ALWAYS_OPEN,
+    json: JsonOption = False,
+) -> None:
+    """Look for gaps, duplicates, disorder, impossible values, damaged files. Exit code 1 if there is an error.
+
+    Outliers, open or close outside of low to high, and an unfinished last bar are warnings.
+    Example: longtape data check --store data --symbol BTCUSDT --json
+    """
+    from longtape.market import quality
+
+    if bool(files) == (store is not None):
+        raise UserError("name either a store (--store DIR) or files to check")
+    if store is not None:
+        stored, chosen = _chosen(store, symbol, interval, source, category)
+        reports = [quality.check_stored(stored, series) for series in chosen]
+    else:
+        if interval is None:
+            raise UserError("--interval is needed to check a file")
+        reports = [
+            report for file in files or [] for report in quality.check_file(file, interval, calendar, symbol)
+        ]
+    _show_reports(reports, json)
+    wrong = sum(not report.ok for report in reports)
+    if wrong:
+        raise CheckFailed(f"{wrong} of {len(reports)} series have errors")
+
+
+@app.command("repair")
+def repair(
+    store: StoreOption,
+    symbol: SymbolOption = None,
+    interval: IntervalOption = None,
+    source: SourceOption = None,
+    category: CategoryOption = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Address of the service, where it is not the usual.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Fetch what is missing again: gaps, and the periods of damaged files, which are set aside.
+
+    Exit code 1 if bars are still missing afterwards. Bars that the exchange does not have stay missing.
+    Example: longtape data repair --store data --symbol BTCUSDT --interval 1h
+    """
+    from longtape.market import repair as mend
+
+    stored, chosen = _chosen(store, symbol, interval, source, category)
+    results = [mend.repair(stored, series, base_url=base_url) for series in chosen if series.interval]
+    if json:
+        _print_json({"store": store, "series": [result.to_dict() for result in results]})
+    else:
+        rows = [
+            (
+                r.name,
+                str(r.interval),
+                f"{r.missing_before:,}",
+                f"{r.added:,}",
+                f"{r.missing:,}",
+                str(r.set_aside),
+            )
+            for r in results
+        ]
+        _print_table(("series", "interval", "missing", "fetched", "still missing", "damaged files"), rows)
+    still = sum(result.missing for result in results)
+    if still:
+        raise CheckFailed(f"{still:,} bars are still missing: the source has none there")
+
+
+@app.command("export")
+def export(
+    symbol: Annotated[str, typer.Option(help="Symbol, or source/category/symbol.")],
+    store: StoreOption,
+    out: Annotated[Path, typer.Option(help="File to write: .parquet or .csv.")],
+    interval: IntervalOption = None,
+    kind: Annotated[str, typer.Option(help="candles, mark, trades, books or funding.")] = "candles",
+    source: SourceOption = None,
+    category: CategoryOption = None,
+    since: Annotated[str | None, typer.Option(help="First time, UTC.")] = None,
+    until: Annotated[str | None, typer.Option(help="Times before this one, UTC.")] = None,
+) -> None:
+    """Write a stored series to a file, in order of time; candles as timestamp, open, high, low, close, volume.
+
+    Example: longtape data export --symbol BTCUSDT --interval 1h --store data --out btc.parquet
+    """
+    from longtape.market.export import export
+    from longtape.market.store import Store
+
+    rows = export(
+        Store(store), symbol, out, interval=interval, kind=kind, source=source, category=category, since=since,
+        until=until,
+    )  # fmt: skip
+    typer.echo(f"{out}: {rows:,} rows")
+
+
+def _chosen(
+    store: str, symbol: str | None, interval: str | None, source: str | None, category: str | None
+) -> tuple[Store, list[Series]]:
+    """The stored series that the options name; UserError where there is none."""
+    from longtape.market.store import Store
+
+    stored = Store(store)
+    return stored, stored.select(symbol, interval, source, category)
+
+
+def _show_reports(reports: Sequence[QualityReport], json: bool) -> None:
+    if json:
+        ok = all(report.ok for report in reports)
+        _print_json({"ok": ok, "series": [report.to_dict() for report in reports]})
+        return
+    rows = [
+        (report.name, str(report.interval or ""), f"{report.rows:,}", finding.severity if finding else "ok",
+         f"{finding.count:,}" if finding else "", _described(report, finding))
+        for report in reports
+        for finding in report.findings or (None,)
+    ]  # fmt: skip
+    _print_table(("series", "interval", "rows", "", "count", "finding"), rows)
+
+
+def _described(report: QualityReport, finding: Any) -> str:
+    if finding is None:
+        return ""
+    missing = f" ({report.missing:,} bars)" if finding.name == "gaps" else ""
+    first = f", first {iso(finding.times[0])}" if finding.times else ""
+    return f"{finding.name}: {finding.meaning}{missing}{first}"
+
+
+def _when(moment: int | None) -> str:
+    return "" if moment is None else iso(moment)
+
+
+def _print_json(value: Any) -> None:
+    from json import dumps
+
+    typer.echo(dumps(value, indent=2, allow_nan=False))
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns as wide as their widest cell, so that the table can be read, copied and cut."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
