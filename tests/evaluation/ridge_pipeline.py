@@ -16,7 +16,7 @@ from longtape.evaluation.protocol import Rows
 from longtape.features.marks import Events
 from longtape.features.panel import Panel, TargetColumn
 from longtape.features.scaling import Standardizer
-from longtape.features.splits import Periods, Split, SplitConfig, chronological, within
+from longtape.features.splits import Periods, Split, SplitConfig, chronological
 from longtape.features.windows import Windows
 from longtape.market.bars import TIME_TYPE, Bars
 
@@ -185,9 +185,7 @@ class RidgePipeline:
         )
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
-        if periods is not None:
-            return within(panel, self.lookback, periods)
-        return chronological(panel, self.lookback, SplitConfig(train=0.6, validation=0.1))
+        return chronological(panel, self.lookback, periods or SplitConfig(train=0.6, validation=0.1))
 
     def scaler(self, panel: Panel, train: Rows) -> Standardizer:
         return Standardizer.fit(panel.values, np.arange(train[0] - self.lookback + 1, train[-1] + 1))

@@ -136,13 +136,16 @@ def periods(panel: Panel, lookback: int, config: SplitConfig) -> Periods:
     return Periods(int(opens[first_validation]), int(opens[first_test]), _FAR, config.embargo)
 
 
-def chronological(panel: Panel, lookback: int, config: SplitConfig) -> Split:
+def chronological(panel: Panel, lookback: int, config: SplitConfig | Periods) -> Split:
     """Training, then validation, then test. UserError naming the period that is empty and why.
 
-    Test origins whose label is not yet known are left out: nothing could score them (`latest` is still forecast).
+    Given borders instead of a configuration, a period may be empty: they come from a split of longer data. Test origins
+    whose label is not yet known are left out: nothing could score them (`latest` is still forecast).
     """
-    borders = periods(panel, lookback, config)
     candidates = usable(panel, lookback)
+    if isinstance(config, Periods):
+        return _at(panel, candidates, config)
+    borders = periods(panel, lookback, config)
     split = _at(panel, candidates, borders)
     asked = {"training": split.train, "test": split.test}
     if borders.validation_until > borders.train_until:
@@ -154,11 +157,6 @@ def chronological(panel: Panel, lookback: int, config: SplitConfig) -> Split:
                 f" {iso(int(panel.timestamps[candidates[0]]))} to {iso(int(panel.timestamps[candidates[-1]]))}"
             )
     return split
-
-
-def within(panel: Panel, lookback: int, borders: Periods) -> Split:
-    """The usable origins of each period at given borders; on data cut short, a period may be empty."""
-    return _at(panel, usable(panel, lookback), borders)
 
 
 def _at(panel: Panel, candidates: Rows, borders: Periods) -> Split:
