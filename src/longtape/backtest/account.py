@@ -82,10 +82,8 @@ class Books(NamedTuple):
     cash: Floats  # [T]
     gross: Floats  # [T] Σ|units × price| at the close
     units: Floats  # [T, S] at the close
-    fill_keys: npt.NDArray[np.int32]  # [F, 3] bar, symbol, reason
-    fills: Floats  # [F, 5] units, price, fee, spread, slippage
-    trade_keys: npt.NDArray[np.int32]  # [F, 4] symbol, entry bar, exit bar, reason
-    trades: Floats  # [F, 5] signed units, entry price, exit price, costs, carry
+    fills: Floats  # [F, 8] bar, symbol, reason, units, price, fee, spread, slippage
+    trades: Floats  # [F, 9] symbol, entry bar, exit bar, reason, signed units, entry price, exit price, costs, carry
     totals: Floats  # [TOTALS]
 
 
@@ -94,46 +92,56 @@ def new_books(bars: int, symbols: int, orders: int) -> Books:
     operating system gives pages only to rows that are written.
     """
     rows = 2 * orders + symbols
-    return Books(
-        np.empty(bars),
-        np.empty(bars),
-        np.empty(bars),
-        np.empty((bars, symbols)),
-        np.empty((rows, 3), np.int32),
-        np.empty((rows, 5)),
-        np.empty((rows, 4), np.int32),
-        np.empty((rows, 5)),
-        np.zeros(TOTALS),
-    )
+    series = (np.empty(bars), np.empty(bars), np.empty(bars), np.empty((bars, symbols)))
+    return Books(*series, np.empty((rows, 8)), np.empty((rows, 9)), np.zeros(TOTALS))
+
+
+class State(NamedTuple):
+    """What the account is made of while it runs: its book [S, BOOK_FIELDS] and what it writes to."""
+
+    book: Floats
+    fills: Floats
+    trades: Floats
+    totals: Floats
 
 
 def _compiled(function: Any) -> Any:
     return njit(cache=True, nogil=True, error_model="numpy")(function)
 
 
+def _inlined(function: Any) -> Any:
+    """For what runs at every bar: a call would count references to every array it is given."""
+    return njit(cache=True, nogil=True, error_model="numpy", inline="always")(function)
+
+
 @_compiled
-def _close_trade(book: Floats, books: Books, t: int, s: int, reason: int) -> None:
+def _close_trade(state: State, t: int, s: int, reason: int) -> None:
     """Write the finished round trip of symbol s and clear its row."""
-    n = int(books.totals[N_TRADES])
+    book, totals = state.book, state.totals
+    row = state.trades[int(totals[N_TRADES])]
     side = 1.0 if book[s, UNITS] > 0 else -1.0
-    books.trade_keys[n, 0] = s
-    books.trade_keys[n, 1] = int(book[s, ENTRY_BAR])
-    books.trade_keys[n, 2] = t
-    books.trade_keys[n, 3] = reason
-    books.trades[n, 0] = side * book[s, ENTRY_UNITS]
-    books.trades[n, 1] = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
-    books.trades[n, 2] = book[s, EXIT_VALUE] / book[s, EXIT_UNITS]
-    books.trades[n, 3] = book[s, COSTS]
-    books.trades[n, 4] = book[s, CARRY]
-    books.totals[N_TRADES] += 1
-    book[s, ENTRY_VALUE : CARRY + 1] = 0.0
+    row[0], row[1], row[2], row[3] = s, book[s, ENTRY_BAR], t, reason
+    row[4] = side * book[s, ENTRY_UNITS]
+    row[5] = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
+    row[6] = book[s, EXIT_VALUE] / book[s, EXIT_UNITS]
+    row[7], row[8] = book[s, COSTS], book[s, CARRY]
+    totals[N_TRADES] += 1
+    for field in range(ENTRY_VALUE, CARRY + 1):
+        book[s, field] = 0.0
 
 
 @_compiled
 def _note_trade(
-    book: Floats, books: Books, t: int, s: int, delta: float, price: float, cost: float, reason: int
+    state: State,
+    t: int,
+    s: int,
+    delta: float,
+    price: float,
+    cost: float,
+    reason: int,
 ) -> None:
     """Add a fill to the running round trip of symbol s; a reversal ends one and begins the next."""
+    book = state.book
     size = abs(delta)
     held = book[s, UNITS]
     closing = min(size, abs(held)) if held * delta < 0 else 0.0
@@ -142,7 +150,7 @@ def _note_trade(
         book[s, EXIT_UNITS] += closing
         book[s, COSTS] += cost * closing / size
         if closing == abs(held):
-            _close_trade(book, books, t, s, reason)
+            _close_trade(state, t, s, reason)
     opening = size - closing
     if opening > 0:
         if book[s, ENTRY_UNITS] == 0:
@@ -154,8 +162,7 @@ def _note_trade(
 
 @_compiled
 def _fill(
-    book: Floats,
-    books: Books,
+    state: State,
     rules: Rules,
     t: int,
     s: int,
@@ -167,7 +174,7 @@ def _fill(
     """Trade `delta` units of symbol s at `price`; costs come out of cash. The settlement of a delisted symbol
     is free.
     """
-    totals = books.totals
+    book, totals = state.book, state.totals
     value = abs(delta) * price
     charged = 0.0 if reason == DELISTED else value
     fee, spread, slippage = rules.fee * charged, rules.spread * charged, rules.slippage * charged
@@ -178,17 +185,11 @@ def _fill(
     totals[SPREAD] += spread
     totals[SLIPPAGE] += slippage
     totals[TRADED] += value
-    n = int(totals[N_FILLS])
-    books.fill_keys[n, 0] = t
-    books.fill_keys[n, 1] = s
-    books.fill_keys[n, 2] = reason
-    books.fills[n, 0] = delta
-    books.fills[n, 1] = price
-    books.fills[n, 2] = fee
-    books.fills[n, 3] = spread
-    books.fills[n, 4] = slippage
+    row = state.fills[int(totals[N_FILLS])]
+    row[0], row[1], row[2], row[3], row[4] = t, s, reason, delta, price
+    row[5], row[6], row[7] = fee, spread, slippage
     totals[N_FILLS] += 1
-    _note_trade(book, books, t, s, delta, price, fee + spread + slippage, reason)
+    _note_trade(state, t, s, delta, price, fee + spread + slippage, reason)
     # From the old mark to the price of the fill the old units earn; from there on the new ones do.
     totals[PROFIT] += book[s, UNITS] * (price - book[s, MARK])
     book[s, MARK] = price
@@ -197,34 +198,42 @@ def _fill(
 
 @_compiled
 def _leave(
-    book: Floats, books: Books, rules: Rules, t: int, s: int, price: float, volume: float, reason: int
+    state: State,
+    rules: Rules,
+    t: int,
+    s: int,
+    price: float,
+    volume: float,
+    reason: int,
 ) -> None:
     """Sell what is held of symbol s, and stay out of it until its weight changes."""
+    book = state.book
     if book[s, UNITS] != 0:
-        _fill(book, books, rules, t, s, -book[s, UNITS], price, volume, reason)
+        _fill(state, rules, t, s, -book[s, UNITS], price, volume, reason)
     book[s, BARRED] = 1.0
 
 
-@_compiled
-def _decide(book: Floats, plan: Plan, rules: Rules, t: int) -> bool:
-    """Take over the weights decided at bar t; True when some symbol is to be traded."""
-    row = t if len(plan.row_of) == 0 else plan.row_of[t]
+@_inlined
+def _decide(book: Floats, weights: Floats, row: int, last_bars: Ints, every_bar: bool, t: int) -> bool:
+    """Take over row `row` of the weights, decided at bar t (−1 = none); True when some symbol is to be
+    traded.
+    """
     due = False
     for s in range(len(book)):
-        if row >= 0 and plan.weights[row, s] != book[s, TARGET]:
-            book[s, TARGET] = plan.weights[row, s]
+        if row >= 0 and weights[row, s] != book[s, TARGET]:
+            book[s, TARGET] = weights[row, s]
             book[s, BARRED] = 0.0
             book[s, PENDING] = 1.0
-        if rules.every_bar and book[s, BARRED] == 0:
+        if every_bar and book[s, BARRED] == 0:
             book[s, PENDING] = 1.0
-        if plan.last_bars[s] == t + 1:
+        if last_bars[s] == t + 1:
             book[s, TARGET] = 0.0
             book[s, PENDING] = 1.0
-        due = due or book[s, PENDING] > 0
+        due |= book[s, PENDING] > 0
     return due
 
 
-@_compiled
+@_inlined
 def _move(book: Floats, totals: Floats, prices: Floats, t: int) -> float:
     """Mark every symbol that has a price at bar t; returns the equity."""
     equity = totals[CASH]
@@ -248,20 +257,29 @@ def _pay_borrow(book: Floats, totals: Floats, plan: Plan, t: int) -> None:
 
 
 @_compiled
-def _pay_funding(book: Floats, totals: Floats, rates: Floats, t: int) -> None:
+def _pay_funding(book: Floats, totals: Floats, rates: Floats, t: int) -> float:
+    paid = 0.0
     for s in range(len(book)):
         if book[s, UNITS] != 0 and rates[t, s] != 0:
             due = book[s, UNITS] * book[s, MARK] * rates[t, s]
             totals[FUNDING] += due
             totals[CASH] -= due
             book[s, CARRY] += due
+            paid += due
+    return paid
 
 
 @_compiled
 def _trade(
-    book: Floats, books: Books, prices: Prices, plan: Plan, rules: Rules, t: int, equity: float
+    state: State,
+    prices: Prices,
+    plan: Plan,
+    rules: Rules,
+    t: int,
+    equity: float,
 ) -> None:
     """Bring every symbol with an order to weight × equity; an order waits where there is no bar or no volume."""
+    book = state.book
     at = prices.close if rules.at_close else prices.open
     for s in range(len(book)):
         price = at[t, s]
@@ -277,14 +295,21 @@ def _trade(
         book[s, PENDING] = 0.0
         if delta != 0:
             reason = END if plan.last_bars[s] == t else SIGNAL
-            _fill(book, books, rules, t, s, delta, price, prices.volume[t, s], reason)
+            _fill(state, rules, t, s, delta, price, prices.volume[t, s], reason)
 
 
 @_compiled
-def _stops(book: Floats, books: Books, prices: Prices, rules: Rules, t: int, at_open: bool) -> None:
+def _stops(
+    state: State,
+    prices: Prices,
+    rules: Rules,
+    t: int,
+    at_open: bool,
+) -> None:
     """Leave positions whose stop or target was reached. At the open a gap through the level fills at the
     open; within the bar the level itself fills, and where both were reached the stop counts.
     """
+    book = state.book
     for s in range(len(book)):
         held = book[s, UNITS]
         no_volume = rules.wait_for_volume and prices.volume[t, s] == 0
@@ -300,19 +325,20 @@ def _stops(book: Floats, books: Books, prices: Prices, rules: Rules, t: int, at_
         best = prices.open[t, s] if at_open else (prices.high[t, s] if side > 0 else prices.low[t, s])
         if rules.stop_loss > 0 and side * worst <= side * stop:
             price = worst if at_open else stop
-            _leave(book, books, rules, t, s, price, prices.volume[t, s], STOP)
+            _leave(state, rules, t, s, price, prices.volume[t, s], STOP)
         elif rules.take_profit > 0 and side * best >= side * target:
             price = best if at_open else target
-            _leave(book, books, rules, t, s, price, prices.volume[t, s], TAKE_PROFIT)
+            _leave(state, rules, t, s, price, prices.volume[t, s], TAKE_PROFIT)
 
 
 @_compiled
-def _margin_call(book: Floats, books: Books, prices: Prices, rules: Rules, t: int) -> None:
+def _margin_call(state: State, prices: Prices, rules: Rules, t: int) -> None:
     """Close everything where, on the straight way from the current marks to each bar's worst price, equity
     falls to the maintenance share of the gross position. Exact for one symbol; for several it takes their
     worst moments together.
     """
-    now = later = books.totals[CASH]
+    book, totals = state.book, state.totals
+    now = later = totals[CASH]
     gross_now = gross_later = 0.0
     for s in range(len(book)):
         held, mark = book[s, UNITS], book[s, MARK]
@@ -326,40 +352,42 @@ def _margin_call(book: Floats, books: Books, prices: Prices, rules: Rules, t: in
     if gross_now == 0 or after >= 0:
         return
     part = max(before, 0.0) / (max(before, 0.0) - after)
-    books.totals[MARGIN_CALLS] += 1
+    totals[MARGIN_CALLS] += 1
     for s in range(len(book)):
         held, mark = book[s, UNITS], book[s, MARK]
         worst = prices.low[t, s] if held > 0 else prices.high[t, s]
         price = mark + part * (worst - mark) if worst == worst else mark
-        _leave(book, books, rules, t, s, price, prices.volume[t, s], MARGIN_CALL)
+        _leave(state, rules, t, s, price, prices.volume[t, s], MARGIN_CALL)
 
 
 @_compiled
-def _end(book: Floats, books: Books, prices: Prices, rules: Rules, t: int) -> None:
+def _end(state: State, prices: Prices, rules: Rules, t: int) -> None:
     """Equity is gone: everything is sold at its mark and the account is closed."""
+    book = state.book
     for s in range(len(book)):
-        _leave(book, books, rules, t, s, book[s, MARK], prices.volume[t, s], RUIN)
-    books.totals[ENDED] = 1.0
+        _leave(state, rules, t, s, book[s, MARK], prices.volume[t, s], RUIN)
+    state.totals[ENDED] = 1.0
 
 
 @_compiled
-def _settle_delisted(book: Floats, books: Books, plan: Plan, rules: Rules, t: int) -> None:
+def _settle_delisted(state: State, plan: Plan, rules: Rules, t: int) -> None:
+    book = state.book
     for s in range(len(book)):
         if plan.settled_at[s] == t and book[s, UNITS] != 0:
-            _leave(book, books, rules, t, s, book[s, MARK], 0.0, DELISTED)
+            _leave(state, rules, t, s, book[s, MARK], 0.0, DELISTED)
 
 
-@_compiled
-def _write(book: Floats, books: Books, t: int) -> float:
-    equity, gross = books.totals[CASH], 0.0
+@_inlined
+def _write(
+    book: Floats, cash: float, equity_at: Floats, cash_at: Floats, gross_at: Floats, units_at: Floats, t: int
+) -> float:
+    equity, gross = cash, 0.0
     for s in range(len(book)):
         value = book[s, UNITS] * book[s, MARK]
         equity += value
         gross += abs(value)
-        books.units[t, s] = book[s, UNITS]
-    books.equity[t] = equity
-    books.cash[t] = books.totals[CASH]
-    books.gross[t] = gross
+        units_at[t, s] = book[s, UNITS]
+    equity_at[t], cash_at[t], gross_at[t] = equity, cash, gross
     return equity
 
 
@@ -369,41 +397,54 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
     bars, symbols = prices.close.shape
     book = np.zeros((symbols, BOOK_FIELDS))
     totals = books.totals
+    state = State(book, books.fills, books.trades, totals)
     totals[CASH] = rules.capital
+    opens, closes, weights, row_of, last_bars = (
+        prices.open,
+        prices.close,
+        plan.weights,
+        plan.row_of,
+        plan.last_bars,
+    )
+    equity_at, cash_at, gross_at, units_at = books.equity, books.cash, books.gross, books.units
     watched = rules.stop_loss > 0 or rules.take_profit > 0
     delistings = plan.settled_at.max() >= 0
     borrowing, funding = len(plan.years) > 0, len(plan.funding_at_open) > 0
+    dense, every_bar, at_close, margin = (
+        len(row_of) == 0,
+        rules.every_bar,
+        rules.at_close,
+        rules.maintenance > 0,
+    )
     for t in range(bars):
+        due = False
         if totals[ENDED] == 0:
-            due = t > 0 and _decide(book, plan, rules, t - 1)
+            if t > 0:
+                due = _decide(book, weights, t - 1 if dense else row_of[t - 1], last_bars, every_bar, t - 1)
             if borrowing:
                 _pay_borrow(book, totals, plan, t)
-            equity = _move(book, totals, prices.open, t)
+            equity = _move(book, totals, opens, t)
             if funding:
-                paid = totals[FUNDING]
-                _pay_funding(book, totals, plan.funding_at_open, t)
-                equity -= totals[FUNDING] - paid
+                equity -= _pay_funding(book, totals, plan.funding_at_open, t)
             if equity <= 0:
-                _end(book, books, prices, rules, t)
+                _end(state, prices, rules, t)
         if totals[ENDED] == 0:
             if watched:
-                _stops(book, books, prices, rules, t, True)
-            if due and not rules.at_close:
-                _trade(book, books, prices, plan, rules, t, equity)
+                _stops(state, prices, rules, t, True)
+            if due and not at_close:
+                _trade(state, prices, plan, rules, t, equity)
             if watched:
-                _stops(book, books, prices, rules, t, False)
-            if rules.maintenance > 0:
-                _margin_call(book, books, prices, rules, t)
-            equity = _move(book, totals, prices.close, t)
+                _stops(state, prices, rules, t, False)
+            if margin:
+                _margin_call(state, prices, rules, t)
+            equity = _move(book, totals, closes, t)
             if funding:
-                paid = totals[FUNDING]
-                _pay_funding(book, totals, plan.funding_within, t)
-                equity -= totals[FUNDING] - paid
-            if due and rules.at_close and equity > 0:
-                _trade(book, books, prices, plan, rules, t, equity)
+                equity -= _pay_funding(book, totals, plan.funding_within, t)
+            if due and at_close and equity > 0:
+                _trade(state, prices, plan, rules, t, equity)
             if delistings:
-                _settle_delisted(book, books, plan, rules, t)
-        if _write(book, books, t) <= 0 and totals[ENDED] == 0:
-            _end(book, books, prices, rules, t)
-            _write(book, books, t)
+                _settle_delisted(state, plan, rules, t)
+        if _write(book, totals[CASH], equity_at, cash_at, gross_at, units_at, t) <= 0 and totals[ENDED] == 0:
+            _end(state, prices, rules, t)
+            _write(book, totals[CASH], equity_at, cash_at, gross_at, units_at, t)
     totals[UNFILLED] = book[:, PENDING].sum()

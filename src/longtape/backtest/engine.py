@@ -119,12 +119,7 @@ def simulate(prices: Prices, plan: Plan, rules: Rules) -> Books:
     books = new_books(bars, symbols, orders)
     keep_account(prices, plan, rules, books)
     fills, trades = int(books.totals[N_FILLS]), int(books.totals[N_TRADES])
-    return books._replace(
-        fill_keys=_used(books.fill_keys, fills),
-        fills=_used(books.fills, fills),
-        trade_keys=_used(books.trade_keys, trades),
-        trades=_used(books.trades, trades),
-    )
+    return books._replace(fills=_used(books.fills, fills), trades=_used(books.trades, trades))
 
 
 def _used(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:

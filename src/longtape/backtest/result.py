@@ -74,19 +74,20 @@ class BacktestResult:
     @cached_property
     def fills(self) -> pl.DataFrame:
         """`timestamp, symbol, units, price, value, fee, spread, slippage, reason`, one row per execution."""
-        keys, values = self.books.fill_keys, self.books.fills
-        multiplier = self.multipliers[keys[:, 1]]
+        bar, symbol, reason = self.books.fills[:, :3].astype(np.int64).T
+        units, price, fee, spread, slippage = self.books.fills[:, 3:].T
+        multiplier = self.multipliers[symbol]
         return pl.DataFrame(
             {
-                "timestamp": self._times.gather(keys[:, 0]),
-                "symbol": self._names(keys[:, 1]),
-                "units": values[:, 0],
-                "price": values[:, 1] / multiplier,
-                "value": np.abs(values[:, 0]) * values[:, 1],
-                "fee": values[:, 2],
-                "spread": values[:, 3],
-                "slippage": values[:, 4],
-                "reason": pl.Series(REASONS).gather(keys[:, 2]),
+                "timestamp": self._times.gather(bar),
+                "symbol": self._names(symbol),
+                "units": units,
+                "price": price / multiplier,
+                "value": np.abs(units) * price,
+                "fee": fee,
+                "spread": spread,
+                "slippage": slippage,
+                "reason": pl.Series(REASONS).gather(reason),
             }
         )
 
@@ -97,35 +98,36 @@ class BacktestResult:
         fills; `costs` are fees, spread and slippage, `carry` funding and borrow; `profit` and `return` (over
         the entry value) are after both.
         """
-        keys, values = self.books.trade_keys, self.books.trades
-        multiplier = self.multipliers[keys[:, 0]]
+        symbol, first, last, reason = self.books.trades[:, :4].astype(np.int64).T
+        units, entry, out, costs, carry = self.books.trades[:, 4:].T
+        multiplier = self.multipliers[symbol]
         return pl.DataFrame(
             {
-                "symbol": self._names(keys[:, 0]),
-                "side": pl.Series(["short", "long"]).gather((values[:, 0] > 0).astype(np.uint32)),
-                "entry_time": self._times.gather(keys[:, 1]),
-                "exit_time": self._times.gather(keys[:, 2]),
-                "units": np.abs(values[:, 0]),
-                "entry_price": values[:, 1] / multiplier,
-                "exit_price": values[:, 2] / multiplier,
+                "symbol": self._names(symbol),
+                "side": pl.Series(["short", "long"]).gather((units > 0).astype(np.int64)),
+                "entry_time": self._times.gather(first),
+                "exit_time": self._times.gather(last),
+                "units": np.abs(units),
+                "entry_price": entry / multiplier,
+                "exit_price": out / multiplier,
                 "profit": self._trade_profits,
-                "costs": values[:, 3],
-                "carry": values[:, 4],
+                "costs": costs,
+                "carry": carry,
                 "return": self.trade_returns,
-                "bars": keys[:, 2] - keys[:, 1],
-                "reason": pl.Series(REASONS).gather(keys[:, 3]),
+                "bars": last - first,
+                "reason": pl.Series(REASONS).gather(reason),
             }
         )
 
     @property
     def _trade_profits(self) -> Floats:
-        units, entry, out, costs, carry = self.books.trades.T
+        units, entry, out, costs, carry = self.books.trades[:, 4:].T
         return units * (out - entry) - costs - carry
 
     @property
     def trade_returns(self) -> Floats:
         """Net return of each closed trade over its entry value."""
-        units, entry = self.books.trades[:, 0], self.books.trades[:, 1]
+        units, entry = self.books.trades[:, 4], self.books.trades[:, 5]
         return self._trade_profits / np.abs(units * entry)
 
     @cached_property

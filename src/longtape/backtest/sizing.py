@@ -99,19 +99,24 @@ def cap(weights: Floats, max_weight: float | None, max_gross: float | None) -> F
 @njit(cache=True)
 def restrain(weights: Floats, expected: Floats, band: float, limit: float, cost: float) -> Floats:
     """Leave a symbol where it is unless its weight moves by more than `band` and the move's expected gain, a
-    unit of weight, exceeds `cost`; then scale each row's moves so that Σ|move| ≤ `limit`.
+    unit of weight, exceeds `cost`; then scale each row's moves so that Σ|move| ≤ `limit`. Moves that are left
+    out never lever the account up: Σ|weight| stays within the most that was asked for so far.
     """
     out = np.zeros_like(weights)
     now = np.zeros(weights.shape[1])
+    most = 0.0
     for r in range(len(weights)):
+        most = max(most, np.abs(weights[r]).sum())
         moved = 0.0
         for s in range(len(now)):
             move = weights[r, s] - now[s]
             worth = expected[r, s] * np.sign(move) > cost
             out[r, s] = weights[r, s] if abs(move) > band and worth else now[s]
             moved += abs(out[r, s] - now[s])
-        part = limit / moved if moved > limit else 1.0
-        for s in range(len(now)):
-            out[r, s] = now[s] + part * (out[r, s] - now[s]) if part < 1 else out[r, s]
-            now[s] = out[r, s]
+        if moved > limit:
+            out[r] = now + (out[r] - now) * (limit / moved)
+        gross = np.abs(out[r]).sum()
+        if gross > most:
+            out[r] *= most / gross
+        now[:] = out[r]
     return out
