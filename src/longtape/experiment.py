@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from longtape.backtest.costs import Costs
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.build import FeaturesConfig
@@ -18,16 +19,6 @@ from longtape.features.splits import SplitConfig
 from longtape.market.load import DataConfig
 from longtape.models.config import ModelConfig
 from longtape.training.config import TrainingConfig
-
-
-class CostsConfig(BaseModel):
-    """Costs as fractions of the traded value, per side. What is not named is zero."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fee: float = Field(0.0, ge=0, lt=1)
-    half_spread: float = Field(0.0, ge=0, lt=1)
-    slippage: float = Field(0.0, ge=0, lt=1)
 
 
 class ForecastConfig(BaseModel):
@@ -45,10 +36,7 @@ class BacktestConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     signal: SignalConfig = Field(default_factory=SignalConfig)
-    costs: CostsConfig = Field(default_factory=CostsConfig)
-    funding: Literal["excluded"] | float | None = Field(
-        None, description="of a perpetual: `excluded`, or a flat rate per 8 hours; must be named"
-    )
+    costs: Costs = Field(default_factory=Costs)
     initial_capital: float = Field(100_000.0, gt=0)
     fill: Literal["next_open", "next_close"] = "next_open"
 
@@ -63,6 +51,9 @@ class Experiment(BaseModel):
     data: DataConfig = Field(default_factory=DataConfig)
     features: list[str] = Field(min_length=1)
     targets: list[str] = Field(min_length=1)
+    symbols: list[str] | None = Field(
+        None, description="symbols to forecast; the others are only read by of(…). All by default"
+    )
     missing: Literal["error", "forward_fill", "drop", "mask"] = "error"
     split: SplitConfig = Field(default_factory=SplitConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -73,20 +64,29 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _perpetual_names_funding(self) -> Experiment:
         perpetual = self.data.category in ("linear", "inverse")
-        if perpetual and self.backtest.funding is None:
-            raise ValueError(
-                "backtest.funding must be named for a perpetual: `excluded`, or a flat rate per 8 hours"
-            )
+        if perpetual and self.backtest.costs.funding is None:
+            raise ValueError("backtest.costs.funding must be named for a perpetual: excluded or rate")
         return self
 
     @property
     def feature_config(self) -> FeaturesConfig:
         """The section that the features room takes."""
-        return FeaturesConfig(features=self.features, targets=self.targets, missing=self.missing)
+        return FeaturesConfig(
+            features=self.features, targets=self.targets, symbols=self.symbols, missing=self.missing
+        )
 
     def to_yaml(self) -> str:
         """The whole document with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        document = self.model_dump(mode="json")
+        # Dates and fractions exclude each other, so that only what was chosen can be written out.
+        by_fractions = {
+            "train": self.split.train,
+            "validation": self.split.validation,
+            "embargo": self.split.embargo,
+        }
+        chosen = self.split.model_dump(mode="json", exclude_none=True, exclude={"train", "validation"})
+        document["split"] = by_fractions if self.split.train_until is None else chosen
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
@@ -122,7 +122,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: an experiment is a mapping of keys such as data:, features:, targets:, model:")
+        raise UserError(
+            f"{path}: an experiment is a mapping of keys such as data:, features:, targets:, model:"
+        )
     return document
 
 
@@ -131,7 +133,9 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -156,7 +160,9 @@ def _one_line(error: ValidationError, where: str) -> UserError:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        return unknown_name("key", location[-1], _known_keys(location[:-1]), ".".join([where + ": ", *location[:-1]]))
+        return unknown_name(
+            "key", location[-1], _known_keys(location[:-1]), ".".join([where + ": ", *location[:-1]])
+        )
     message = first["msg"].removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(location)}: {message}".replace(": :", ":"))
 
@@ -165,7 +171,11 @@ def _known_keys(section: list[str]) -> list[str]:
     model: Any = Experiment
     for part in section:
         field = model.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        if (
+            field is None
+            or not isinstance(field.annotation, type)
+            or not issubclass(field.annotation, BaseModel)
+        ):
             return []
         model = field.annotation
     return list(model.model_fields)

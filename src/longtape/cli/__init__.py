@@ -1,1 +1,1 @@
-"""cli"""
+"""Thin commands over the functions of the other rooms."""

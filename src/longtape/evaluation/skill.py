@@ -48,6 +48,8 @@ def coverage(forecast: pl.DataFrame) -> list[dict[str, Any]]:
     known = forecast.drop_nulls("actual")
     inside = pl.col("actual").is_between(pl.col("lower"), pl.col("upper"))
     rows = known.group_by("symbol", "target", "horizon", maintain_order=True).agg(
-        inside.mean().alias("coverage"), (pl.col("upper") - pl.col("lower")).mean().alias("mean width"), pl.len()
+        inside.mean().alias("coverage"),
+        (pl.col("upper") - pl.col("lower")).mean().alias("mean width"),
+        pl.len(),
     )
     return rows.rename({"len": "forecasts"}).to_dicts()

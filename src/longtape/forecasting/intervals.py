@@ -1,8 +1,8 @@
 """Split-conformal intervals: the errors on the validation windows say how wide an interval must be.
 
 Vovk et al. 2005; the finite-sample level ⌈(n + 1)(1 − α)⌉/n of Lei et al. 2018. Returns are scored by their own
-volatility forecast where the model makes one for the same horizon, so that intervals breathe with the market. Coverage is
-promised for exchangeable data; markets are not, so it is measured on the test windows and shown.
+volatility forecast where the model makes one for the same horizon, so that intervals breathe with the market.
+Coverage is promised for exchangeable data; markets are not, so it is measured on the test windows and shown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Calibration:
         return cls(kept["level"], tuple(kept["lower"]), tuple(kept["upper"]), tuple(kept["scaled_by"]))
 
 
-def calibrate(targets: tuple[TargetColumn, ...], predicted: Array, actual: Array, level: float) -> Calibration:
+def calibrate(
+    targets: tuple[TargetColumn, ...], predicted: Array, actual: Array, level: float
+) -> Calibration:
     """From validation predictions and labels [n, K]."""
     scaled_by = tuple(_scale_of(targets, column) for column in range(len(targets)))
     lower, upper = [], []

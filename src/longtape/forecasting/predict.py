@@ -38,7 +38,9 @@ def predict(
     return out
 
 
-def _fixed_batches(panel: Panel, lookback: int, origins: Rows, batch_size: int) -> Iterator[tuple[Rows, Rows]]:
+def _fixed_batches(
+    panel: Panel, lookback: int, origins: Rows, batch_size: int
+) -> Iterator[tuple[Rows, Rows]]:
     """(rows of a batch [batch_size], positions in `origins` that it answers). Places outside the data repeat a row."""
     first, last = first_origin(panel, lookback), len(panel) - 1
     blocks = origins // batch_size

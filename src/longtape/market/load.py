@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longtape.core.clock import ALWAYS_OPEN, Interval, to_milliseconds
 from longtape.core.errors import UserError
-from longtape.core.instrument import Instrument
 from longtape.market.bars import Bars
 
 
@@ -87,8 +86,3 @@ def _shortened(bars: Bars, config: DataConfig) -> Bars:
     if not len(bars):
         raise UserError(f"{bars.origin}: no bars of {bars.symbol} between {config.since} and {config.until}")
     return bars
-
-
-def instruments(bars: list[Bars]) -> dict[str, Instrument]:
-    """Symbol → instrument facts."""
-    return {one.symbol: one.instrument for one in bars}

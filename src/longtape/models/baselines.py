@@ -12,7 +12,9 @@ from longtape.features.panel import Panel
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
-Baseline = Callable[[Panel, int, Rows, Rows], Array]  # (panel, target column, training origins, origins) → [n]
+Baseline = Callable[
+    [Panel, int, Rows, Rows], Array
+]  # (panel, target column, training origins, origins) → [n]
 
 HAR_LAG_HOURS = (3, 6, 12, 24, 72, 168, 720)
 HAR_LAG_DAYS = (1, 2, 3, 5, 10, 22, 66)
@@ -96,6 +98,11 @@ def _trailing_mean(values: Array, width: int) -> Array:
 
 
 BASELINES: dict[str, dict[str, Baseline]] = {
-    "return": {"zero": zero, "always long (training mean)": training_mean, "last value": last_value, "AR(1)": ar1},
+    "return": {
+        "zero": zero,
+        "always long (training mean)": training_mean,
+        "last value": last_value,
+        "AR(1)": ar1,
+    },
     "volatility": {"training mean": training_mean, "last value": last_value, "log-HAR": log_har},
 }

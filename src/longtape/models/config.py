@@ -18,15 +18,21 @@ class ModelConfig(BaseModel):
     d_model: int = Field(64, ge=1)
     n_heads: int = Field(4, ge=1)
     n_layers: int = Field(2, ge=1)
-    d_ff: int | None = Field(None, ge=1, description="width of the feed-forward layer; 4 × d_model by default")
+    d_ff: int | None = Field(
+        None, ge=1, description="width of the feed-forward layer; 4 × d_model by default"
+    )
     dropout: float = Field(0.1, ge=0, lt=1)
     norm: Literal["pre", "post"] = "pre"
-    patch: int = Field(1, ge=1, description="bars joined into one token; the first token is padded where L is not a multiple")
+    patch: int = Field(
+        1, ge=1, description="bars joined into one token; the first is padded where it is short"
+    )
     positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
     pooling: Literal["last", "mean", "class", "attention"] = "last"
-    window_norm: bool = Field(False, description="subtract each window's own mean and divide by its deviation")
+    window_norm: bool = Field(
+        False, description="subtract each window's own mean and divide by its deviation"
+    )
     clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
-    skip: bool = Field(True, description="start from the closed-form baseline (ridge; log-HAR) and learn what it leaves")
+    skip: bool = Field(True, description="start from the closed-form baseline (ridge, log-HAR)")
     heads: dict[str, str] = Field(
         default_factory=dict, description="kind of target → head; the kind's usual head by default"
     )

@@ -22,7 +22,11 @@ class InputScaling(nn.Module):
     deviation: Tensor
 
     def __init__(
-        self, mean: npt.NDArray[np.float64], deviation: npt.NDArray[np.float64], clip: float, window_norm: bool
+        self,
+        mean: npt.NDArray[np.float64],
+        deviation: npt.NDArray[np.float64],
+        clip: float,
+        window_norm: bool,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))

@@ -30,7 +30,11 @@ class EncoderLayer(nn.Module):
         )
         width = config.d_ff or 4 * d
         self.feed_forward = nn.Sequential(
-            nn.Linear(d, width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, d), nn.Dropout(config.dropout)
+            nn.Linear(d, width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, d),
+            nn.Dropout(config.dropout),
         )
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 

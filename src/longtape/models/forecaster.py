@@ -35,7 +35,7 @@ class ModelInputs:
 
 
 class TargetGroup(nn.Module):
-    """Targets of one kind: where they stand among the columns, the skip they start from and their head."""
+    """Targets of one kind and symbol: where they stand among the columns, the skip they start from and their head."""
 
     def __init__(self, kind: str, members: list[int], head: Head, skip: Skip) -> None:
         super().__init__()
@@ -50,7 +50,9 @@ class Forecaster(nn.Module):
         self.config, self.inputs = config, inputs
         self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip, config.window_norm)
         self.embedding = PatchEmbedding(len(inputs.columns), config.patch, config.d_model)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.pooling == "class" else None
+        self.class_token = (
+            nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.pooling == "class" else None
+        )
         self.positions = Positions(config.positions, config.n_tokens, config.d_model)
         self.drop = nn.Dropout(config.dropout)
         self.encoder = Encoder(config)
@@ -73,7 +75,9 @@ class Forecaster(nn.Module):
 
     def loss(self, parameters: list[Tensor], y: Tensor) -> Tensor:
         """Mean loss over targets and windows; y [B, K] in original units."""
-        losses = [g.head.loss(p, y[:, g.members]).mean(0) for g, p in zip(self._groups(), parameters, strict=True)]
+        losses = [
+            g.head.loss(p, y[:, g.members]).mean(0) for g, p in zip(self._groups(), parameters, strict=True)
+        ]
         return torch.cat(losses).mean()
 
     def predict(self, x: Tensor, when: Tensor) -> Tensor:
@@ -111,21 +115,26 @@ Batch = tuple[Tensor, Tensor, Tensor]  # x [B, L, C], when [B], y [B, K]
 
 def _build_groups(config: ModelConfig, inputs: ModelInputs) -> list[TargetGroup]:
     groups = []
-    order = sorted(range(len(inputs.targets)), key=lambda i: inputs.targets[i].kind)
-    for kind, found in groupby(order, key=lambda i: inputs.targets[i].kind):
+    order = sorted(range(len(inputs.targets)), key=lambda i: _family(inputs.targets[i]))
+    for (kind, symbol), found in groupby(order, key=lambda i: _family(inputs.targets[i])):
         members = list(found)
         head = HEADS.load(_head_name(config, kind))
         scale = torch.tensor(inputs.target_deviation[members])
-        symbols = [inputs.targets[i].symbol for i in members]
-        skip = build_skip(kind, config.skip, inputs.columns, inputs.interval, config.lookback, symbols)
+        skip = build_skip(kind, config, inputs.columns, inputs.interval, symbol, len(members))
         groups.append(TargetGroup(kind, members, head(config.d_model, scale), skip))
     return groups
+
+
+def _family(target: TargetColumn) -> tuple[str, str]:
+    return target.kind, target.symbol
 
 
 def _head_name(config: ModelConfig, kind: str) -> str:
     name = config.heads.get(kind) or USUAL_HEAD.get(kind)
     if name is None:
-        raise UserError(f"model.heads: no head is made for targets of kind '{kind}'; known: {', '.join(USUAL_HEAD)}")
+        raise UserError(
+            f"model.heads: no head is made for targets of kind '{kind}'; known: {', '.join(USUAL_HEAD)}"
+        )
     if (name == "volatility") != (kind == "volatility"):
         raise UserError(f"model.heads: the head '{name}' does not go with targets of kind '{kind}'")
     return name

@@ -94,7 +94,7 @@ class StudentTHead(Head):
 
 
 class QuantileHead(Head):
-    """Quantiles that cannot cross: the median and softplus steps away from it; pinball loss (Koenker & Bassett 1978)."""
+    """Quantiles that cannot cross: softplus steps away from the median; pinball loss (Koenker & Bassett 1978)."""
 
     levels = (0.05, 0.25, 0.5, 0.75, 0.95)
     n_outputs = len(levels)

@@ -40,4 +40,6 @@ class AttentionPooling(nn.Module):
 
 def build_pooling(name: str, d_model: int) -> nn.Module:
     """`last`, `mean`, `class` or `attention`: [B, N, d_model] → [B, d_model]."""
-    return AttentionPooling(d_model) if name == "attention" else {"last": LastToken, "mean": MeanToken, "class": ClassToken}[name]()
+    if name == "attention":
+        return AttentionPooling(d_model)
+    return {"last": LastToken, "mean": MeanToken, "class": ClassToken}[name]()

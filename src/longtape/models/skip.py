@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from longtape.core.clock import DAY, HOUR, Interval
 from longtape.core.errors import UserError
+from longtape.models.config import ModelConfig
 from longtape.models.heads import SMALLEST_VARIANCE
 
 RIDGE_GRID = (0.01, 0.1, 1.0, 10.0, 100.0, float("inf"))
@@ -126,21 +127,21 @@ def ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
 
 
 def build_skip(
-    kind: str, enabled: bool, columns: tuple[str, ...], interval: Interval, lookback: int, symbols: list[str]
+    kind: str, config: ModelConfig, columns: tuple[str, ...], interval: Interval, symbol: str, n_targets: int
 ) -> Skip:
-    """The skip of a group of targets of one kind, one per symbol in `symbols`."""
+    """The skip of a group of targets of one kind and symbol."""
     if kind == "volatility":
-        return _log_har(columns, interval, lookback, symbols) if enabled else MeanLogVariance(len(symbols))
-    return RidgeSkip(len(columns), lookback, len(symbols)) if enabled else MeanSkip(len(symbols))
+        if not config.skip:
+            return MeanLogVariance(n_targets)
+        return LogHarSkip(_return_column(columns, symbol), interval, config.lookback, n_targets)
+    return RidgeSkip(len(columns), config.lookback, n_targets) if config.skip else MeanSkip(n_targets)
 
 
-def _log_har(columns: tuple[str, ...], interval: Interval, lookback: int, symbols: list[str]) -> Skip:
-    if len(set(symbols)) > 1:
-        return MeanLogVariance(len(symbols))
-    wanted = [i for i, name in enumerate(columns) if name in ("log_return", f"{symbols[0]}:log_return")]
-    if not wanted:
-        raise UserError(
-            "model.skip: a volatility target starts from log-HAR, which needs the feature 'log_return';"
-            " add it to features or set skip: false"
-        )
-    return LogHarSkip(wanted[0], interval, lookback, len(symbols))
+def _return_column(columns: tuple[str, ...], symbol: str) -> int:
+    for name in ("log_return", f"{symbol}:log_return"):
+        if name in columns:
+            return columns.index(name)
+    raise UserError(
+        "model.skip: a volatility target starts from log-HAR, which needs the feature 'log_return';"
+        " add it to features or set skip: false"
+    )

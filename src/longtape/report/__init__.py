@@ -1,1 +1,1 @@
-"""report"""
+"""Figures and the HTML page: one file that opens offline."""

@@ -41,7 +41,11 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_checkpoint(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], at: Progress
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    at: Progress,
 ) -> None:
     """Write model, optimiser, best weights, random state and progress."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The training loop: plain torch, one device, every step a function of (seed, epoch, step), so that it resumes exactly."""
+"""The training loop: plain torch, one device; each step is a function of (seed, epoch, step), so it resumes exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from longtape.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from longtape.training.config import TrainingConfig
 from longtape.training.interrupt import Stop, polite_interrupt
 from longtape.training.schedule import rate_factor
-
 
 
 def batches(windows: Windows, order: Iterable[npt.NDArray[np.int64]]) -> Iterator[Batch]:
@@ -92,7 +91,8 @@ class Trainer:
         coming = batches(self.train, self._order(at.epoch, at.step))
         with progress(f"epoch {at.epoch + 1}/{self.config.epochs}", self.steps, "steps") as bar:
             bar.advance(at.step)
-            for at.step in range(at.step, self.steps):
+            for step in range(at.step, self.steps):
+                at.step = step
                 at.epoch_loss += self._step(next(coming), at.epoch * self.steps + at.step)
                 bar.advance(1, f"loss {at.epoch_loss / (at.step + 1):.4f}")
                 if stop.asked or time.monotonic() - saved > self.config.checkpoint_seconds:

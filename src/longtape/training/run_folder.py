@@ -88,7 +88,11 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {"python": sys.version.split()[0], "machine": platform.machine(), "threads": str(torch.get_num_threads())}
+    found = {
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
@@ -112,7 +116,8 @@ def inputs_to_dict(inputs: ModelInputs) -> dict[str, Any]:
 def inputs_from_dict(kept: dict[str, Any]) -> ModelInputs:
     """Back from model.json, the same bits."""
     targets = tuple(
-        TargetColumn(**{**t, "options": tuple((name, value) for name, value in t["options"])}) for t in kept["targets"]
+        TargetColumn(**{**t, "options": tuple((name, value) for name, value in t["options"])})
+        for t in kept["targets"]
     )
     return ModelInputs(
         tuple(kept["columns"]),

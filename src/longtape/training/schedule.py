@@ -8,8 +8,8 @@ import math
 def rate_factor(schedule: str, step: int, total: int, steps_per_epoch: int, warmup: float) -> float:
     """Factor on the learning rate at `step` of `total`.
 
-    `onecycle`: linear rise, then cosine to 1/1000 (Smith & Topin 2018). `cosine`: the same fall to 0. `halving`: ½ after
-    each epoch (Informer's). `constant`: 1.
+    `onecycle`: linear rise, then cosine to 1/1000 (Smith & Topin 2018). `cosine`: the same fall to 0. `halving`: ½
+    after each epoch (Informer's). `constant`: 1.
     """
     if schedule == "constant":
         return 1.0

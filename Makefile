@@ -1,0 +1,57 @@
+# make demo: candles to report. make test: lint, types, contracts, tests. TORCH_INDEX=<url> takes torch from a CPU index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A Python that already has torch (a GPU machine's) lends it to the environment; otherwise the pinned one is installed.
+HAS_TORCH := $(shell $(PYTHON) -c "import torch; print(tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11))" 2>/dev/null)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
+
+.PHONY: demo test soak bench docs clean
+
+demo: $(VENV)/.sample
+	$(BIN)/longtape demo --out demo
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) demo
+
+$(VENV)/.torch:
+ifeq ($(HAS_TORCH),True)
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+else
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(INDEX) "$$(grep '^torch==' constraints.txt)"
+endif
+	touch $@
+
+# With a torch of the machine's own, the pin on torch and on what comes with it does not hold.
+$(VENV)/.constraints: $(VENV)/.torch constraints.txt
+ifeq ($(HAS_TORCH),True)
+	grep -v -E '^(torch|triton|nvidia-|sympy|networkx|filelock|fsspec|mpmath|jinja2|markupsafe|typing-extensions|setuptools)' constraints.txt > $@
+else
+	cp constraints.txt $@
+endif
+
+$(VENV)/.sample: $(VENV)/.constraints pyproject.toml
+	$(PIP) -c $(VENV)/.constraints -e ".[sample]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.constraints pyproject.toml
+	$(PIP) -c $(VENV)/.constraints -e ".[dev]"
+	touch $@

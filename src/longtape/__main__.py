@@ -1,0 +1,5 @@
+"""`python -m longtape`."""
+
+from longtape.cli.main import main
+
+main()

@@ -1,0 +1,77 @@
+"""`longtape`: the commands, and how errors become one line and an exit code.
+
+Heavy libraries are imported inside the commands, so that `longtape --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+
+from longtape.cli import runs
+from longtape.core.errors import LongtapeError
+from longtape.core.progress import set_silent
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="longtape",
+    help="Long-context attention for market data, from the exchange to the tear sheet."
+    "  Every command takes --quiet (no progress) and --debug (tracebacks).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(runs.demo)
+app.command("run")(runs.run)
+app.command("train")(runs.train)
+app.command("forecast")(runs.forecast)
+app.command("backtest")(runs.backtest)
+app.command("report")(runs.report)
+
+
+def main() -> None:
+    """Entry point of the `longtape` command."""
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code: 0, 1 (service, check), 2 (user's mistake), 130 (Ctrl-C)."""
+    debug = "--debug" in arguments
+    set_silent("--quiet" in arguments)
+    arguments = [argument for argument in arguments if argument not in ("--debug", "--quiet")]
+    try:
+        return int(app(args=arguments, standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("stopped")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, LongtapeError):
+        _complain(str(error))
+        return error.exit_code
+    if hasattr(error, "format_message"):  # a usage error of the command line
+        _complain(f"{error.format_message()} Try --help.")
+        return 2
+    if isinstance(error, BrokenPipeError):
+        return 0
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _complain(f"the disk is full ({error.filename or 'while writing'}); free some space and run again")
+        return 1
+    if isinstance(error, OSError):
+        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+        return 2
+    _complain(f"unexpected error, {type(error).__name__}: {error}. Run again with --debug and report it.")
+    return 1
+
+
+def _complain(text: str) -> None:
+    print("longtape: " + " ".join(text.split()), file=sys.stderr, flush=True)

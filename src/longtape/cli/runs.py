@@ -1,0 +1,118 @@
+"""`longtape demo | run | train | forecast | backtest | report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ExperimentFile = Annotated[Path, typer.Argument(help="experiment file (YAML)")]
+RunFolderArgument = Annotated[Path, typer.Argument(help="folder of a run")]
+Override = Annotated[
+    list[str] | None, typer.Option("-o", "--override", help="key=value, for example -o training.epochs=3")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for store, run and report")] = Path("demo"),
+) -> None:
+    """Walk the whole way on the embedded S&P 500 days, from candles to report.
+
+    Example: longtape demo --out demo
+    """
+    from longtape.workflow.demo import run_demo
+
+    _show(run_demo(out))
+
+
+def run(
+    experiment: ExperimentFile,
+    out: Annotated[Path, typer.Option(help="folder of the new run")],
+    resume: Resume = False,
+    override: Override = None,
+) -> None:
+    """Everything in one go: train, forecast, backtest, report.
+
+    Example: longtape run examples/btc_hourly.yaml --out runs/btc
+    """
+    from longtape.experiment import load_experiment
+    from longtape.workflow import run as run_experiment
+
+    _show(run_experiment(load_experiment(experiment, override), out, resume=resume))
+
+
+def train(
+    experiment: ExperimentFile,
+    out: Annotated[Path, typer.Option(help="folder of the new run")],
+    resume: Resume = False,
+    override: Override = None,
+) -> None:
+    """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
+
+    Example: longtape train examples/btc_hourly.yaml --out runs/btc -o training.epochs=3
+    """
+    from longtape.experiment import load_experiment
+    from longtape.workflow import train as train_experiment
+
+    made = train_experiment(load_experiment(experiment, override), out, resume=resume)
+    typer.echo(made.training_table())
+    typer.echo(f"run: {made.root}")
+
+
+def forecast(
+    run_folder: RunFolderArgument,
+    history: Annotated[
+        bool, typer.Option("--history", help="every test window too, not only the newest")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write")] = None,
+) -> None:
+    """Forecast past the end of the data, with intervals and future timestamps.
+
+    Example: longtape forecast runs/btc --history --out forecast.parquet
+    """
+    from longtape.workflow import load_run
+    from longtape.workflow.steps import write_frame
+
+    frame = load_run(run_folder).forecast(history=history)
+    if out is not None:
+        write_frame(frame, out)
+        typer.echo(f"{out}: {frame.height:,} forecasts")
+    else:
+        from longtape.report.text import frame_table
+
+        typer.echo(frame_table(frame.tail(40)))
+
+
+def backtest(run_folder: RunFolderArgument) -> None:
+    """Trade the forecasts of the test period and stand the result beside the baselines.
+
+    Example: longtape backtest runs/btc
+    """
+    from longtape.workflow import load_run
+
+    made = load_run(run_folder)
+    made.backtest()
+    typer.echo(made.results_table())
+
+
+def report(
+    run_folder: RunFolderArgument,
+    out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the run by default")] = None,
+) -> None:
+    """Write the HTML report of a run.
+
+    Example: longtape report runs/btc
+    """
+    from longtape.workflow import load_run
+
+    typer.echo(f"report: {load_run(run_folder).report(out)}")
+
+
+def _show(made: object) -> None:
+    from longtape.workflow import Run
+
+    if isinstance(made, Run):
+        typer.echo(made.results_table())
+        typer.echo(f"report: {made.path('report.html')}")

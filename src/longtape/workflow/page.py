@@ -1,0 +1,99 @@
+"""The report of a run: which blocks stand on the page, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from longtape.experiment import Experiment
+from longtape.report import figures
+from longtape.report.page import Block, Facts, Figure, Figures, Table, write
+from longtape.workflow.results import MODEL, Results
+
+_FAN_CAPTION = (
+    "The newest 400 forecasts, at the time their label is known; shaded gold: past the end of the data."
+)
+
+
+def write_report(
+    path: str | Path,
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    results: Results,
+) -> Path:
+    """Write the page of a run; returns its path."""
+    symbols = ", ".join(experiment.data.symbols)
+    subtitle = f"{symbols}, bars of {experiment.data.interval}; {experiment.model.attention} attention over"
+    subtitle += f" {experiment.model.lookback:,} bars"
+    blocks = [*_money(results), *_forecasts(experiment, results), *_training(experiment, facts, history)]
+    return write(path, experiment.name, subtitle, results.verdict, blocks)
+
+
+def _money(results: Results) -> list[Block]:
+    curves = {MODEL: results.account.equity} | {name: r.equity for name, r in results.beside.items()}
+    account = results.account
+    panels = [
+        Figure("Equity", "Marked at the close of every bar, after all costs.", figures.equity(curves)),
+        Figure("Drawdown", "Loss from the highest equity so far.", figures.drawdown(account.equity)),
+        Figure("Distribution of returns", "Per bar.", figures.return_distribution(account.equity)),
+    ]
+    caption = (
+        f"Decided at a bar's close, filled at the next open. Annualised with {account.periods_per_year:,.0f} bars a year"
+        f" ({account.calendar})."
+    )
+    return [
+        Table("Backtest", caption, results.strategies, own_first=True),
+        Figures(panels[:1]),
+        Figures(panels[1:]),
+        Facts(
+            "Account", "start + profit − fees − spread − slippage − funding − borrow = end", account.account
+        ),
+    ]
+
+
+def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
+    blocks: list[Block] = []
+    for name, rows in results.skills.items():
+        symbol, target = name.split(" ", 1)
+        own = results.forecasts.filter((pl.col("symbol") == symbol) & (pl.col("target") == target))
+        fan = figures.forecast_fan(own, experiment.forecast.level, percent=True)
+        blocks.append(Figures([Figure(f"Forecast of {name}", _FAN_CAPTION, fan)]))
+        blocks.append(
+            Table(f"Skill on {name}", "Every window of the test period is scored.", rows, own_first=True)
+        )
+    caption = "How often the interval held what happened; it was calibrated on the validation period."
+    newest = (
+        results.forecasts.filter(pl.col("actual").is_null())
+        .group_by("symbol", "target", maintain_order=True)
+        .last()
+    )
+    ahead = newest.select("symbol", "target", "known_at", "end", "mean", "lower", "upper").to_dicts()
+    blocks.append(Table("Coverage of the intervals", caption, results.coverage))
+    blocks.append(Table("Newest forecast", "Past the end of the data, in original units.", ahead))
+    return blocks
+
+
+def _training(
+    experiment: Experiment, facts: Mapping[str, Any], history: Sequence[Mapping[str, float]]
+) -> list[Block]:
+    caption = "Mean loss over the targets. Epoch 0 is the closed-form baseline from which the network starts."
+    curve = Figure("Learning curve", caption, figures.learning_curve(history))
+    of_run = {
+        "seed": facts["seed"],
+        **{f"fingerprint of {key}": value for key, value in facts["fingerprints"].items()},
+        **{f"{name} windows": count for name, count in facts["windows"].items()},
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "features": ", ".join(experiment.features),
+        "attention": f"{experiment.model.attention} {experiment.model.attention_options or ''}",
+        "costs": ", ".join(
+            f"{k} {v}" for k, v in experiment.backtest.costs.model_dump().items() if v is not None
+        ),
+    }
+    return [
+        Figures([curve]),
+        Facts("What this run was", "Enough to repeat it to the bit on this machine.", of_run),
+    ]
