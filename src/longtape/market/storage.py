@@ -65,7 +65,8 @@ class Storage:
     def put(self, name: str, data: bytes) -> None:
         """Put a whole file in its place."""
         try:
-            self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
+            if folder := self.path(name).rpartition("/")[0]:
+                self.filesystem.create_dir(folder, recursive=True)
             with self.filesystem.open_output_stream(self.path(name)) as stream:
                 stream.write(data)
         except OSError as error:
