@@ -35,8 +35,8 @@ class BacktestConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    signal: SignalConfig = Field(default_factory=SignalConfig)
-    costs: Costs = Field(default_factory=Costs)
+    signal: SignalConfig = SignalConfig()
+    costs: Costs = Costs()
     initial_capital: float = Field(100_000.0, gt=0)
     fill: Literal["next_open", "next_close"] = "next_open"
 
@@ -48,18 +48,18 @@ class Experiment(BaseModel):
 
     name: str = Field("experiment", pattern=r"^[\w .\-]{1,80}$")
     seed: int = Field(0, ge=0)
-    data: DataConfig = Field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     features: list[str] = Field(min_length=1)
     targets: list[str] = Field(min_length=1)
     symbols: list[str] | None = Field(
         None, description="symbols to forecast; the others are only read by of(…). All by default"
     )
     missing: Literal["error", "forward_fill", "drop", "mask"] = "error"
-    split: SplitConfig = Field(default_factory=SplitConfig)
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
-    forecast: ForecastConfig = Field(default_factory=ForecastConfig)
-    backtest: BacktestConfig = Field(default_factory=BacktestConfig)
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    forecast: ForecastConfig = ForecastConfig()
+    backtest: BacktestConfig = BacktestConfig()
 
     @model_validator(mode="after")
     def _perpetual_names_funding(self) -> Experiment:

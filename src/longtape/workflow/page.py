@@ -42,8 +42,8 @@ def _money(results: Results) -> list[Block]:
         Figure("Distribution of returns", "Per bar.", figures.return_distribution(account.equity)),
     ]
     caption = (
-        f"Decided at a bar's close, filled at the next open. Annualised with {account.periods_per_year:,.0f} bars a year"
-        f" ({account.calendar})."
+        "Decided at a bar's close, filled at the next open."
+        f" Annualised with {account.periods_per_year:,.0f} bars a year ({account.calendar})."
     )
     return [
         Table("Backtest", caption, results.strategies, own_first=True),

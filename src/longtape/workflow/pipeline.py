@@ -98,8 +98,8 @@ class ExperimentPipeline:
             )
         torch.manual_seed(self.experiment.seed)
         model = Forecaster(self.experiment.model, self._model_inputs(panel, train))
-        windows = [Windows(panel, self.lookback, rows) for rows in (train, validation)]
-        trainer = Trainer(model, *windows, self.experiment.training, self.experiment.seed, checkpoint)
+        seen, checked = (Windows(panel, self.lookback, rows) for rows in (train, validation))
+        trainer = Trainer(model, seen, checked, self.experiment.training, self.experiment.seed, checkpoint)
         history = trainer.fit(resume)
         calibration = self._calibrate(model, panel, validation)
         return FittedForecaster(model, calibration, self.experiment.forecast.batch_size, tuple(history))

@@ -141,7 +141,7 @@ def _edge(account: BacktestResult, hold: BacktestResult) -> str:
         return f"No edge after costs that could be told from luck: {figures}."
     if sharpe <= hold.metrics["sharpe"]:
         return f"Gained after costs, but holding would have done better: {figures}."
-    return f"Gained after costs in the test period: {figures}. One period is one draw; walk forward before believing it."
+    return f"Gained after costs in the test period: {figures}. One period is one draw: walk forward first."
 
 
 def _skill_line(name: str, rows: Rows) -> str:
