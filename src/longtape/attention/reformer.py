@@ -1,0 +1,160 @@
+"""Reformer (Kitaev et al. 2020, arXiv:2001.04451): tokens look among those that hash alike. O(N·n_hashes·bucket_size).
+
+Queries are their own keys at unit length: scores q·(k/|k|)/√D. In each round a locality-sensitive hash gives every
+token a bucket; tokens are sorted by bucket, then position, and cut into chunks of `bucket_size`. A token sees its own
+chunk and the one before. The rounds show it a union of keys: one met in several rounds counts once. It sees itself
+only where it sees nothing else.
+
+Padding sorts last, and the number of buckets follows the number of visible tokens. Known differences from public code:
+there the first chunk wraps around to the last one, and a key met twice counts twice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
+from longtape.attention.lsh import Sorted, lsh_attention
+
+_DIGIT_BITS = 6  # a hash digit tells at most 64 buckets apart, by 32 rotations
+_DIGITS = 4  # 2^24 buckets
+_ROTATED = 1 << 20  # rotated coordinates in flight
+
+
+@dataclass(frozen=True)
+class ReformerConfig(AttentionConfig):
+    """`attention_dropout` is refused: a key's weight is spread over sorted rounds."""
+
+    bucket_size: int = 64  # tokens in a chunk
+    n_hashes: int = 4  # rounds
+    seed: int = 0  # of the rotations
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("bucket_size", "n_hashes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.attention_dropout:
+            raise ValueError(
+                "reformer has no attention_dropout: its weights exist only chunk by chunk, round by round"
+            )
+
+
+class ReformerAttention(Attention):
+    """LSH attention with one projection for queries and keys."""
+
+    Config: ClassVar[type[AttentionConfig]] = ReformerConfig
+    capabilities = Capabilities()
+    config: ReformerConfig
+    rotations: Tensor
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__(config)
+        columns = _DIGITS * 2 ** (_DIGIT_BITS - 1)
+        shape = (config.n_hashes, config.n_heads, config.head_dim, columns)
+        self.register_buffer("rotations", torch.empty(shape))
+        self.redraw(config.seed)
+
+    @classmethod
+    def why_not_causal(cls) -> str:
+        """The reason given when causal=True is refused."""
+        return "where the chunks of sorted tokens begin depends on how many later tokens share each bucket"
+
+    @classmethod
+    def has_key_projection(cls) -> bool:
+        """No: a key is its query at unit length."""
+        return False
+
+    @torch.no_grad()
+    def redraw(self, seed: int) -> None:
+        """Hash by other rotations from now on."""
+        generator = torch.Generator().manual_seed(seed)
+        self.rotations.copy_(torch.randn(self.rotations.shape, generator=generator))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
+        """Chunk by chunk, round by round. `k` is not used: it is q."""
+        with torch.autocast(q.device.type, enabled=False):
+            order = Sorted.by(self.hash(q, visible), visible, self.config.bucket_size)
+            return lsh_attention(_blank_heads(q, visible), _blank_heads(v, visible), order)
+
+    def attend_reference(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
+    ) -> Tensor:
+        """Softmax over the union of what the rounds show, with all N×N weights in memory."""
+        rows = torch.arange(q.shape[2], device=q.device)
+        return self.weigh(q, k, visible, rows, **extra) @ _blank_heads(v, visible)
+
+    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+        """Weights [B, H, len(rows), N]."""
+        chunk = chunks_of(self.hash(q, visible), self.config.bucket_size)  # [B, H, R, N]
+        behind = chunk[..., rows, None] - chunk[..., None, :]
+        seen = ((behind == 0) | (behind == 1)).any(2)  # in some round, [B, H, len(rows), N]
+        if visible is not None:
+            seen = seen & visible[:, None, None, :]
+        itself = rows[:, None] == torch.arange(q.shape[2], device=q.device)
+        others = seen & ~itself
+        seen = torch.where(others.any(-1, keepdim=True), others, seen)
+        q = _blank_heads(q, visible)
+        unit = q / q.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return masked_softmax(q[:, :, rows] @ unit.transpose(-2, -1) / math.sqrt(q.shape[-1]), seen)
+
+    @torch.no_grad()
+    def hash(self, q: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Bucket of every token in every round, int64 [B, H, n_hashes, N]; padded tokens come after all buckets.
+
+        There are 2^p buckets, the first power of two with at most `bucket_size` visible tokens each. The p bits are cut
+        into digits of at most 6, each the nearest of ±(rotated axes), the paper's argmax([xR; −xR]), with its own R.
+        """
+        n_tokens = q.shape[2]
+        wide = q.to(torch.promote_types(q.dtype, torch.float32))
+        bits = _bits(-(-n_tokens // self.config.bucket_size))
+        if visible is None:
+            return self._digits(wide, bits)
+        count = visible.sum(-1)
+        bucket = torch.zeros(*q.shape[:2], self.config.n_hashes, n_tokens, dtype=torch.int64, device=q.device)
+        for p in range(bits + 1):  # samples of one batch may differ in p
+            chunks = (count + self.config.bucket_size - 1) // self.config.bucket_size
+            mine = (chunks > 2 ** (p - 1) if p else chunks <= 1) & (chunks <= 2**p)
+            bucket = torch.where(mine[:, None, None, None], self._digits(wide, p), bucket)
+        return bucket.masked_fill(~visible[:, None, None], 2**bits)
+
+    def _digits(self, q: Tensor, bits: int) -> Tensor:
+        """Bucket [B, H, R, N] in 0 … 2^bits − 1, some tokens at a time."""
+        n_digits = -(-bits // _DIGIT_BITS)
+        widths = [bits // n_digits + (digit < bits % n_digits) for digit in range(n_digits)]
+        step = max(
+            1, _ROTATED // (q.shape[0] * q.shape[1] * self.config.n_hashes * 2 ** max(widths, default=0))
+        )
+        return torch.cat([self._hash_some(part, widths) for part in q.split(step, 2)], -1)
+
+    def _hash_some(self, q: Tensor, widths: list[int]) -> Tensor:
+        shape = (*q.shape[:2], self.config.n_hashes, q.shape[2])
+        bucket = torch.zeros(shape, dtype=torch.int64, device=q.device)
+        for digit, width in enumerate(widths):
+            start = digit * 2 ** (_DIGIT_BITS - 1)
+            rotations = self.rotations[..., start : start + 2 ** (width - 1)].to(q.dtype)
+            rotated = torch.einsum("bhnd,rhdc->bhrnc", q, rotations)
+            axis = rotated.abs().argmax(-1, keepdim=True)
+            negative = rotated.gather(-1, axis) < 0
+            bucket = bucket * 2**width + (axis + negative * 2 ** (width - 1))[..., 0]
+        return bucket
+
+
+def chunks_of(bucket: Tensor, size: int) -> Tensor:
+    """Chunk of every token, int64 [..., N]: its rank when sorted by bucket and position, divided by `size`."""
+    order = bucket.argsort(dim=-1, stable=True)
+    position = torch.arange(bucket.shape[-1], device=bucket.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, position) // size
+
+
+def _bits(n_buckets: int) -> int:
+    return max(0, (n_buckets - 1).bit_length())
+
+
+def _blank_heads(x: Tensor, visible: Tensor | None) -> Tensor:
+    return x if visible is None else x.masked_fill(~visible[:, None, :, None], 0.0)
