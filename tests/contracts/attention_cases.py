@@ -26,7 +26,7 @@ class Case:
 
     @property
     def causal(self) -> bool:
-        return bool(self.options.get("causal", False))
+        return self.options.get("causal") is True
 
     def build(self, n: int, *, d_model: int = 16, n_heads: int = 2, seed: int = 0, **more: Any) -> Attention:
         """A layer in eval mode, built without moving the global generator."""
@@ -87,6 +87,7 @@ CASES = [
     Case("performer", "causal", {"causal": True}),
     Case("reformer", "plain", REFORMER),
     Case("probsparse", "plain", PROBSPARSE, full=lambda n: {"factor": n}),
+    Case("probsparse", "masked", PROBSPARSE | {"causal": "masked"}),
 ]
 MAIN = [next(case for case in CASES if case.mechanism == name) for name in MECHANISMS]
 CAUSAL = [case for case in CASES if case.causal]

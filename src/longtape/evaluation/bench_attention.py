@@ -162,23 +162,26 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *lines])
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], *, gains: bool = True) -> str:
     """Time, memory, error, and how many times faster than exact fused attention (`flash`) at the same length."""
     header = ["layer", "tokens", "forward ms", "fwd+bwd ms", "forward MiB", "fwd+bwd MiB"]
-    header += ["error against full", "× flash forward", "× flash fwd+bwd"]
+    header += ["error against full", "× flash forward", "× flash fwd+bwd"] if gains else []
     exact = {row.job.tokens: row for row in rows if row.label == "flash"}
     lines = []
     for row in rows:
+        cells = [row.label, f"{row.job.tokens:,}"]
         if row.failure:
-            lines.append([row.label, f"{row.job.tokens:,}", row.failure, *["–"] * 6])
+            lines.append([*cells, row.failure, *["–"] * (len(header) - 3)])
             continue
-        flash = exact.get(row.job.tokens)
-        times = [milliseconds(row.median(f"{part}_s")) for part in (FORWARD, TRAIN)]
-        memory = [number(row.median(f"{part}_mib")) for part in (FORWARD, TRAIN)]
-        gains = [number(row.ratio(flash, f"{part}_s") if flash else None, ".2f") for part in (FORWARD, TRAIN)]
-        error = number(row.median("error"), ".2g")
-        lines.append([row.label, f"{row.job.tokens:,}", *times, *memory, error, *gains])
+        cells += [milliseconds(row.median(f"{part}_s")) for part in (FORWARD, TRAIN)]
+        cells += [number(row.median(f"{part}_mib")) for part in (FORWARD, TRAIN)]
+        lines.append(cells + (_against(exact.get(row.job.tokens), row) if gains else []))
     return markdown(header, lines)
+
+
+def _against(flash: Row | None, row: Row) -> list[str]:
+    ratios = [row.ratio(flash, f"{part}_s") if flash else None for part in (FORWARD, TRAIN)]
+    return [number(row.median("error"), ".2g"), *(number(ratio, ".2f") for ratio in ratios)]
 
 
 def peer_table(rows: Sequence[Row]) -> str:
