@@ -14,7 +14,8 @@ HOUR = Interval.parse("1h")
 
 def values_at(times: np.ndarray) -> pl.DataFrame:
     """The one true bar of each time."""
-    price = 100.0 + (times // 60_000) % 9_973 / 7
+    minute = times // 60_000
+    price = 100 + 10 * np.sin(minute / 5_000) + minute % 9_973 * 1e-5
     return pl.DataFrame(
         {
             "timestamp": pl.Series(times).cast(TIME_TYPE),
@@ -22,7 +23,7 @@ def values_at(times: np.ndarray) -> pl.DataFrame:
             "high": price + 1,
             "low": price - 1,
             "close": price + 0.5,
-            "volume": price % 3 + 0.1,
+            "volume": 1 + minute % 7 / 10,
         }
     )
 

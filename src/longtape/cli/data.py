@@ -91,38 +91,38 @@ def repair(
     interval: IntervalOption = None,
     source: SourceOption = None,
     category: CategoryOption = None,
+    service: Annotated[
+        str | None, typer.Option("--from", help="Service to fetch from, where it is not the stored source.")
+    ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="Address of the service, where it is not the usual.")
     ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", help="Fetch the last bar again too, and take the new one.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Fetch what is missing again: gaps, and the periods of damaged files, which are set aside.
 
-    Exit code 1 if bars are still missing afterwards. Bars that the exchange does not have stay missing.
+    Exit code 1 if bars are still missing afterwards: what the service does not have stays missing.
+
     Example: longtape data repair --store data --symbol BTCUSDT --interval 1h
     """
-    from longtape.market import repair as mend
+    from longtape.cli.fetch import open_source
+    from longtape.market.repair import repair
 
     stored, chosen = _chosen(store, symbol, interval, source, category)
-    results = [mend.repair(stored, series, base_url=base_url) for series in chosen if series.interval]
-    if json:
-        _print_json({"store": store, "series": [result.to_dict() for result in results]})
-    else:
-        rows = [
-            (
-                r.name,
-                str(r.interval),
-                f"{r.missing_before:,}",
-                f"{r.added:,}",
-                f"{r.missing:,}",
-                str(r.set_aside),
-            )
-            for r in results
-        ]
-        _print_table(("series", "interval", "missing", "fetched", "still missing", "damaged files"), rows)
+    results = []
+    for series in (series for series in chosen if series.interval):
+        opened = open_source(service or series.source, base_url)
+        try:
+            results.append(repair(stored, series, opened, last=last))
+        finally:
+            opened.close()
+    _show_repairs([result.to_dict() for result in results], json)
     still = sum(result.missing for result in results)
     if still:
-        raise CheckFailed(f"{still:,} bars are still missing: the source has none there")
+        raise CheckFailed(f"{still:,} bars are still missing: the service has none there")
 
 
 @app.command("export")
@@ -159,6 +159,26 @@ def _chosen(
 
     stored = Store(store)
     return stored, stored.select(symbol, interval, source, category)
+
+
+def _show_repairs(results: list[dict[str, Any]], json: bool) -> None:
+    if json:
+        _print_json({"series": results})
+        return
+    columns = (
+        "name",
+        "interval",
+        "missing_before",
+        "fetched",
+        "missing",
+        "first_missing",
+        "set_aside",
+        "replaced",
+    )
+    rows = [
+        tuple("" if result[name] is None else str(result[name]) for name in columns) for result in results
+    ]
+    _print_table(tuple(name.replace("_", " ") for name in columns), rows)
 
 
 def _show_reports(reports: Sequence[QualityReport], json: bool) -> None:
