@@ -341,15 +341,16 @@ def check_damaged(store: Store, path: Path) -> None:
     assert stored_rows(store.root) == 10_000
 
 
-def test_resuming_over_a_damaged_last_file(tmp_path):
+@pytest.mark.parametrize(("torn", "last"), [("2024", 9_999), ("2025", 8_783)])
+def test_a_fetch_that_resumes_over_a_torn_file_is_stopped_once(tmp_path, torn, last):
     store = Store(tmp_path)
     store.append(make_bars(0, 10_000))
-    last = tmp_path / "bybit/linear/BTCUSDT/1h/2025.parquet"
-    last.write_bytes(last.read_bytes()[:500])
-    assert store.entries()[0].damaged == (str(last),)
-    with pytest.raises(LongtapeError, match=f"{last}: damaged"):
+    path = tmp_path / f"bybit/linear/BTCUSDT/1h/{torn}.parquet"
+    path.write_bytes(path.read_bytes()[:500])
+    assert store.entries()[0].damaged == (str(path),)
+    with pytest.raises(LongtapeError, match=f"{path}: damaged"):
         store.last(BTC, HOUR)
-    assert store.last(BTC, HOUR) == START + 8783 * HOUR.milliseconds
+    assert store.last(BTC, HOUR) == START + last * HOUR.milliseconds
 
 
 def test_damaged_files_are_set_aside_with_their_periods(tmp_path):

@@ -12,12 +12,12 @@ in one rename, under a lock of the series: a stored row is never torn and never 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -35,6 +35,7 @@ _STORE = "store.json"
 _INSTRUMENT = "instrument.json"
 _MARK = "mark-"
 _READERS = 4
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,14 @@ class Store:
     def last(self, instrument: Instrument, interval: Interval | None, kind: str = "candles") -> int | None:
         """The time of the last stored row (UTC ms), from which a fetch resumes; None where nothing is stored.
 
-        For writers: a damaged file is set aside, and LongtapeError names it; the next call goes on without it.
+        For writers: a torn file is set aside, and LongtapeError names it; the next call goes on without it.
         """
         series = Series.of(instrument, kind, interval)
-        names = self._files(series)
-        if not names:
+        if not (names := self._files(series)):
             return None
         with self.storage.lock(series.folder):
-            return self._writable(names[-1], lambda: self._range(names[-1])[2])
+            ranges = [self._writable(name, partial(self._range, name)) for name in names]
+        return max(last for _, _, last in ranges)
 
     def entries(self) -> list[Entry]:
         """Every series in the store, by source, category, symbol and name."""
@@ -336,14 +337,14 @@ class Store:
     ) -> Appended:
         name = f"{series.folder}/{period}.parquet"
         stored = (
-            self._writable(name, lambda: self._decode(name)) if self.storage.size(name) is not None else None
+            self._writable(name, partial(self._decode, name)) if self.storage.size(name) is not None else None
         )
         merged, counts = partition.merge(stored, rows, series.kind, on_conflict, self.storage.where(name))
         if counts.added or (counts.conflicts and on_conflict == "replace"):
             self.storage.put(name, partition.encode(merged, series.folder))
         return counts
 
-    def _writable(self, name: str, read: Any) -> Any:
+    def _writable(self, name: str, read: Callable[[], T]) -> T:
         """What `read` gives; a damaged file is set aside, so that the next run can go on, and named."""
         try:
             return read()
