@@ -103,14 +103,14 @@ class Client:
         """
         for attempt in range(self._tries):
             self._limiter.wait()
+            if self._closing.is_set():
+                raise ServiceError(f"{self.host}{path}: stopped")
             try:
                 return judge(self._ask(path, params))
             except TryAgain as failure:
                 reason, told, busy = str(failure), failure.wait or 0.0, failure.busy
             except httpx.TransportError as failure:
                 reason, told, busy = _words(failure), 0.0, False
-            if self._closing.is_set():
-                raise ServiceError(f"{self.host}{path}: stopped")
             if told > LONGEST_WAIT:
                 raise ServiceError(
                     f"{self.host}{path}: {reason}; it asks to wait {told:,.0f} s: try again then"

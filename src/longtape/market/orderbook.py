@@ -247,7 +247,15 @@ def book_row(time: int, update_id: int, bids: Levels, asks: Levels, depth: int) 
     return _frame([(time, time, None, update_id)], _flat(*book.top(depth), depth)[None], depth)
 
 
-def read_bybit(path: str | Path) -> Iterator[Update]:
+def read_log(path: str | Path, symbol: str | None = None) -> Iterator[Update]:
+    """Messages of either kind of log, told apart by their first character. UserError for another symbol's log."""
+    first = next(archives.read_lines(path), b"")
+    if first[:1].isdigit():
+        return read_binance(path, symbol)
+    return read_bybit(path, symbol)
+
+
+def read_bybit(path: str | Path, symbol: str | None = None) -> Iterator[Update]:
     """Messages of a Bybit order-book archive (`…_ob500.data.zip`: JSON lines, also unpacked or .gz).
 
     `cts` is the matching engine's time; `u` grows by one from message to message.
@@ -255,6 +263,8 @@ def read_bybit(path: str | Path) -> Iterator[Update]:
     for number, message in _messages(path):
         try:
             data, kind = message["data"], message["type"]
+            if symbol not in (None, data["s"]):
+                raise UserError(f"{path}: line {number} is about {data['s']}, not about '{symbol}'")
             if kind not in ("snapshot", "delta"):
                 raise ValueError(kind)
             update_id = int(data["u"])
@@ -262,6 +272,8 @@ def read_bybit(path: str | Path) -> Iterator[Update]:
                 int(message.get("cts", message["ts"])), int(message["ts"]), None, kind == "snapshot",
                 update_id, update_id, None, _levels(data["b"]), _levels(data["a"]),
             )  # fmt: skip
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: line {number} is not a Bybit order-book message") from None
 

@@ -84,11 +84,11 @@ class Pager:
         end, known = None if until is None else until - 1, pl.DataFrame()
         while True:
             page = self._agreeing(known, since, end, whole=False)
-            fresh = (
-                page.rows
-                if known.is_empty()
-                else page.rows.filter(pl.col("timestamp") < known["timestamp"][0])
-            )
+            fresh = _before(page.rows, known)
+            if fresh.is_empty() and page.rows.height and end is not None:
+                # so few rows fit on a page that the known one filled it
+                page = self.ask(since, end - 1, self.size)
+                fresh = page.rows
             if fresh.is_empty():
                 return
             done = self.finished(Page(fresh, page.now))
@@ -157,6 +157,10 @@ def _time(rows: pl.DataFrame, at: int) -> int:
 
 def _after(rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     return rows if known.is_empty() else rows.filter(pl.col("timestamp") > known["timestamp"][-1])
+
+
+def _before(rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    return rows if known.is_empty() else rows.filter(pl.col("timestamp") < known["timestamp"][0])
 
 
 def _changed(known: pl.DataFrame, rows: pl.DataFrame) -> int | None:

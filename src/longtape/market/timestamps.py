@@ -72,13 +72,16 @@ def _from_numbers(numbers: pl.Series, origin: str, unit: str | None) -> pl.Serie
         return _from_text(numbers.cast(pl.String), origin)
     if unit is not None and unit not in UNITS:
         raise UserError(f"{origin}: times are numbers; --time-format takes {', '.join(UNITS)}, not '{unit}'")
-    factor = UNITS[unit or _unit_of(numbers, origin)]
+    factor = UNITS[unit or unit_of(numbers, origin)]
     whole = numbers * factor if factor > 0 else numbers // -factor
     return whole.cast(pl.Int64).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
 
 
-def _unit_of(numbers: pl.Series, origin: str) -> str:
-    """The unit follows from the size: 1e11 seconds are the year 5138, 1e11 milliseconds 1973."""
+def unit_of(numbers: pl.Series, origin: str) -> str:
+    """`s`, `ms`, `us` or `ns` since 1970, by size: 1e11 seconds are the year 5138, 1e11 milliseconds 1973.
+
+    UserError naming the row where rows differ in unit.
+    """
     steps = pl.Series(np.searchsorted([1e11, 1e14, 1e17], numbers.abs().to_numpy(), side="right"))
     mixed = steps != steps[0]
     if mixed.any():

@@ -26,12 +26,14 @@ SOURCES = Registry(
 
 
 class Source(Protocol):
-    """What gives candles. Made by `SOURCES.load(name)(base_url=…)`; safe to call from several threads.
+    """What gives candles; it may also have `funding`, `trades` and `order_book`, as Bybit has.
 
-    Raises UserError for what the service does not know (a symbol, an interval), ServiceError when it fails.
+    Made by `SOURCES.load(name)(base_url=…)`; safe to call from several threads. Raises UserError for what
+    the service does not know (a symbol, an interval), ServiceError when it fails.
     """
 
     name: str
+    categories: tuple[str, ...]  # the first is the usual one
 
     def instrument(self, symbol: str, category: str) -> Instrument:
         """What the service knows about a symbol."""
@@ -54,4 +56,7 @@ class Source(Protocol):
 
     def close(self) -> None:
         """End waiting and close connections."""
-        ...
+
+    def restates(self, interval: Interval) -> bool:
+        """True where old bars change (prices adjusted for each new split), so that all are fetched again."""
+        return False

@@ -18,10 +18,13 @@ from longtape.market.bars import COLUMNS, TIME_TYPE
 from longtape.market.http import Answer, Client, Sleep, TryAgain, http_date, retry_after
 from longtape.market.orderbook import book_row
 from longtape.market.paging import Page, Pager, bar_pager
+from longtape.market.sources import Source
 
 BASE_URL = "https://api.bybit.com"
-CATEGORIES = ("spot", "linear", "inverse")
+CATEGORIES = ("linear", "spot", "inverse")
+CONTRACTS = ("linear", "inverse")
 CANDLE_PAGE, FUNDING_PAGE, INSTRUMENT_PAGE = 1_000, 200, 1_000
+_FOREVER = 2**62
 _MINUTES = (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)
 _CODES = {n * MINUTE: str(n) for n in _MINUTES} | {DAY: "D", WEEK: "W"}
 _BUSY = frozenset({10006, 10018})  # too many visits: of this endpoint, of this address
@@ -30,10 +33,11 @@ _BAD_SYMBOL = frozenset({10001, 10029, 170121})
 _PATHS = {"candles": "/v5/market/kline", "mark": "/v5/market/mark-price-kline"}
 
 
-class Bybit:
+class Bybit(Source):
     """Candles, mark-price candles, funding, instruments, recent trades, order book and server time."""
 
     name = "bybit"
+    categories: tuple[str, ...] = CATEGORIES
 
     def __init__(
         self, base_url: str = BASE_URL, *, rate: float = 50.0, tries: int = 8, sleep: Sleep | None = None
@@ -104,7 +108,7 @@ class Bybit:
         code = _code(interval)
         if kind not in _PATHS:
             raise UserError(f"bybit has candles and mark, not '{kind}'")
-        _check_category(category, CATEGORIES if kind == "candles" else CATEGORIES[1:])
+        _check_category(category, CATEGORIES if kind == "candles" else CONTRACTS)
         fixed = {"category": category, "symbol": symbol, "interval": code}
 
         def ask(start: int | None, end: int | None, limit: int) -> Page:
@@ -117,7 +121,7 @@ class Bybit:
         self, symbol: str, since: int | None, until: int | None, category: str = "linear"
     ) -> Iterator[pl.DataFrame]:
         """Funding rates that were settled in [since, until): `timestamp`, `rate` (a fraction for the interval)."""
-        _check_category(category, CATEGORIES[1:])
+        _check_category(category, CONTRACTS)
         fixed = {"category": category, "symbol": symbol}
 
         def ask(start: int | None, end: int | None, limit: int) -> Page:
@@ -258,12 +262,10 @@ def _asked_wait(answer: Answer) -> float | None:
 
 
 def _in_bounds(rows: pl.DataFrame, start: int | None, end: int | None) -> pl.DataFrame:
-    """Rows of [start, end], sorted; a page with none of them, or with two values for one time, is a wrong page."""
+    """Rows of [start, end], sorted. A page mostly of other rows, or with two values for one time, is a wrong page."""
     times = pl.col("timestamp").dt.timestamp("ms")
-    inside = rows.filter(
-        (times >= start) if start is not None else True, (times <= end) if end is not None else True
-    )
-    if rows.height and inside.is_empty():
+    inside = rows.filter((times >= (start if start is not None else 0)) & (times <= (end or _FOREVER)))
+    if rows.height - inside.height > inside.height:
         raise TryAgain("answered with a page that was not asked for")
     inside = inside.unique(maintain_order=True).sort("timestamp")
     if inside["timestamp"].is_duplicated().any():

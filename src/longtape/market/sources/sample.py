@@ -10,6 +10,7 @@ from longtape.core.clock import DAY, Interval, Milliseconds
 from longtape.core.errors import UserError, require, unknown_name
 from longtape.core.instrument import Instrument
 from longtape.market.bars import TIME_TYPE, Bars
+from longtape.market.sources import Source
 
 NAMES = {"SP500": "arch.data.sp500", "NASDAQ": "arch.data.nasdaq"}
 CALENDAR = "XNYS"
@@ -45,10 +46,11 @@ def _instrument(name: str) -> Instrument:
     return Instrument("sample", "index", name, calendar=CALENDAR)
 
 
-class Sample:
+class Sample(Source):
     """The samples as a source: daily candles only."""
 
     name = "sample"
+    categories: tuple[str, ...] = ("index",)
 
     def instrument(self, symbol: str, category: str = "index") -> Instrument:
         """What is known about the index."""
@@ -60,8 +62,8 @@ class Sample:
         self,
         symbol: str,
         interval: str | Interval,
-        since: int,
-        until: int,
+        since: int | None,
+        until: int | None,
         category: str = "index",
         kind: str = "candles",
     ) -> Iterator[pl.DataFrame]:
