@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -117,25 +117,26 @@ def seasonal_naive(horizon: int, season: int = DAY) -> Forecaster:
     return lambda x: x[:, x.shape[1] - season + np.arange(horizon) % season]
 
 
-def ols(windows: EttWindows, ridge: float = 0.0) -> Forecaster:
-    """Least squares from a window to what follows, less the window's mean; one map for all columns, closed form.
+def ols(windows: EttWindows) -> Forecaster:
+    """Least squares, closed form: (y − m) = (x − m) W + b with m the window's mean, one W and b for all columns.
 
-    (XᵀX + ridge·I) W = XᵀY over every window and column of `windows`; the mean is added back to the forecast.
+    Fitted over every window and column of `windows`; a b per step lets it learn the drift of the training rows.
     """
-    gram = np.zeros((windows.lookback, windows.lookback))
-    cross = np.zeros((windows.lookback, windows.horizon))
+    size = windows.lookback + 1
+    gram, cross = np.zeros((size, size)), np.zeros((size, windows.horizon))
     for first in range(0, len(windows), 512):
         x, y = windows.batch(np.arange(first, min(first + 512, len(windows))))
         mean = x.mean(axis=1, keepdims=True)
-        flat_x, flat_y = _by_column(x - mean), _by_column(y - mean)
-        gram += flat_x.T @ flat_x
-        cross += flat_x.T @ flat_y
-    gram[np.diag_indices_from(gram)] += ridge
-    weights: npt.NDArray[Any] = np.linalg.lstsq(gram, cross)[0]  # centred windows leave one direction empty
+        known, wanted = _with_one(_by_column(x - mean)), _by_column(y - mean)
+        gram += known.T @ known
+        cross += known.T @ wanted
+    # centring leaves one direction empty: of all solutions the shortest
+    weights = np.asarray(np.linalg.lstsq(gram, cross)[0], np.float64)
 
     def forecast(x: Floats) -> Floats:
         mean = x.mean(axis=1, keepdims=True)
-        return (weights.T @ (x - mean)) + mean  # [H, L] @ [B, L, C]
+        flat = _with_one(_by_column(x - mean)) @ weights  # [B·C, H]
+        return flat.reshape(len(x), x.shape[2], -1).transpose(0, 2, 1) + mean
 
     return forecast
 
@@ -143,3 +144,7 @@ def ols(windows: EttWindows, ridge: float = 0.0) -> Forecaster:
 def _by_column(x: Floats) -> Floats:
     """[B, L, C] → [B·C, L]."""
     return np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(-1, x.shape[1])
+
+
+def _with_one(rows: Floats) -> Floats:
+    return np.concatenate([rows, np.ones((len(rows), 1))], axis=1)

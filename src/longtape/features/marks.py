@@ -1,8 +1,10 @@
 """Marks of market time: bars that a sparse attention lets every other bar see.
 
 A mark is a moment: a session opens or closes, a day or a week begins, funding is paid, an event takes place. It stands
-at the last bar that does not open after it. A window gets it only when, at the window's last close, the moment has
-passed and was publicly known; so no position tells of the future.
+at the last bar of the window that does not open after it. A window gets it only when, at the window's last close, the
+moment has passed and was publicly known; so no position tells of the future, and cutting the data changes none. What
+begins at the very moment of that close (a day, a session) belongs to the bar that opens then; a session that closes at
+it has closed.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def _moments(texts: pl.Series, path: str | Path) -> pl.Series:
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """Marks of one panel: the row each stands at and when it is known [M], rows ascending."""
+    """Marks of one panel: the row each stands at and from when it is known [M], rows ascending."""
 
     rows: Rows
     known: Milliseconds
@@ -116,22 +118,27 @@ class Marks:
         """
         out = np.full((len(origins), self.limit), -1, np.int64)
         lows = np.searchsorted(self.rows, origins - lookback + 1)
-        highs = np.searchsorted(self.rows, origins, side="right")
+        highs = np.searchsorted(
+            self.rows, origins + 1, side="right"
+        )  # the next bar may open as this one closes
         for window, origin, low, high in zip(out, origins, lows, highs, strict=True):
             passed = self.known[low:high] <= self.panel.known_at[origin]
-            inside = np.unique(self.rows[low:high][passed])[-self.limit :] - (origin - lookback + 1)
+            rows = np.minimum(self.rows[low:high][passed], origin)
+            inside = np.unique(rows)[-self.limit :] - (origin - lookback + 1)
             window[: len(inside)] = inside
         return out
 
 
 def build_marks(panel: Panel, config: MarksConfig, events: Events | None = None) -> Marks:
     """Marks of `panel`. `events` stands for the file named in the configuration, e.g. cut to what was announced."""
-    moments = [np.empty(0, np.int64)] + [_regular(kind, panel, config) for kind in config.kinds]
-    known = [*moments]
+    moments, known = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for kind in config.kinds:
+        moments.append(_regular(kind, panel, config))
+        known.append(moments[-1] + (kind != "session_close"))
     if config.events is not None:
         listed = read_events(config.events) if events is None else events
         moments.append(listed.times)
-        known.append(np.maximum(listed.times, listed.announced))
+        known.append(np.maximum(listed.times + 1, listed.announced))
     times, when = np.concatenate(moments), np.concatenate(known)
     rows = np.searchsorted(panel.timestamps, times, side="right") - 1
     covered = (rows >= 0) & (times <= panel.known_at[-1])
@@ -178,5 +185,5 @@ def session_times(calendar: str, first: int, last: int, column: Literal["open", 
         raise UserError(
             f"marks: calendar {calendar} does not cover {iso(first)} to {iso(last)} ({error})"
         ) from None
-    times = schedule[column].to_numpy(dtype="datetime64[ms]").astype(np.int64)
+    times = schedule[column].dt.tz_convert(None).to_numpy().astype("datetime64[ms]").astype(np.int64)
     return times[(times >= first) & (times <= last)]

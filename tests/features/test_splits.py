@@ -1,0 +1,219 @@
+"""Periods keep to themselves: no label of an earlier one is known after a later one begins."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from longtape.core.clock import HOUR, iso
+from longtape.core.errors import UserError
+from longtape.features.splits import (
+    Split,
+    SplitConfig,
+    WalkForwardConfig,
+    chronological,
+    label_ends,
+    latest,
+    periods,
+    purged_kfold,
+    usable,
+    walk_forward,
+)
+from tests.features.panels import START, clocked_panel, counting_panel
+
+
+def assert_purged(panel, split: Split) -> None:
+    """No label of a part is known after the first decision of a later part."""
+    for earlier, later in (
+        (split.train, split.validation),
+        (split.train, split.test),
+        (split.validation, split.test),
+    ):
+        if len(earlier) and len(later):
+            assert label_ends(panel, earlier).max() <= panel.known_at[later].min()
+
+
+@given(
+    n=st.integers(60, 400),
+    horizon=st.integers(1, 20),
+    lookback=st.integers(1, 30),
+    embargo=st.integers(0, 10),
+    train=st.floats(0.3, 0.7),
+    validation=st.floats(0.0, 0.25),
+)
+@settings(max_examples=60, deadline=None)
+def test_fractions(
+    n: int, horizon: int, lookback: int, embargo: int, train: float, validation: float
+) -> None:
+    panel = counting_panel(n, horizon)
+    try:
+        split = chronological(
+            panel, lookback, SplitConfig(train=train, validation=validation, embargo=embargo)
+        )
+    except UserError:
+        assume(False)
+    assert_purged(panel, split)
+    first = panel.warm_up + lookback - 1
+    for rows in (split.train, split.validation, split.test):
+        assert rows.dtype == np.int64
+        assert (np.diff(rows) > 0).all()
+        assert not len(rows) or rows[0] >= first
+        assert np.isfinite(panel.targets[rows]).all()
+    assert split.test[-1] == n - horizon - 1
+    if embargo and len(split.validation):
+        assert label_ends(panel, split.train).max() <= panel.timestamps[split.validation[0] - embargo]
+
+
+def test_dates_are_exact() -> None:
+    panel = counting_panel(24 * 30, horizon=24)
+    config = SplitConfig(train_until="2024-01-15", validation_until="2024-01-20", test_until="2024-01-28")
+    split = chronological(panel, 10, config)
+    times = [
+        iso(int(panel.timestamps[row]))
+        for part in (split.train, split.validation, split.test)
+        for row in part[[0, -1]]
+    ]
+    assert times == [
+        "2024-01-01 11:00Z",
+        "2024-01-13 23:00Z",  # its label is known at 2024-01-15 00:00
+        "2024-01-15 00:00Z",
+        "2024-01-18 23:00Z",
+        "2024-01-20 00:00Z",
+        "2024-01-26 23:00Z",
+    ]
+
+
+def test_dates_come_from_yaml_as_they_are_written() -> None:
+    read = yaml.safe_load("train_until: 2024-01-15\nvalidation_until: 2024-01-20 12:00:00")
+    assert SplitConfig(**read).train_until == "2024-01-15"
+    assert SplitConfig(train_until=date(2024, 1, 15)) == SplitConfig(train_until="2024-01-15")
+    assert SplitConfig(
+        **yaml.safe_load(
+            yaml.safe_dump(SplitConfig(**read).model_dump(exclude_none=True, exclude={"train", "validation"}))
+        )
+    ) == SplitConfig(**read)
+
+
+def test_borders_hold_when_the_data_are_cut() -> None:
+    panel, longer = counting_panel(300), counting_panel(400)
+    borders = periods(longer, 10, SplitConfig())
+    full, cut = (chronological(p, 10, borders) for p in (longer, panel))
+    np.testing.assert_array_equal(full.train, cut.train)
+    assert len(cut.test) == 0
+    assert chronological(longer, 10, SplitConfig()).periods == borders
+
+
+def test_unknown_labels_are_not_scored_but_the_newest_window_is_there() -> None:
+    panel = counting_panel(300, horizon=24)
+    assert chronological(panel, 10, SplitConfig()).test[-1] == 275
+    assert latest(panel, 10) == 299
+
+
+def test_origins_without_a_label_are_left_out() -> None:
+    panel = counting_panel(300)
+    panel.targets[100:110] = np.nan
+    assert not set(range(100, 110)) & set(usable(panel, 10).tolist())
+
+
+def test_the_rows_a_scaler_may_see() -> None:
+    split = Split(np.array([10, 11, 40]), np.empty(0, np.int64), np.array([60]))
+    assert split.training_rows(3).tolist() == [8, 9, 10, 11, 38, 39, 40]
+
+
+@pytest.mark.parametrize("window", ["expanding", "rolling"])
+@pytest.mark.parametrize("horizon", [1, 12])
+def test_walk_forward_tests_every_row_once(window: str, horizon: int) -> None:
+    panel = counting_panel(1_000, horizon)
+    config = WalkForwardConfig(n_folds=7, window=window, test=0.4, embargo=2)
+    folds = walk_forward(panel, 20, config)
+    tested = np.concatenate([fold.test for fold in folds])
+    origins = usable(panel, 20)
+    np.testing.assert_array_equal(tested, origins[-int(len(origins) * 0.4) :])
+    for fold in folds:
+        assert_purged(panel, fold)
+    starts = [int(fold.train[0]) for fold in folds]
+    assert (len(set(starts)) == 1) == (window == "expanding")
+    lengths = [len(fold.train) for fold in folds]
+    assert max(lengths) - min(lengths) <= 1 if window == "rolling" else lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("embargo", [0, 15])
+def test_purged_kfold_tests_every_row_once_and_shares_no_label(embargo: int) -> None:
+    panel = counting_panel(600, horizon=12)
+    folds = purged_kfold(panel, 20, 5, embargo)
+    np.testing.assert_array_equal(np.concatenate([fold.test for fold in folds]), usable(panel, 20))
+    for fold in folds:
+        test_begin, test_end = panel.timestamps[fold.test[0]], label_ends(panel, fold.test).max()
+        before, after = fold.train[fold.train < fold.test[0]], fold.train[fold.train > fold.test[-1]]
+        assert (label_ends(panel, before) <= test_begin - embargo * HOUR).all()
+        assert (panel.timestamps[after] >= test_end + embargo * HOUR).all()
+        assert len(before) + len(after) > 380
+
+
+def test_irregular_clocks_are_purged_by_time_and_not_by_rows() -> None:
+    """A label over a weekend ends days later."""
+    hours = np.concatenate([np.arange(0, 100), np.arange(160, 260), np.arange(320, 420)])
+    panel = clocked_panel(START + HOUR * hours, np.zeros((300, 1), np.float32), np.zeros((300, 1)), horizon=6)
+    for fold in walk_forward(panel, 5, WalkForwardConfig(n_folds=3)):
+        assert_purged(panel, fold)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"train": 0.8, "validation": 0.2}, "leave nothing to test on"),
+        ({"train": 0.8, "train_until": "2024-01-05"}, "not both"),
+        ({"validation_until": "2024-01-05"}, "validation_until needs train_until"),
+        ({"train_until": "soon"}, "'soon' is not a time"),
+        ({"purge": 3}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_split_that_means_nothing_is_refused(options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        SplitConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        (
+            SplitConfig(train_until="2023-01-01", validation_until="2024-01-05"),
+            "training period holds no usable origin",
+        ),
+        (
+            SplitConfig(train_until="2024-01-05", validation_until="2024-01-05T05:00", embargo=10),
+            "validation period",
+        ),
+        (
+            SplitConfig(train_until="2024-01-05", validation_until="2030-01-01"),
+            "test period holds no usable origin",
+        ),
+        (
+            SplitConfig(train_until="2024-01-05", validation_until="2024-01-04"),
+            "must end one after the other",
+        ),
+    ],
+)
+def test_an_empty_period_is_one_line(config: SplitConfig, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as raised:
+        chronological(counting_panel(24 * 14), 10, config)
+    assert "\n" not in str(raised.value)
+
+
+def test_too_little_data_is_one_line() -> None:
+    with pytest.raises(UserError, match="lookback 300 after a warm-up"):
+        chronological(counting_panel(200), 300, SplitConfig())
+    with pytest.raises(UserError, match="no label is known"):
+        chronological(counting_panel(200, horizon=195), 10, SplitConfig())
+    with pytest.raises(UserError, match="fold 1 has nothing to train on"):
+        walk_forward(counting_panel(60, horizon=20), 10, WalkForwardConfig(test=0.9, n_folds=2))
+    with pytest.raises(UserError, match="cannot make 50 folds"):
+        walk_forward(counting_panel(60), 10, WalkForwardConfig(n_folds=50))
+    with pytest.raises(UserError, match="take 2 to"):
+        purged_kfold(counting_panel(60), 10, 1)
