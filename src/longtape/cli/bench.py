@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Measure longtape on this machine.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure longtape on this machine."""
 
 
 @app.command("attention")
@@ -30,7 +35,7 @@ def attention(
     """
     from longtape.attention import MECHANISMS
     from longtape.core.errors import UserError
-    from longtape.evaluation.bench_attention import bench
+    from longtape.evaluation import bench_attention
 
     names = list(MECHANISMS) if mechanisms == "all" else [name.strip() for name in mechanisms.split(",")]
     try:
@@ -38,5 +43,8 @@ def attention(
     except ValueError:
         raise UserError(f"--lengths: '{lengths}' is not a list of numbers; write 1024,4096") from None
     typer.echo(
-        bench(sizes, names, peers=peers, repeats=repeats, dtype=dtype, device=device, out=out), nl=False
+        bench_attention.bench(
+            sizes, names, peers=peers, repeats=repeats, dtype=dtype, device=device, out=out
+        ),
+        nl=False,
     )
