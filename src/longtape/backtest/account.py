@@ -21,7 +21,8 @@ Ints = npt.NDArray[np.int64]
 # Columns of the book, one row per symbol.
 UNITS, MARK, TARGET, PENDING, BARRED = 0, 1, 2, 3, 4
 ENTRY_BAR, ENTRY_VALUE, ENTRY_UNITS, EXIT_VALUE, EXIT_UNITS, COSTS, CARRY = 5, 6, 7, 8, 9, 10, 11
-BOOK_FIELDS = 12
+LOT, LAST_BAR, SETTLED_AT, BORROW_RATE = 12, 13, 14, 15
+BOOK_FIELDS = 16
 
 # The account's totals since the start.
 CASH, PROFIT, FEES, SPREAD, SLIPPAGE, FUNDING, BORROW, TRADED = 0, 1, 2, 3, 4, 5, 6, 7
@@ -114,23 +115,23 @@ def _inlined(function: Any) -> Any:
     return njit(cache=True, nogil=True, error_model="numpy", inline="always")(function)
 
 
-@_compiled
+@_inlined
 def _close_trade(state: State, t: int, s: int, reason: int) -> None:
     """Write the finished round trip of symbol s and clear its row."""
     book, totals = state.book, state.totals
-    row = state.trades[int(totals[N_TRADES])]
+    trades, n = state.trades, int(totals[N_TRADES])
     side = 1.0 if book[s, UNITS] > 0 else -1.0
-    row[0], row[1], row[2], row[3] = s, book[s, ENTRY_BAR], t, reason
-    row[4] = side * book[s, ENTRY_UNITS]
-    row[5] = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
-    row[6] = book[s, EXIT_VALUE] / book[s, EXIT_UNITS]
-    row[7], row[8] = book[s, COSTS], book[s, CARRY]
+    trades[n, 0], trades[n, 1], trades[n, 2], trades[n, 3] = s, book[s, ENTRY_BAR], t, reason
+    trades[n, 4] = side * book[s, ENTRY_UNITS]
+    trades[n, 5] = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
+    trades[n, 6] = book[s, EXIT_VALUE] / book[s, EXIT_UNITS]
+    trades[n, 7], trades[n, 8] = book[s, COSTS], book[s, CARRY]
     totals[N_TRADES] += 1
     for field in range(ENTRY_VALUE, CARRY + 1):
         book[s, field] = 0.0
 
 
-@_compiled
+@_inlined
 def _note_trade(
     state: State,
     t: int,
@@ -185,9 +186,9 @@ def _fill(
     totals[SPREAD] += spread
     totals[SLIPPAGE] += slippage
     totals[TRADED] += value
-    row = state.fills[int(totals[N_FILLS])]
-    row[0], row[1], row[2], row[3], row[4] = t, s, reason, delta, price
-    row[5], row[6], row[7] = fee, spread, slippage
+    fills, n = state.fills, int(totals[N_FILLS])
+    fills[n, 0], fills[n, 1], fills[n, 2], fills[n, 3], fills[n, 4] = t, s, reason, delta, price
+    fills[n, 5], fills[n, 6], fills[n, 7] = fee, spread, slippage
     totals[N_FILLS] += 1
     _note_trade(state, t, s, delta, price, fee + spread + slippage, reason)
     # From the old mark to the price of the fill the old units earn; from there on the new ones do.
@@ -214,7 +215,7 @@ def _leave(
 
 
 @_inlined
-def _decide(book: Floats, weights: Floats, row: int, last_bars: Ints, every_bar: bool, t: int) -> bool:
+def _decide(book: Floats, weights: Floats, row: int, every_bar: bool, t: int) -> bool:
     """Take over row `row` of the weights, decided at bar t (−1 = none); True when some symbol is to be
     traded.
     """
@@ -226,7 +227,7 @@ def _decide(book: Floats, weights: Floats, row: int, last_bars: Ints, every_bar:
             book[s, PENDING] = 1.0
         if every_bar and book[s, BARRED] == 0:
             book[s, PENDING] = 1.0
-        if last_bars[s] == t + 1:
+        if book[s, LAST_BAR] == t + 1:
             book[s, TARGET] = 0.0
             book[s, PENDING] = 1.0
         due |= book[s, PENDING] > 0
@@ -247,10 +248,10 @@ def _move(book: Floats, totals: Floats, prices: Floats, t: int) -> float:
 
 
 @_compiled
-def _pay_borrow(book: Floats, totals: Floats, plan: Plan, t: int) -> None:
+def _pay_borrow(book: Floats, totals: Floats, years: float) -> None:
     for s in range(len(book)):
         if book[s, UNITS] < 0:
-            due = -book[s, UNITS] * book[s, MARK] * plan.borrow[s] * plan.years[t]
+            due = -book[s, UNITS] * book[s, MARK] * book[s, BORROW_RATE] * years
             totals[BORROW] += due
             totals[CASH] -= due
             book[s, CARRY] += due
@@ -270,32 +271,21 @@ def _pay_funding(book: Floats, totals: Floats, rates: Floats, t: int) -> float:
 
 
 @_compiled
-def _trade(
-    state: State,
-    prices: Prices,
-    plan: Plan,
-    rules: Rules,
-    t: int,
-    equity: float,
-) -> None:
+def _trade(state: State, at: Floats, volumes: Floats, rules: Rules, t: int, equity: float) -> None:
     """Bring every symbol with an order to weight × equity; an order waits where there is no bar or no volume."""
     book = state.book
-    at = prices.close if rules.at_close else prices.open
     for s in range(len(book)):
-        price = at[t, s]
-        if book[s, PENDING] == 0 or price != price:
-            continue
-        if rules.wait_for_volume and prices.volume[t, s] == 0:
+        price, volume = at[t, s], volumes[t, s]
+        if book[s, PENDING] == 0 or price != price or (rules.wait_for_volume and volume == 0):
             continue
         units = book[s, TARGET] * equity / price
-        if plan.lots[s] > 0:
+        if book[s, LOT] > 0:
             # A size that is a whole number of lots but for rounding must not lose a lot.
-            units = np.sign(units) * np.floor(abs(units) / plan.lots[s] + 1e-9) * plan.lots[s]
+            units = np.sign(units) * np.floor(abs(units) / book[s, LOT] + 1e-9) * book[s, LOT]
         delta = units - book[s, UNITS]
         book[s, PENDING] = 0.0
         if delta != 0:
-            reason = END if plan.last_bars[s] == t else SIGNAL
-            _fill(state, rules, t, s, delta, price, prices.volume[t, s], reason)
+            _fill(state, rules, t, s, delta, price, volume, END if book[s, LAST_BAR] == t else SIGNAL)
 
 
 @_compiled
@@ -370,10 +360,10 @@ def _end(state: State, prices: Prices, rules: Rules, t: int) -> None:
 
 
 @_compiled
-def _settle_delisted(state: State, plan: Plan, rules: Rules, t: int) -> None:
+def _settle_delisted(state: State, rules: Rules, t: int) -> None:
     book = state.book
     for s in range(len(book)):
-        if plan.settled_at[s] == t and book[s, UNITS] != 0:
+        if book[s, SETTLED_AT] == t and book[s, UNITS] != 0:
             _leave(state, rules, t, s, book[s, MARK], 0.0, DELISTED)
 
 
@@ -396,15 +386,17 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
     """Run the account over all bars and fill `books`."""
     bars, symbols = prices.close.shape
     book = np.zeros((symbols, BOOK_FIELDS))
+    book[:, LOT], book[:, BORROW_RATE] = plan.lots, plan.borrow
+    book[:, LAST_BAR], book[:, SETTLED_AT] = plan.last_bars, plan.settled_at
     totals = books.totals
     state = State(book, books.fills, books.trades, totals)
     totals[CASH] = rules.capital
-    opens, closes, weights, row_of, last_bars = (
+    opens, closes, volumes, weights, row_of = (
         prices.open,
         prices.close,
+        prices.volume,
         plan.weights,
         plan.row_of,
-        plan.last_bars,
     )
     equity_at, cash_at, gross_at, units_at = books.equity, books.cash, books.gross, books.units
     watched = rules.stop_loss > 0 or rules.take_profit > 0
@@ -420,9 +412,9 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
         due = False
         if totals[ENDED] == 0:
             if t > 0:
-                due = _decide(book, weights, t - 1 if dense else row_of[t - 1], last_bars, every_bar, t - 1)
+                due = _decide(book, weights, t - 1 if dense else row_of[t - 1], every_bar, t - 1)
             if borrowing:
-                _pay_borrow(book, totals, plan, t)
+                _pay_borrow(book, totals, plan.years[t])
             equity = _move(book, totals, opens, t)
             if funding:
                 equity -= _pay_funding(book, totals, plan.funding_at_open, t)
@@ -432,7 +424,7 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
             if watched:
                 _stops(state, prices, rules, t, True)
             if due and not at_close:
-                _trade(state, prices, plan, rules, t, equity)
+                _trade(state, opens, volumes, rules, t, equity)
             if watched:
                 _stops(state, prices, rules, t, False)
             if margin:
@@ -441,9 +433,9 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
             if funding:
                 equity -= _pay_funding(book, totals, plan.funding_within, t)
             if due and at_close and equity > 0:
-                _trade(state, prices, plan, rules, t, equity)
+                _trade(state, closes, volumes, rules, t, equity)
             if delistings:
-                _settle_delisted(state, plan, rules, t)
+                _settle_delisted(state, rules, t)
         if _write(book, totals[CASH], equity_at, cash_at, gross_at, units_at, t) <= 0 and totals[ENDED] == 0:
             _end(state, prices, rules, t)
             _write(book, totals[CASH], equity_at, cash_at, gross_at, units_at, t)

@@ -18,35 +18,35 @@ def infer_periods_per_year(clock: Milliseconds) -> tuple[float, str]:
     """
     if len(clock) < 2:
         return float("nan"), "one bar has no clock"
-    step = int(np.median(np.diff(clock)))
+    step = usual_step(clock)
     if step >= 26 * DAY:
         return 12.0 / max(round(step / (30.44 * DAY)), 1), "months"
     if step >= 6 * DAY:
         return 52.0 * 7 * DAY / step, "weeks"
-    if _never_closes(clock, step):
+    days = np.arange(clock[0] // DAY, clock[-1] // DAY + 1)
+    counts = np.diff(np.searchsorted(clock, np.append(days, days[-1] + 1) * DAY))
+    weekday = (days + 3) % 7  # 0 = Monday; 1970-01-01 was a Thursday
+    if _never_closes(clock, step, counts[weekday == 5]):
         return 365 * DAY / step, f"{ALWAYS_OPEN}, inferred"
     if step >= 0.8 * DAY:
         return float(TRADING_DAYS), "exchange days, inferred"
-    days, counts = np.unique(clock // DAY, return_counts=True)
-    usual = (
-        float(np.median(counts[_weekday(days) < 5])) if (_weekday(days) < 5).any() else float(counts.max())
-    )
+    usual = float(np.median(counts[(counts > 0) & (weekday < 5)]))
     if usual * step >= 0.9 * DAY:
         return 260 * DAY / step, f"{WEEKDAYS_ONLY}, inferred"
     return TRADING_DAYS * usual, f"exchange sessions of {usual:g} bars, inferred"
 
 
-def _weekday(days: Milliseconds) -> Milliseconds:
-    """0 = Monday; 1970-01-01 was a Thursday."""
-    return (days + 3) % 7
+def usual_step(clock: Milliseconds) -> int:
+    """Median distance between bars, in milliseconds, from a few thousand of them."""
+    at = np.unique(np.linspace(0, len(clock) - 2, 4097).astype(np.int64))
+    return int(np.median(clock[at + 1] - clock[at]))
 
 
-def _never_closes(clock: Milliseconds, step: int) -> bool:
-    days = np.unique(clock // DAY)
-    if (_weekday(days) == 5).any():
-        return True
-    spans_saturday = (_weekday(np.arange(days[0], days[-1] + 1)) == 5).any()
-    return not spans_saturday and bool(np.diff(clock).max() <= 1.5 * step)
+def _never_closes(clock: Milliseconds, step: int, saturdays: Milliseconds) -> bool:
+    """Bars on Saturdays; where the data hold no Saturday, no break between bars."""
+    if len(saturdays):
+        return bool(saturdays.any())
+    return bool(np.diff(clock).max() <= 1.5 * step)
 
 
 def periods_per_year(clock: Milliseconds, instruments: Sequence[Instrument | None]) -> tuple[float, str]:
@@ -55,7 +55,7 @@ def periods_per_year(clock: Milliseconds, instruments: Sequence[Instrument | Non
     calendar = calendars.pop() if len(calendars) == 1 else None
     if calendar is None or len(clock) < 2:
         return infer_periods_per_year(clock)
-    step = int(np.median(np.diff(clock)))
+    step = usual_step(clock)
     if step >= 26 * DAY:
         return infer_periods_per_year(clock)
     return Interval(step, "").bars_per_year(calendar), f"calendar {calendar}"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from longtape.backtest.annual import usual_step
 from longtape.backtest.frames import as_frame, milliseconds
 from longtape.core.clock import HOUR, Milliseconds, iso
 from longtape.core.errors import UserError
@@ -74,7 +75,6 @@ def funding_rates(
     costs: Costs,
     instruments: Sequence[Instrument | None],
     clock: Milliseconds,
-    closes: Milliseconds,
     symbols: Sequence[str],
     history: Any,
 ) -> tuple[Floats, Floats]:
@@ -91,13 +91,14 @@ def funding_rates(
     if not paying or costs.funding == "excluded":
         return np.zeros((0, 0)), np.zeros((0, 0))
     at_open, within = np.zeros((len(clock), len(symbols))), np.zeros((len(clock), len(symbols)))
+    until = int(clock[-1] + usual_step(clock))
     events = None if costs.funding == "rate" else _read_history(history)
     for s in paying:
         if events is None:
-            times = _every_eight_hours(clock[0], closes[-1])
+            times = _every_eight_hours(int(clock[0]), until)
             rates = np.full(len(times), costs.funding_rate)
         else:
-            times, rates = _recorded(events, symbols[s], instruments[s], clock, closes)
+            times, rates = _recorded(events, symbols[s], instruments[s], int(clock[0]), until)
         _place(times, rates, clock, at_open[:, s], within[:, s])
     return at_open, within
 
@@ -134,13 +135,13 @@ def _recorded(
     events: pl.DataFrame,
     symbol: str,
     instrument: Instrument | None,
-    clock: Milliseconds,
-    closes: Milliseconds,
+    since: int,
+    until: int,
 ) -> tuple[Milliseconds, Floats]:
     mine = events.filter(pl.col("symbol") == symbol)
     times, rates = mine["time"].to_numpy(), mine["rate"].to_numpy()
     hours = (instrument.funding_hours if instrument else None) or USUAL_FUNDING_HOURS
-    _refuse_holes(symbol, times, int(hours * HOUR), int(clock[0]), int(closes[-1]))
+    _refuse_holes(symbol, times, int(hours * HOUR), since, until)
     return times, rates
 
 

@@ -167,10 +167,7 @@ def _plan(
     close_at_end: bool,
     funding_history: Any,
 ) -> Plan:
-    closes = _closes(market.clock)
-    at_open, within = costing.funding_rates(
-        costs, known, market.clock, closes, market.symbols, funding_history
-    )
+    at_open, within = costing.funding_rates(costs, known, market.clock, market.symbols, funding_history)
     borrow = costing.borrow_rates(costs, known)
     years = np.diff(market.clock, prepend=market.clock[0]) / (365 * DAY) if borrow.any() else np.zeros(0)
     last, settled = _ends(market)
@@ -188,21 +185,15 @@ def _plan(
     )
 
 
-def _closes(clock: Milliseconds) -> Milliseconds:
-    """When each bar ends, at the latest: the next open; the last bar is as long as bars usually are."""
-    usual = int(np.median(np.diff(clock))) if len(clock) > 1 else 0
-    return np.append(clock[1:], clock[-1] + usual)
-
-
 def _ends(market: Market) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Each symbol's last bar, and the same again where it was delisted: silent for longer than ever before,
     else −1.
     """
-    if len(market.symbols) == 1 and market.traded[-1, 0]:
+    if len(market.symbols) == 1 and not np.isnan(market.prices.close[-1, 0]):
         return np.array([len(market.clock) - 1]), np.array([-1])
-    last, settled = [], []
+    traded, last, settled = ~np.isnan(market.prices.close), [], []
     for s in range(len(market.symbols)):
-        bars = np.flatnonzero(market.traded[:, s])
+        bars = np.flatnonzero(traded[:, s])
         times = market.clock[bars]
         silent = market.clock[-1] - times[-1]
         last.append(bars[-1])
@@ -276,7 +267,7 @@ def _notes(
     if unfilled := int(books.totals[UNFILLED]):
         notes.append(f"{unfilled} orders never filled: no later bar with volume")
     if zero_volume == "wait":
-        silent = [s for s, v in zip(market.symbols, market.prices.volume.T, strict=True) if np.nanmax(v) == 0]
+        silent = [s for s, v in zip(market.symbols, market.prices.volume.T, strict=True) if not (v > 0).any()]
         notes += [
             f"{s} has no volume on any bar, so no order fills; zero_volume='fill' trades it" for s in silent
         ]

@@ -29,11 +29,6 @@ class Market:
     symbols: tuple[str, ...]
     prices: Prices  # [T, S] each, NaN where a symbol has no bar
 
-    @property
-    def traded(self) -> npt.NDArray[np.bool_]:
-        """[T, S], True where a symbol has a bar."""
-        return ~np.isnan(self.prices.close)
-
 
 def as_frame(data: Any, what: str, columns: Sequence[str]) -> pl.DataFrame:
     """A polars frame from polars or pandas (a time index becomes `timestamp`), holding at least `columns`."""
@@ -79,28 +74,22 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
     frame = as_frame(bars, "bars", ("timestamp", "symbol", *FIELDS))
     if frame.height == 0:
         raise UserError("bars: the frame is empty")
-    times = milliseconds(frame["timestamp"], "bars")
+    times = frozen(milliseconds(frame["timestamp"], "bars"))
     symbols = frame["symbol"]
-    _refuse_unknown(symbols, wanted)
-    columns = [_numbers(frame[name], "bars") for name in FIELDS]
-    if len(wanted) == 1 and bool((symbols == wanted[0]).all()):
-        matrices = [column.reshape(-1, 1) for column in columns]
-        clock, codes = times, np.zeros(0, np.int64)
-    else:
-        codes = _codes(symbols, wanted)
-        clock = np.unique(times)
-        matrices = [np.full((len(clock), len(wanted)), np.nan) for _ in FIELDS]
-    _check_bars(times, codes, symbols, columns)
-    if len(codes):
-        _scatter(frozen(times), frozen(codes), clock, np.stack(columns), tuple(matrices))
-    return Market(clock, tuple(wanted), Prices(*(frozen(matrix) for matrix in matrices)))
-
-
-def _refuse_unknown(symbols: pl.Series, wanted: Sequence[str]) -> None:
-    known = [str(symbols[0])] if bool((symbols == symbols[0]).all()) else symbols.unique().to_list()
-    for symbol in wanted:
-        if symbol not in known:
-            raise unknown_name("symbol", symbol, [str(name) for name in known], "weights")
+    columns = tuple(frozen(_numbers(frame[name], "bars")) for name in FIELDS)
+    alone = len(wanted) == 1 and bool((symbols == wanted[0]).all())
+    codes = frozen(np.zeros(0, np.int64) if alone else _codes(symbols, wanted))
+    row, fault = _first_fault(times, codes, len(wanted), columns)
+    if fault >= 0:
+        raise UserError(
+            f"bars: row {row + 1} ({symbols[row]}, {iso(int(times[row]))}): {_fault(row, fault, columns)}"
+        )
+    if alone:
+        return Market(times, tuple(wanted), Prices(*(column.reshape(-1, 1) for column in columns)))
+    clock = np.unique(times)
+    matrices = tuple(np.full((len(clock), len(wanted)), np.nan) for _ in FIELDS)
+    _scatter(times, codes, clock, columns, matrices)
+    return Market(frozen(clock), tuple(wanted), Prices(*(frozen(matrix) for matrix in matrices)))
 
 
 def _numbers(values: pl.Series, what: str) -> Floats:
@@ -112,55 +101,64 @@ def _numbers(values: pl.Series, what: str) -> Floats:
 
 
 def _codes(symbols: pl.Series, wanted: Sequence[str]) -> Ints:
-    """Position of each row's symbol in `wanted`, −1 for the others."""
+    """Position of each row's symbol in `wanted`, −1 for the others; UserError for a wanted symbol without
+    rows.
+    """
     order = {symbol: code for code, symbol in enumerate(wanted)}
     runs = symbols.cast(pl.String).rle().struct.unnest()
-    if runs.height <= 4 * len(wanted):
-        codes = np.array([order.get(name, -1) for name in runs["value"].to_list()], np.int64)
-        return np.repeat(codes, runs["len"].to_numpy())
-    return symbols.cast(pl.String).replace_strict(order, default=-1, return_dtype=pl.Int64).to_numpy()
+    known = runs["value"].unique().to_list()
+    for symbol in wanted:
+        if symbol not in known:
+            raise unknown_name("symbol", symbol, [str(name) for name in known], "weights")
+    codes = runs["value"].replace_strict(order, default=-1, return_dtype=pl.Int64).to_numpy()
+    return np.repeat(codes, runs["len"].to_numpy())
 
 
-def _check_bars(times: Milliseconds, codes: Ints, symbols: pl.Series, columns: Sequence[Floats]) -> None:
-    def refuse(row: int, what: str) -> None:
-        raise UserError(f"bars: row {row + 1} ({symbols[row]}, {iso(int(times[row]))}): {what}")
-
-    rows = len(codes) or len(times)
-    if len(codes) == 0:
-        late = np.flatnonzero(times[1:] <= times[:-1]) + 1
-    else:
-        late = _out_of_order(frozen(times), frozen(codes), int(codes.max(initial=0)) + 1)
-    if len(late):
-        refuse(int(late[0]), "not later than the symbol's row before; sort by time and remove duplicates")
-    for name, values in zip(FIELDS, columns, strict=True):
-        # One pass finds NaN as well: a comparison with it is False.
-        good = (values >= 0) & (values < np.inf) if name == "volume" else (values > 0) & (values < np.inf)
-        if not good.all():
-            row = int(np.argmin(good))
-            rule = "at least zero" if name == "volume" else "above zero"
-            refuse(row, f"{name} is {values[row]:g}, it must be a number {rule}; mend or remove the row")
-    if rows and (crossed := columns[1] < columns[2]).any():
-        refuse(int(np.argmax(crossed)), "high is below low")
+def _fault(row: int, fault: int, columns: Sequence[Floats]) -> str:
+    if fault == len(FIELDS):
+        return "high is below low"
+    if fault > len(FIELDS):
+        return "not later than the symbol's row before; sort by time and remove duplicates"
+    rule = "at least zero" if FIELDS[fault] == "volume" else "above zero"
+    return f"{FIELDS[fault]} is {columns[fault][row]:g}, it must be a number {rule}; mend or remove the row"
 
 
 @njit(cache=True)
-def _out_of_order(times: Milliseconds, codes: Ints, symbols: int) -> Ints:
-    """The first row that is not later than its symbol's row before, or nothing. Rows of other symbols (−1)
-    are skipped.
+def _first_fault(
+    times: Milliseconds, codes: Ints, symbols: int, columns: tuple[Floats, ...]
+) -> tuple[int, int]:
+    """Row and kind of the first fault among the wanted rows (codes ≥ 0; no codes at all = one symbol), else
+    (0, −1).
+
+    Kind: the number of the field whose value is none, 5 = high below low, 6 = not later than the row before.
     """
     last = np.full(symbols, np.iinfo(np.int64).min, np.int64)
+    opens, highs, lows, closes, volumes = columns
     for row in range(len(times)):
-        code = codes[row]
-        if code >= 0:
-            if times[row] <= last[code]:
-                return np.array([row])
-            last[code] = times[row]
-    return np.zeros(0, np.int64)
+        code = codes[row] if len(codes) else 0
+        if code < 0:
+            continue
+        if times[row] <= last[code]:
+            return row, 6
+        last[code] = times[row]
+        # A comparison with NaN is False, so that NaN is a fault as well.
+        good = 0 < opens[row] < np.inf and 0 < lows[row] <= highs[row] < np.inf and 0 < closes[row] < np.inf
+        if not (good and 0 <= volumes[row] < np.inf):
+            for field in range(5):
+                value = columns[field][row]
+                if not (0 <= value < np.inf) or (field < 4 and value == 0):
+                    return row, field
+            return row, 5
+    return 0, -1
 
 
 @njit(cache=True)
 def _scatter(
-    times: Milliseconds, codes: Ints, clock: Milliseconds, rows: Floats, matrices: tuple[Floats, ...]
+    times: Milliseconds,
+    codes: Ints,
+    clock: Milliseconds,
+    columns: tuple[Floats, ...],
+    matrices: tuple[Floats, ...],
 ) -> None:
     """Write each row's values to its bar and symbol; every symbol walks the clock once."""
     at = np.zeros(matrices[0].shape[1], np.int64)
@@ -173,7 +171,7 @@ def _scatter(
             bar += 1
         at[code] = bar
         for field in range(len(matrices)):
-            matrices[field][bar, code] = rows[field, row]
+            matrices[field][bar, code] = columns[field][row]
 
 
 def frozen(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -20,6 +20,7 @@ import polars as pl
 from longtape.backtest import statistics
 from longtape.backtest.annual import infer_periods_per_year
 from longtape.backtest.frames import as_frame, milliseconds
+from longtape.backtest.summary import Summary, as_returns, summarise
 from longtape.core.errors import UserError
 
 Floats = npt.NDArray[np.float64]
@@ -27,87 +28,67 @@ Convention = Literal["arithmetic", "geometric"]
 NAN = float("nan")
 
 
-def as_returns(returns: Any) -> Floats:
-    """A series of simple returns from a list, numpy, polars or pandas."""
-    return np.asarray(returns.to_numpy() if hasattr(returns, "to_numpy") else returns, dtype=np.float64)
-
-
-def _known(returns: Any) -> Floats:
-    values = as_returns(returns)
-    known = values[~np.isnan(values)] if np.isnan(values).any() else values
-    return known
-
-
-def _ratio(numerator: float, deviation: float, size: float) -> float:
-    """NaN where the deviation is nothing but rounding of numbers of this size."""
-    return numerator / deviation if deviation > 1e-12 * abs(size) else NAN
+def _over(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else NAN
 
 
 def total_return(returns: Any) -> float:
     """Π(1 + r) − 1."""
-    return float(np.prod(1 + _known(returns)) - 1)
+    return summarise(returns).total
 
 
 def annual_return(returns: Any, periods_per_year: float) -> float:
     """Compounded return a year; −1 once everything was lost."""
-    values = as_returns(returns)
-    if len(values) == 0 or np.isnan(values).all():
+    return _annual(summarise(returns), periods_per_year)
+
+
+def _annual(s: Summary, periods: float) -> float:
+    if s.known == 0:
         return NAN
-    end = 1 + total_return(values)
-    return float(end ** (periods_per_year / len(values)) - 1) if end > 0 else -1.0
+    return -1.0 if s.ruined or s.total <= -1 else float((1 + s.total) ** (periods / s.length) - 1)
 
 
 def volatility(returns: Any, periods_per_year: float) -> float:
     """Sample deviation (ddof 1) × √periods."""
-    known = _known(returns)
-    return float(known.std(ddof=1) * np.sqrt(periods_per_year)) if len(known) > 1 else NAN
+    return float(summarise(returns).deviation * np.sqrt(periods_per_year))
 
 
 def sharpe(
     returns: Any, periods_per_year: float, risk_free: float = 0.0, convention: Convention = "arithmetic"
 ) -> float:
-    """Excess return over deviation, a year. `risk_free` is a rate a year."""
-    known = _known(returns)
-    if len(known) < 2:
-        return NAN
+    """Excess return over deviation, a year. `risk_free` is a rate a year. NaN without variance."""
+    return _sharpe(summarise(returns), periods_per_year, risk_free, convention)
+
+
+def _sharpe(s: Summary, periods: float, risk_free: float, convention: Convention) -> float:
     if convention == "geometric":
-        return _ratio(
-            annual_return(returns, periods_per_year) - risk_free,
-            _geometric_deviation(known, periods_per_year),
-            1,
-        )
-    excess = known - risk_free / periods_per_year
-    return _ratio(excess.mean(), known.std(ddof=1), np.abs(known).max()) * float(np.sqrt(periods_per_year))
+        return _over(_annual(s, periods) - risk_free, _geometric_deviation(s, periods))
+    return _over(s.mean - risk_free / periods, s.deviation) * float(np.sqrt(periods))
 
 
-def _geometric_deviation(known: Floats, periods: float) -> float:
+def _geometric_deviation(s: Summary, periods: float) -> float:
     """√((var + (1+g)²)^n − (1+g)^2n), g the geometric mean return (lognormal compounding of the two moments)."""
-    if (known <= -1).any():
+    if s.known < 2 or s.ruined or s.deviation == 0:
         return NAN
-    growth = float(np.exp(np.log1p(known).mean()))
-    return float(np.sqrt((known.var(ddof=1) + growth**2) ** periods - growth ** (2 * periods)))
+    growth = (1 + s.total) ** (1 / s.known)
+    return float(np.sqrt((s.deviation**2 + growth**2) ** periods - growth ** (2 * periods)))
 
 
 def downside_deviation(returns: Any, periods_per_year: float, risk_free: float = 0.0) -> float:
     """√mean(min(excess, 0)²) × √periods."""
-    known = _known(returns)
-    if len(known) == 0:
-        return NAN
-    below = np.minimum(known - risk_free / periods_per_year, 0)
-    return float(np.sqrt((below**2).mean()) * np.sqrt(periods_per_year))
+    return float(summarise(returns, risk_free / periods_per_year).downside * np.sqrt(periods_per_year))
 
 
 def sortino(
     returns: Any, periods_per_year: float, risk_free: float = 0.0, convention: Convention = "arithmetic"
 ) -> float:
     """Excess return over downside deviation, a year (Sortino and van der Meer 1991)."""
-    known = _known(returns)
-    if len(known) == 0:
-        return NAN
-    arithmetic = known.mean() * periods_per_year
-    gain = arithmetic if convention == "arithmetic" else annual_return(returns, periods_per_year)
-    down = downside_deviation(returns, periods_per_year, risk_free)
-    return _ratio(float(gain) - risk_free, down, np.abs(known).max())
+    return _sortino(summarise(returns, risk_free / periods_per_year), periods_per_year, risk_free, convention)
+
+
+def _sortino(s: Summary, periods: float, risk_free: float, convention: Convention) -> float:
+    gain = s.mean * periods if convention == "arithmetic" else _annual(s, periods)
+    return _over(gain - risk_free, s.downside * float(np.sqrt(periods)))
 
 
 def drawdowns(returns: Any) -> Floats:
@@ -119,46 +100,56 @@ def drawdowns(returns: Any) -> Floats:
 
 def max_drawdown(returns: Any) -> float:
     """The deepest drawdown, negative; 0 where there was none."""
-    below = drawdowns(returns)
-    return float(below.min(initial=0.0)) if len(below) else NAN
+    return summarise(returns).drawdown
 
 
 def max_drawdown_length(returns: Any) -> int:
     """Most bars in a row below an earlier high."""
-    high = np.flatnonzero(np.concatenate([[True], drawdowns(returns) >= 0, [True]]))
-    return int(np.diff(high).max() - 1)
+    return summarise(returns).drawdown_length
 
 
 def calmar(returns: Any, periods_per_year: float) -> float:
-    """Annual return over the size of the deepest drawdown."""
-    return _ratio(annual_return(returns, periods_per_year), abs(max_drawdown(returns)), 1)
+    """Annual return over the size of the deepest drawdown; NaN where there was none."""
+    s = summarise(returns)
+    return _over(_annual(s, periods_per_year), -s.drawdown)
 
 
 def value_at_risk(returns: Any, level: float = 0.95) -> float:
     """The (1 − level) quantile of the returns: a return, usually negative."""
-    known = _known(returns)
-    return float(np.quantile(known, 1 - level)) if len(known) else NAN
+    return _tail(returns, level)[0]
 
 
 def conditional_value_at_risk(returns: Any, level: float = 0.95) -> float:
     """Mean of the returns at or below the value at risk."""
-    known = _known(returns)
-    return float(known[known <= value_at_risk(known, level)].mean()) if len(known) else NAN
+    return _tail(returns, level)[1]
+
+
+def _tail(returns: Any, level: float) -> tuple[float, float]:
+    values = as_returns(returns)
+    if np.isnan(values).any():
+        values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return NAN, NAN
+    border = float(np.quantile(values, 1 - level))
+    return border, float(values[values <= border].mean())
 
 
 def win_rate(outcomes: Any) -> float:
-    """Share of outcomes (returns of trades, or of bars in the market) above zero."""
-    known = _known(outcomes)
-    return float((known > 0).mean()) if len(known) else NAN
+    """Share of outcomes (returns of trades) above zero."""
+    s = summarise(outcomes)
+    return _over(s.wins, s.known)
 
 
 def profit_factor(outcomes: Any) -> float:
-    """Sum of gains over sum of losses of returns; infinite without a loss, NaN without any outcome."""
-    known = _known(outcomes)
-    gains, losses = float(known[known > 0].sum()), float(-known[known < 0].sum())
-    if gains == losses == 0:
-        return NAN
-    return gains / losses if losses else float("inf")
+    """Sum of gains over sum of losses of returns; infinite without a loss, NaN without gain or loss."""
+    s = summarise(outcomes)
+    return _factor(s)
+
+
+def _factor(s: Summary) -> float:
+    if s.lost > 0:
+        return s.gained / s.lost
+    return float("inf") if s.gained > 0 else NAN
 
 
 def alpha_beta(
@@ -170,12 +161,12 @@ def alpha_beta(
         raise UserError(f"alpha and beta need returns of the same bars; got {len(ours)} and {len(theirs)}")
     both = ~(np.isnan(ours) | np.isnan(theirs))
     ours, theirs = ours[both], theirs[both]
-    if len(ours) < 2:
+    if len(ours) < 2 or summarise(theirs).deviation == 0:
         return NAN, NAN
-    spread = ours.mean() - theirs.mean()
-    beta = _ratio(np.cov(ours, theirs)[0, 1], theirs.var(ddof=1), theirs.mean() ** 2)
+    beta = np.cov(ours, theirs)[0, 1] / theirs.var(ddof=1)
     rate = risk_free / periods_per_year
-    return float((spread + (1 - beta) * (theirs.mean() - rate)) * periods_per_year), float(beta)
+    alpha = ours.mean() - rate - beta * (theirs.mean() - rate)
+    return float(alpha * periods_per_year), float(beta)
 
 
 def equity_returns(equity: Any) -> Floats:
@@ -225,26 +216,27 @@ def compute_metrics(
 
 
 def _of_returns(returns: Floats, periods: float, risk_free: float) -> dict[str, float]:
-    moving = returns[returns != 0]
+    s = summarise(returns, risk_free / periods)
+    border, beyond = _tail(returns, 0.95)
     return {
         "bars": float(len(returns) + 1),
         "periods_per_year": periods,
-        "total_return": total_return(returns),
-        "annual_return": annual_return(returns, periods),
-        "volatility": volatility(returns, periods),
-        "sharpe": sharpe(returns, periods, risk_free),
-        "sharpe_standard_error": statistics.sharpe_standard_error(returns, periods),
-        "sharpe_geometric": sharpe(returns, periods, risk_free, "geometric"),
-        "probabilistic_sharpe": statistics.probabilistic_sharpe(returns),
-        "sortino": sortino(returns, periods, risk_free),
-        "sortino_geometric": sortino(returns, periods, risk_free, "geometric"),
-        "calmar": calmar(returns, periods),
-        "max_drawdown": max_drawdown(returns) if len(returns) else 0.0,
-        "max_drawdown_length": float(max_drawdown_length(returns)),
-        "value_at_risk": value_at_risk(returns),
-        "conditional_value_at_risk": conditional_value_at_risk(returns),
-        "skewness": statistics.skewness(returns),
-        "kurtosis": statistics.kurtosis(returns),
-        "win_rate_bars": win_rate(moving),
-        "profit_factor_bars": profit_factor(moving),
+        "total_return": s.total,
+        "annual_return": _annual(s, periods),
+        "volatility": float(s.deviation * np.sqrt(periods)),
+        "sharpe": _sharpe(s, periods, risk_free, "arithmetic"),
+        "sharpe_standard_error": statistics.standard_error_of(s, periods),
+        "sharpe_geometric": _sharpe(s, periods, risk_free, "geometric"),
+        "probabilistic_sharpe": statistics.probability_of(s),
+        "sortino": _sortino(s, periods, risk_free, "arithmetic"),
+        "sortino_geometric": _sortino(s, periods, risk_free, "geometric"),
+        "calmar": _over(_annual(s, periods), -s.drawdown),
+        "max_drawdown": s.drawdown,
+        "max_drawdown_length": float(s.drawdown_length),
+        "value_at_risk": border,
+        "conditional_value_at_risk": beyond,
+        "skewness": s.skewness,
+        "kurtosis": s.kurtosis,
+        "win_rate_bars": _over(s.wins, s.wins + s.losses),
+        "profit_factor_bars": _factor(s),
     }

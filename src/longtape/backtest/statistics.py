@@ -8,60 +8,41 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longtape.backtest.summary import Summary, summarise
+
 Floats = npt.NDArray[np.float64]
 NAN = float("nan")
 EULER_GAMMA = 0.5772156649015329
 _NORMAL = NormalDist()
 
 
-def _known(returns: Any) -> Floats:
-    values = np.asarray(returns, dtype=np.float64)
-    return values[~np.isnan(values)]
-
-
-def _standardised(returns: Any) -> Floats | None:
-    known = _known(returns)
-    if len(known) < 2 or known.std() <= 1e-12 * np.abs(known).max(initial=0):
-        return None
-    return (known - known.mean()) / known.std()
-
-
-def skewness(returns: Any) -> float:
-    """Third standardised moment (population); NaN without variance."""
-    z = _standardised(returns)
-    return NAN if z is None else float((z * z * z).mean())
-
-
-def kurtosis(returns: Any) -> float:
-    """Fourth standardised moment (population), 3 for a normal distribution; NaN without variance."""
-    z = _standardised(returns)
-    return NAN if z is None else float(((z * z) ** 2).mean())
-
-
 def period_sharpe(returns: Any) -> float:
     """Mean over sample deviation (ddof 1), per bar; NaN without variance."""
-    known = _known(returns)
-    if _standardised(known) is None:
-        return NAN
-    return float(known.mean() / known.std(ddof=1))
+    return _per_bar(summarise(returns))
+
+
+def _per_bar(s: Summary) -> float:
+    return s.mean / s.deviation if s.deviation > 0 else NAN
 
 
 def sharpe_standard_error(returns: Any, periods_per_year: float) -> float:
-    """Standard error of the annual Sharpe ratio, √((1 + S²/2)/n) × √periods for independent returns (Lo 2002,
-    eq. 9).
-    """
-    per_bar = period_sharpe(returns)
-    n = len(_known(returns))
-    return float(np.sqrt((1 + per_bar**2 / 2) / n * periods_per_year)) if n > 1 else NAN
+    """Standard error of the annual Sharpe ratio of independent returns: √((1 + S²/2)/n) × √periods (Lo 2002)."""
+    return standard_error_of(summarise(returns), periods_per_year)
+
+
+def standard_error_of(s: Summary, periods_per_year: float) -> float:
+    """`sharpe_standard_error` of a summarised series."""
+    return float(np.sqrt((1 + _per_bar(s) ** 2 / 2) / s.known * periods_per_year)) if s.known > 1 else NAN
 
 
 def probabilistic_sharpe(returns: Any, benchmark: float = 0.0) -> float:
-    """P(true per-bar Sharpe > `benchmark`), allowing for length, skewness and kurtosis (Bailey and López de
-    Prado 2012).
-    """
-    return probabilistic_sharpe_of(
-        period_sharpe(returns), len(_known(returns)), skewness(returns), kurtosis(returns), benchmark
-    )
+    """P(true per-bar Sharpe > `benchmark`) by length, skewness and kurtosis (Bailey and López de Prado 2012)."""
+    return probability_of(summarise(returns), benchmark)
+
+
+def probability_of(s: Summary, benchmark: float = 0.0) -> float:
+    """`probabilistic_sharpe` of a summarised series."""
+    return probabilistic_sharpe_of(_per_bar(s), s.known, s.skewness, s.kurtosis, benchmark)
 
 
 def probabilistic_sharpe_of(
