@@ -16,7 +16,7 @@ N = 48
 
 
 def table() -> dict[str, list[str]]:
-    """Rows `| mechanism | compile | export | …` of the section on compiling."""
+    """Rows `| mechanism | compile | export | export for any length | remark |` of the section on compiling."""
     section = DOCS.read_text(encoding="utf-8").split("## Compiling and exporting")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", section, re.MULTILINE)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
@@ -68,4 +68,17 @@ def test_export(case: Case) -> None:
         return
     program = torch.export.export(layer, (x,))
     other = tokens(N, seed=8, dtype=torch.float32)
+    assert gap(program.module()(other), layer(other)) <= 1e-5
+
+
+@pytest.mark.parametrize("case", MAIN, ids=str)
+def test_export_for_any_length(case: Case) -> None:
+    layer, x = case.build(N), tokens(N, dtype=torch.float32)
+    sizes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", min=2, max=4096)},)
+    if not promised(case, 2):
+        with pytest.raises(Exception, match=r"(?s).+"):
+            torch.export.export(layer, (x,), dynamic_shapes=sizes)
+        return
+    program = torch.export.export(layer, (x,), dynamic_shapes=sizes)
+    other = tokens(N + 29, batch=3, dtype=torch.float32)
     assert gap(program.module()(other), layer(other)) <= 1e-5

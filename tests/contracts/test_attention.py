@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from longtape.attention import MECHANISMS, attention_weights, build_attention, mechanism_class
 from tests.contracts.attention_cases import (
@@ -96,6 +97,35 @@ def test_low_precision_gradients_are_finite_and_near(case: Case, dtype: torch.dt
     layer, x = case.build(96).to(dtype), tokens(96, dtype=dtype)
     fast = values_and_gradients(layer, layer, x)
     assert all(part.isfinite().all() for part in fast)
+
+
+@every_case
+def test_heads_of_odd_width(case: Case) -> None:
+    n = max(70, case.min_length)
+    for d_model, n_heads in ((2, 2), (6, 2), (15, 3)):
+        layer = case.build(n, d_model=d_model, n_heads=n_heads).double()
+        assert_equals_reference(layer, tokens(n, d_model=d_model), 1e-10, 1e-8)
+
+
+@one_of_each
+def test_autocast_stays_near_float32(case: Case) -> None:
+    layer, x = case.build(96), tokens(96, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        parts = values_and_gradients(layer, layer, x)
+    assert all(part.isfinite().all() for part in parts)
+    if case.mechanism not in ("reformer", "probsparse"):  # there rounding changes who looks at whom
+        assert gap(parts[0], layer(x)) <= 0.05
+
+
+@one_of_each
+def test_gradient_checkpointing_gives_the_same_gradients(case: Case) -> None:
+    layer, x = case.build(80).train(), tokens(80, dtype=torch.float32)
+
+    def kept(y: torch.Tensor) -> torch.Tensor:
+        return torch.utils.checkpoint.checkpoint(layer, y, use_reentrant=False)
+
+    plain, again = values_and_gradients(layer, layer, x), values_and_gradients(kept, layer, x)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
 @one_of_each
@@ -371,6 +401,25 @@ def test_cross_attention_equals_the_reference_or_is_refused(name: str) -> None:
     junk = context.masked_fill(~seen[..., None], float("nan"))
     assert torch.equal(y, layer(x, context=junk, context_visible=seen))
     assert gap(y, layer.reference(x, context=context, context_visible=seen)) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in MAIN if case.mechanism in ("bigbird", "longformer")], ids=str
+)
+@pytest.mark.parametrize("block_size", [1, 16])
+def test_global_positions_of_each_sample(case: Case, block_size: int) -> None:
+    """Two samples with other positions are what two layers with these positions as options give."""
+    size = {"block_size": block_size} if case.mechanism == "bigbird" else {}
+    layer = case.build(70, **size, n_global=0).double()
+    x, positions = tokens(70), torch.tensor([[3, 50, -1], [69, -1, -1]])
+    assert_equals_reference(layer, x, 1e-10, 1e-8, global_positions=positions)
+    assert_equals_reference(layer, x, 1e-10, 1e-8, global_positions=positions, visible=padding(70))
+    y = layer(x, global_positions=positions)
+    for b, listed in enumerate([(3, 50), (69,)]):
+        fixed = case.build(70, **size, n_global=0, global_tokens=listed).double()
+        assert gap(fixed(x[b : b + 1]), y[b : b + 1]) <= 1e-10
+    with pytest.raises(ValueError, match="70"):
+        layer(x, global_positions=torch.tensor([[70], [0]]))
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
