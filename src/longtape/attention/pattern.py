@@ -98,6 +98,8 @@ class Pattern:
             )
         if not 0 <= self.seed <= _LOW:
             raise ValueError(f"seed={self.seed} must lie in [0, 2**32)")
+        if self.dilation > 1 and (self.n_random or self.block_size > 1):
+            raise ValueError("a dilated window goes with block_size=1 and n_random=0")
         if self.symmetric and self.causal:
             raise ValueError(
                 "symmetric=True has no effect with causal=True: a link back into the future is cut"
