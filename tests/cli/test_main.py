@@ -45,16 +45,23 @@ def test_importing_longtape_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+def spoiled(column, row, value):
+    """Put `value` into one cell."""
+    return lambda f: f.with_columns(
+        pl.when(pl.int_range(pl.len()) == row).then(value).otherwise(column).alias(column)
+    )
+
+
 FRAMES = {
     "missing column": (lambda f: f.drop("volume"), "volume"),
     "unsorted": (lambda f: pl.concat([f[50:], f[:50]]), "earlier"),
     "duplicated": (lambda f: pl.concat([f[:50], f[49:]]), "repeats"),
-    "NaN": (lambda f: f.with_columns(close=pl.when(pl.int_range(pl.len()) == 7).then(float("nan")).otherwise("close")), "row 8"),
-    "price of zero": (lambda f: f.with_columns(low=pl.when(pl.int_range(pl.len()) == 9).then(0.0).otherwise("low")), "low"),
+    "NaN": (spoiled("close", 7, float("nan")), "row 8"),
+    "price of zero": (spoiled("low", 9, 0.0), "low"),
     "high below low": (lambda f: f.with_columns(high=pl.col("low") * 0.9), "high"),
     "other interval": (lambda f: f[::2], "interval"),
     "too few bars": (lambda f: f[:60], "lookback"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FRAMES)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from longtape.attention import Attention, build_attention
 
 
 class ModelConfig(BaseModel):
@@ -43,6 +46,23 @@ class ModelConfig(BaseModel):
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} must be a multiple of n_heads={self.n_heads}")
         return self
+
+    @model_validator(mode="after")
+    def _attention_can_be_built(self) -> ModelConfig:
+        """An unknown mechanism or option is refused here, before anything is read or written."""
+        with torch.random.fork_rng(devices=[]):
+            self.build_attention()
+        return self
+
+    def build_attention(self, **shared: Any) -> Attention:
+        """One attention layer of this model."""
+        own = {
+            "d_model": self.d_model,
+            "n_heads": self.n_heads,
+            "seq_len": self.n_tokens,
+            "dropout": self.dropout,
+        }
+        return build_attention(self.attention, **(own | self.attention_options), **shared)
 
     @property
     def n_tokens(self) -> int:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from longtape.attention import build_attention
 from longtape.models.config import ModelConfig
 
 
@@ -19,15 +18,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         d = config.d_model
         self.pre_norm = config.norm == "pre"
-        self.attention = build_attention(
-            config.attention,
-            d_model=d,
-            n_heads=config.n_heads,
-            seq_len=config.n_tokens,
-            dropout=config.dropout,
-            **config.attention_options,
-            **shared,
-        )
+        self.attention = config.build_attention(**shared)
         width = config.d_ff or 4 * d
         self.feed_forward = nn.Sequential(
             nn.Linear(d, width),
