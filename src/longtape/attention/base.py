@@ -121,14 +121,19 @@ class Attention(nn.Module):
         k = self.split_heads(self.k_proj(source)) if self.has_key_projection() else q
         return q, k, self.split_heads(self.v_proj(source))
 
+    def project_more(self, x: Tensor) -> dict[str, Any]:
+        """What `attend` and `weigh` take of x beside q, k and v, by name."""
+        return {}
+
     def split_heads(self, x: Tensor) -> Tensor:
         """[B, N, H·D] → [B, H, N, D], a view."""
         return x.unflatten(-1, (self.config.n_heads, self.config.head_dim)).transpose(1, 2)
 
     def _run(self, attend: Any, x: Tensor, visible: Tensor | None, extra: dict[str, Any]) -> Tensor:
         context, context_visible = self._take_context(x, visible, extra)
-        q, k, v = self.project(blank(x, visible), blank(context, context_visible))
-        y = attend(q, k, v, visible if context is None else context_visible, **extra)
+        x, context = blank(x, visible), blank(context, context_visible)
+        q, k, v = self.project(x, context)
+        y = attend(q, k, v, visible if context is None else context_visible, **extra, **self.project_more(x))
         return self._finish(y, visible)
 
     def _finish(self, y: Tensor, visible: Tensor | None) -> Tensor:
@@ -163,11 +168,6 @@ def blank(x: Tensor | None, visible: Tensor | None) -> Tensor | None:
     return x.masked_fill(~visible[..., None], 0.0)
 
 
-def hide(x: Tensor, visible: Tensor | None) -> Tensor:
-    """Zeros in place of padded tokens: NaN or infinity there must not reach a sum, even with weight zero."""
-    return x if visible is None else x.masked_fill(~visible[..., None], 0.0)
-
-
 def check_input(x: Tensor, visible: Tensor | None, d_model: int) -> None:
     """ValueError unless x is [B, N, d_model] and visible is bool [B, N]."""
     if x.dim() != 3 or x.shape[-1] != d_model:
@@ -193,10 +193,12 @@ def attention_weights(
     if not layer.capabilities.weights:
         raise ValueError(f"{type(layer).__name__} has no attention weights")
     context, context_visible = layer._take_context(x, visible, extra)
-    q, k, _ = layer.project(blank(x, visible), blank(context, context_visible))
+    x, context = blank(x, visible), blank(context, context_visible)
+    q, k, _ = layer.project(x, context)
     chosen = (
         torch.arange(x.shape[1], device=x.device) if rows is None else torch.as_tensor(rows, device=x.device)
     )
+    extra |= layer.project_more(x)
     return layer.weigh(q, k, visible if context is None else context_visible, chosen, **extra)
 
 
