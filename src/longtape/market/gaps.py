@@ -166,5 +166,8 @@ def off_grid(times: Milliseconds, interval: Interval, calendar: str) -> Flags:
         distance = np.abs(phase - np.median(phase))
         return np.minimum(distance, DAY - distance) > 2 * HOUR
     unit = interval.milliseconds if calendar == ALWAYS_OPEN else min(interval.milliseconds, HOUR)
-    phases, counts = np.unique(times % unit, return_counts=True)
-    return times % unit != phases[counts.argmax()]
+    phase = times % unit
+    if (phase == phase[0]).all():
+        return np.zeros(len(times), dtype=bool)
+    phases, counts = np.unique(phase, return_counts=True)
+    return np.asarray(phase != phases[counts.argmax()])

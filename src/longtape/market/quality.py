@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,7 +147,7 @@ def check_frame(
     interval = Interval.parse(interval)
     times = _times(frame, name)
     columns = {column: _numbers(frame, column, name) for column in COLUMNS[1:]}
-    ordered = np.unique(times)
+    ordered = times if (np.diff(times) > 0).all() else np.unique(times)
     missing = clock.missing_times(ordered, interval, calendar)
     steps = clock.steps_between(ordered, interval)
     found = _gap_findings(missing, ordered)
@@ -255,9 +253,13 @@ def _gap_findings(missing: Milliseconds, ordered: Milliseconds) -> list[Finding]
 
 
 def _time_findings(times: Milliseconds, interval: Interval, calendar: str) -> list[Finding]:
-    repeated = np.zeros(len(times), dtype=bool)
-    repeated[np.setdiff1d(np.arange(len(times)), np.unique(times, return_index=True)[1])] = True
-    earlier = np.r_[False, np.diff(times) < 0] if len(times) else repeated
+    if not len(times):
+        return []
+    steps = np.diff(times, prepend=times[0] - 1)
+    earlier, repeated = steps < 0, steps == 0
+    if earlier.any():  # a row may repeat one that is not beside it
+        repeated = np.ones(len(times), dtype=bool)
+        repeated[np.unique(times, return_index=True)[1]] = False
     return [
         *_finding("duplicates", times, repeated),
         *_finding("disorder", times, earlier),
@@ -291,16 +293,11 @@ def outliers(close: npt.NDArray[np.float64]) -> Flags:
     if len(usable) < 3:
         return flags
     moves = np.abs(np.diff(np.log(close[usable])))
-    for start, stop in _blocks(len(moves)):
-        block = moves[start:stop]
-        flags[usable[1 + start : 1 + stop]] = block > OUTLIER * max(float(np.median(block)), 1e-6)
+    whole = max(len(moves) // BLOCK - 1, 0) * BLOCK  # the rest, one to two blocks long, is one block
+    usual = np.repeat(np.median(moves[:whole].reshape(-1, BLOCK), axis=1), BLOCK)
+    usual = np.append(usual, np.full(len(moves) - whole, np.median(moves[whole:])))
+    flags[usable[1:]] = moves > OUTLIER * np.maximum(usual, 1e-6)
     return flags
-
-
-def _blocks(n: int) -> Iterator[tuple[int, int]]:
-    """Blocks of `BLOCK` rows, the last one up to twice as long, so that no block is short."""
-    edges = [*range(0, max(n - BLOCK, 1), BLOCK), n]
-    return pairwise(edges)
 
 
 def _last_bar(

@@ -1,0 +1,8 @@
+"""The store and bars from trades with 10⁷ rows: `python benchmarks/data.py`."""
+
+from pathlib import Path
+
+from longtape.evaluation.bench_data import bench
+
+if __name__ == "__main__":
+    print(bench(out=Path(__file__).parent / "results"))
