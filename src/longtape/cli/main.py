@@ -10,7 +10,9 @@ import sys
 
 import typer
 
-from longtape.cli import runs
+from longtape.cli import bench, data, runs
+from longtape.cli.fetch import fetch
+from longtape.cli.import_file import import_file
 from longtape.core.errors import LongtapeError
 from longtape.core.progress import set_silent
 
@@ -27,10 +29,14 @@ app = typer.Typer(
 )
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
+app.command("fetch")(fetch)
+app.command("import")(import_file)
+app.add_typer(data.app, name="data")
 app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
