@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from longtape.core.errors import UserError
 from longtape.features.panel import Panel
 
 Rows = npt.NDArray[np.int64]
+_BLOCK = 64  # batches whose order is worked out together
 Batch = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]
 
 
@@ -117,7 +119,7 @@ def _mapped(values: npt.NDArray[np.float32]) -> tuple[mmap.mmap, int] | None:
     return base, values.ctypes.data - start
 
 
-def prefetch(windows: Windows, batches: Iterable[npt.ArrayLike], depth: int = 2) -> Iterator[Batch]:
+def prefetch(windows: Windows, batches: Iterable[npt.ArrayLike], depth: int = 1) -> Iterator[Batch]:
     """Batches of `windows` in the order of `batches`, copied `depth` batches ahead by one thread.
 
     Copying releases Python's lock, so a training step goes on meanwhile. Closing the iterator ends the thread.
@@ -157,12 +159,23 @@ class Sampler:
         """Indices of batch number `step` of `epoch`."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
-        positions = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.n))
-        return permuted(positions, self.n, self.seed, epoch) if self.shuffle else positions
+        if not self.shuffle:
+            return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.n))
+        block, within = divmod(step, _BLOCK)
+        order = _permuted_block(self.n, _BLOCK * self.batch_size, self.seed, epoch, block)
+        return order[within * self.batch_size : (within + 1) * self.batch_size]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Rows]:
         """The batches of an epoch from step `start` on."""
         return (self.batch(epoch, step) for step in range(start, len(self)))
+
+
+@lru_cache(maxsize=4)
+def _permuted_block(n: int, size: int, seed: int, epoch: int, block: int) -> Rows:
+    """Part `block` of an epoch's order: many positions cost hardly more than one."""
+    order = permuted(np.arange(block * size, min((block + 1) * size, n)), n, seed, epoch)
+    order.flags.writeable = False
+    return order
 
 
 def permuted(positions: Rows, n: int, *key: int) -> Rows:
