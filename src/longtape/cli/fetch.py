@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longtape.core.clock import Interval, iso, to_milliseconds
-from longtape.core.errors import UserError
 
 if TYPE_CHECKING:
     from longtape.market.fetch import Fetched
-    from longtape.market.sources import Source
 
 
 def fetch(
     source: Annotated[
-        str, typer.Argument(help="bybit, ccxt:EXCHANGE (ccxt:kraken), yahoo, sample or simulate.")
+        str, typer.Argument(help="bybit, ccxt-EXCHANGE (ccxt-kraken), yahoo, sample or simulate.")
     ],
     symbols: Annotated[str, typer.Option(help="Symbols with commas between: BTCUSDT,ETHUSDT.")],
     store: Annotated[str, typer.Option(help="Folder of the store, or a URL such as s3://bucket/path.")],
@@ -50,6 +47,7 @@ def fetch(
     """
     from longtape.market.fetch import Wanted
     from longtape.market.fetch import fetch as fetch_into
+    from longtape.market.sources import open_source
     from longtape.market.store import Store
 
     wanted = Wanted(
@@ -66,24 +64,6 @@ def fetch(
         service.close()
     for result in results:
         typer.echo(_line(result, kind))
-
-
-def open_source(name: str, base_url: str | None) -> Source:
-    """The service called `bybit` or `ccxt:kraken`; UserError for an unknown one, or an address it does not take."""
-    from longtape.market.sources import SOURCES
-
-    name, _, exchange = name.partition(":")
-    options: dict[str, Any] = {}
-    if base_url is not None:
-        options["base_url"] = base_url
-    if (name == "ccxt") != bool(exchange):
-        raise UserError("ccxt needs the name of an exchange, as in ccxt:kraken; other sources take none")
-    if exchange:
-        options["exchange"] = exchange
-    made = SOURCES.load(name)
-    if base_url is not None and "base_url" not in signature(made).parameters:
-        raise UserError(f"{name} takes no --base-url")
-    return made(**options)
 
 
 def _line(result: Fetched, kind: str) -> str:

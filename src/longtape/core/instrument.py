@@ -9,7 +9,7 @@ from typing import Any
 from longtape.core.clock import ALWAYS_OPEN
 from longtape.core.errors import UserError
 
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-^=+]{0,63}")
+_SAFE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9._\-^=+]{0,63}")
 PERPETUALS = frozenset({"linear", "inverse"})
 
 

@@ -68,26 +68,48 @@ class Limiter:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
-class Client:
-    """GET JSON from one base URL. Safe to share between threads.
+def insist(call: Callable[[], T], where: str, tries: int, pause: Callable[[float, bool], object]) -> T:
+    """What `call` gives, tried again after TryAgain with back-off of 0.25, 0.5, 1, 2, 4, 5, 5 s or as it asks.
 
-    A call is tried `tries` times with back-off of 0.25, 0.5, 1, 2, 4, 5, 5 s, longer where the service says so.
-    `sleep` is what waits; tests give one that does not.
+    `pause(seconds, everybody)` waits. Raises ServiceError naming `where` and the reason when no try succeeds.
+    """
+    for attempt in range(tries):
+        try:
+            return call()
+        except TryAgain as failure:
+            reason, told, busy = str(failure), failure.wait or 0.0, failure.busy
+        if told > LONGEST_WAIT:
+            raise ServiceError(f"{where}: {reason}; it asks to wait {told:,.0f} s: try again then")
+        if attempt + 1 < tries:
+            pause(max(told, min(0.25 * 2**attempt, LONGEST_BACKOFF)), busy)
+    raise ServiceError(f"{where}: {reason} ({tries} tries); what came before is kept, run it again later")
+
+
+class Client:
+    """GET JSON from one base URL, tried `tries` times (see `insist`). Safe to share between threads.
+
+    `speaks` are the HTTP statuses whose body is an answer; `sleep` is what waits, tests give one that does not.
     """
 
     def __init__(
-        self, base_url: str, *, rate: float = 50.0, tries: int = TRIES, sleep: Sleep | None = None
+        self,
+        base_url: str,
+        *,
+        rate: float = 50.0,
+        tries: int = TRIES,
+        sleep: Sleep | None = None,
+        speaks: frozenset[int] = frozenset({200}),
     ) -> None:
-        url = _checked_url(base_url)
-        self.host = url.netloc.decode().rpartition("@")[2]
+        self._url = _checked_url(base_url)
+        self.host = self._url.netloc.decode().rpartition("@")[2]
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
-        self._tries = tries
+        self._tries, self._speaks = tries, speaks
         self._limiter = Limiter(rate, self._sleep)
         self._client = httpx.Client(
-            base_url=url,
+            base_url=self._url,
             timeout=_TIMEOUT,
-            trust_env=url.host not in _HERE,
+            trust_env=self._url.host not in _HERE,
             headers={"Accept": "application/json", "User-Agent": "longtape"},
         )
 
@@ -97,43 +119,34 @@ class Client:
         self._client.close()
 
     def get(self, path: str, params: Mapping[str, str | int], judge: Callable[[Answer], T]) -> T:
-        """What `judge` makes of the answer; it raises TryAgain for one worth another try.
+        """What `judge` makes of the answer; it raises TryAgain for one worth another try."""
 
-        Raises ServiceError naming host, path and reason when no try succeeds.
-        """
-        for attempt in range(self._tries):
+        def call() -> T:
             self._limiter.wait()
             if self._closing.is_set():
                 raise ServiceError(f"{self.host}{path}: stopped")
-            try:
-                return judge(self._ask(path, params))
-            except TryAgain as failure:
-                reason, told, busy = str(failure), failure.wait or 0.0, failure.busy
-            except httpx.TransportError as failure:
-                reason, told, busy = _words(failure), 0.0, False
-            if told > LONGEST_WAIT:
-                raise ServiceError(
-                    f"{self.host}{path}: {reason}; it asks to wait {told:,.0f} s: try again then"
-                )
-            if attempt + 1 < self._tries:
-                self._pause(max(told, min(0.25 * 2**attempt, LONGEST_BACKOFF)), busy)
-        raise ServiceError(
-            f"{self.host}{path}: {reason} ({self._tries} tries); what came before is kept, run it again later"
-        )
+            return judge(self._read(path, *self._send(path, params)))
+
+        return insist(call, f"{self.host}{path}", self._tries, self._pause)
 
     def _pause(self, seconds: float, busy: bool) -> None:
         if busy:
             self._limiter.hold(seconds)
         self._sleep(seconds)
 
-    def _ask(self, path: str, params: Mapping[str, str | int]) -> Answer:
-        with self._client.stream("GET", path, params=dict(params)) as response:
-            raw = _bounded(response)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        status = response.status_code
+    def _send(self, path: str, params: Mapping[str, str | int]) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body; TryAgain if the connection fails."""
+        try:
+            with self._client.stream("GET", path, params=dict(params)) as response:
+                return response.status_code, dict(response.headers), _bounded(response)
+        except httpx.TransportError as failure:
+            raise TryAgain(_words(failure)) from failure
+
+    def _read(self, path: str, status: int, named: Mapping[str, str], raw: bytes) -> Answer:
+        headers = {name.lower(): value for name, value in named.items()}
         if status in _PASSING or status >= 500:
             raise TryAgain(_status_words(status, raw), retry_after(headers), busy=status in _TOO_MANY)
-        if status != 200:
+        if status not in self._speaks:
             raise ServiceError(f"{self.host}{path}: {_status_words(status, raw)}; check the base URL")
         kind = headers.get("content-type", "nothing").partition(";")[0]
         if "json" not in kind:

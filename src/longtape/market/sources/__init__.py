@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import TYPE_CHECKING, Protocol
 
+from longtape.core.errors import UserError, unknown_name
 from longtape.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,10 +27,25 @@ SOURCES = Registry(
 )
 
 
+def open_source(name: str, base_url: str | None = None) -> Source:
+    """The source of that name; `ccxt-kraken` is ccxt's exchange kraken. `base_url`: where it is, if not at its usual.
+
+    The name is also what the store has as an instrument's source.
+    """
+    kind, _, exchange = name.partition("-")
+    if (kind == "ccxt") != bool(exchange):
+        raise unknown_name("source", name, [*(set(SOURCES) - {"ccxt"}), "ccxt-EXCHANGE (as in ccxt-kraken)"])
+    made = SOURCES.load(kind)
+    if base_url is not None and "base_url" not in signature(made).parameters:
+        raise UserError(f"{name} takes no base URL")
+    options = {} if base_url is None else {"base_url": base_url}
+    return made(exchange, **options) if exchange else made(**options)
+
+
 class Source(Protocol):
     """What gives candles; it may also have `funding`, `trades` and `order_book`, as Bybit has.
 
-    Made by `SOURCES.load(name)(base_url=…)`; safe to call from several threads. Raises UserError for what
+    Made by `open_source`; safe to call from several threads. Raises UserError for what
     the service does not know (a symbol, an interval), ServiceError when it fails.
     """
 
