@@ -7,6 +7,7 @@ As registered operators both pass through `torch.compile(fullgraph=True)` and `t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,16 +29,18 @@ def pattern_attention(
     positions: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
+    global_rows: bool = True,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention on the pairs that `pattern` shows. q, k, v [B, H, N, D] → [B, H, N, D].
 
-    visible [B, N] bool; explicit global `positions` [1 or B, G] int64, −1 = none; keys and values of learned
-    tokens that every query sees, [H, E, D]; `dropout` on the weights. ValueError for a position outside the sequence.
+    visible [B, N] bool; explicit global `positions` [1 or B, G] int64, −1 = none; keys and values of learned tokens
+    that every query sees, [H, E, D]; `dropout` on the weights. Without `global_rows` the global tokens are seen by all
+    but see no more than others. ValueError for a position outside the sequence.
     """
     seed = torch.randint(2**31, ()) if dropout else None
     return _operator(
-        q, k, v, extra_k, extra_v, visible, positions, None, seed, pattern.to_ints(), [], dropout
+        q, k, v, extra_k, extra_v, visible, positions, None, seed, pattern.to_ints(), [], global_rows, dropout
     )[0]
 
 
@@ -66,7 +69,7 @@ def block_sparse_attention(
         table = table.expand(q.shape[0], q.shape[1], -1, -1)
     rules = Pattern(block_size=block_size, causal=causal).to_ints()
     seed = torch.randint(2**31, ()) if dropout else None
-    return _operator(q, k, v, None, None, visible, None, table, seed, rules, list(dense), dropout)[0]
+    return _operator(q, k, v, None, None, visible, None, table, seed, rules, list(dense), True, dropout)[0]
 
 
 @torch.library.custom_op("longtape::block_sparse", mutates_args=())
@@ -82,10 +85,11 @@ def _operator(
     seed: Tensor | None,
     rules: list[int],
     dense: list[int],
+    global_rows: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     x = Inputs(q, k, v, extra_k, extra_v, visible, dropout, 0 if seed is None else int(seed))
-    return forward(*_plans(x, positions, table, rules, dense), x)
+    return forward(*_plans(x, positions, table, rules, dense, global_rows), x)
 
 
 @_operator.register_fake
@@ -109,10 +113,11 @@ def _backward_operator(
     seed: Tensor | None,
     rules: list[int],
     dense: list[int],
+    global_rows: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = Inputs(q, k, v, extra_k, extra_v, visible, dropout, 0 if seed is None else int(seed))
-    return backward(*_plans(x, positions, table, rules, dense), x, grad, out, lse)
+    return backward(*_plans(x, positions, table, rules, dense, global_rows), x, grad, out, lse)
 
 
 @_backward_operator.register_fake
@@ -131,14 +136,19 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     saved = ctx.saved_tensors
     dq, dk, dv, dek, dev = _backward_operator(grad, *saved, *ctx.options)
     extra = (None, None) if saved[5] is None else (dek, dev)
-    return (dq, dk, dv, *extra, *[None] * 7)
+    return (dq, dk, dv, *extra, *[None] * 8)
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)
 
 
 def _plans(
-    x: Inputs, positions: Tensor | None, table: Tensor | None, rules: list[int], dense: list[int]
+    x: Inputs,
+    positions: Tensor | None,
+    table: Tensor | None,
+    rules: list[int],
+    dense: list[int],
+    global_rows: bool,
 ) -> tuple[list[Plan], bool]:
     """One plan for all, for each sample, or for each head; and whether it is for each head."""
     n = x.q.shape[2]
@@ -149,10 +159,13 @@ def _plans(
         plans = [plan_table(t, n, pattern.block_size, pattern.causal, dense) for t in tables]
         return plans, table.dim() > 2
     named = [()] if positions is None else [tuple(row) for row in positions.tolist()]
-    return [_plan_cached(tuple(rules), n, n_extra, row) for row in named], False
+    return [_plan_cached(tuple(rules), n, n_extra, row, global_rows) for row in named], False
 
 
 @lru_cache(maxsize=256)
-def _plan_cached(rules: tuple[int, ...], n_tokens: int, n_extra: int, positions: tuple[int, ...]) -> Plan:
+def _plan_cached(
+    rules: tuple[int, ...], n_tokens: int, n_extra: int, positions: tuple[int, ...], global_rows: bool
+) -> Plan:
     named = torch.tensor(positions, dtype=torch.int64) if positions else None
-    return plan_pattern(Pattern.from_ints(rules), n_tokens, named, n_extra)
+    plan = plan_pattern(Pattern.from_ints(rules), n_tokens, named, n_extra)
+    return plan if global_rows else replace(plan, dense=plan.dense[:0])

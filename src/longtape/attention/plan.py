@@ -216,7 +216,7 @@ def _slots_of(order: Tensor, n_tokens: int) -> Tensor:
 
 def _band_groups(plan: Plan, pattern: Pattern) -> tuple[Group, ...]:
     """Tiles whose band lies alike share a mask; those near the ends or near a global token get one each."""
-    around = -(-pattern.reach * pattern.block_size // plan.unit)
+    around = min(-(-pattern.reach * pattern.block_size // plan.unit), plan.n_units)
     tiles = torch.arange(plan.n_padded // plan.tile)
     table = tiles[:, None] * UNITS_PER_TILE + torch.arange(-around, UNITS_PER_TILE + around)
     valid = (table >= 0) & (table < plan.n_units)

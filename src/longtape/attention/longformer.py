@@ -1,0 +1,229 @@
+"""Longformer: window + global tokens with projections of their own (Beltagy et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
+from longtape.attention.block_sparse import pattern_attention
+from longtape.attention.full import full_attention
+from longtape.attention.pattern import Pattern
+from longtape.attention.patterned import explicit_tokens
+
+
+@dataclass(frozen=True)
+class LongformerConfig(AttentionConfig):
+    """All sizes in tokens. `dilation`: step of the window, one for all heads or one for each.
+
+    `global_tokens`: "first", "last", "both", "random" or "spaced", or a list of positions, which then are the global
+    tokens in place of the `n_global` placed ones.
+    """
+
+    window_size: int = 257
+    n_global: int = 1
+    global_tokens: str | Sequence[int] = "first"
+    dilation: int | Sequence[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.global_tokens, str):
+            object.__setattr__(self, "global_tokens", explicit_tokens(self.global_tokens))
+        if not isinstance(self.dilation, int):
+            object.__setattr__(self, "dilation", tuple(int(d) for d in self.dilation))
+        if len(self.dilations()) != self.n_heads:
+            raise ValueError(
+                f"dilation={self.dilation} must be one number or {self.n_heads}, one for each head"
+            )
+        self.patterns()  # refuses what makes no pattern
+
+    def dilations(self) -> tuple[int, ...]:
+        """The step of each head."""
+        return (self.dilation,) * self.n_heads if isinstance(self.dilation, int) else tuple(self.dilation)
+
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The window of each head."""
+        return tuple(
+            Pattern(window_size=self.window_size, causal=bool(self.causal), dilation=d)
+            for d in self.dilations()
+        )
+
+    def placement(self) -> Pattern:
+        """The rules that place the global tokens."""
+        if isinstance(self.global_tokens, str):
+            return Pattern(n_global=self.n_global, placement=self.global_tokens)
+        return Pattern()
+
+
+class LongformerAttention(Attention):
+    """A local query sees its window and the global keys; a global query sees all, through q, k and v of its own.
+
+    `layer(x, global_positions=…)` [B, G] names further global tokens for each sample (−1 = none).
+    """
+
+    Config = LongformerConfig
+    capabilities = Capabilities(causal=True, fixed_pattern=True)
+    inputs: ClassVar[tuple[str, ...]] = ("global_positions",)
+
+    def __init__(self, config: LongformerConfig) -> None:
+        super().__init__(config)
+        self.patterns, self.placement = config.patterns(), config.placement()
+        self.global_tokens = explicit_tokens(config.global_tokens)
+        self.global_q_proj = nn.Linear(config.d_model, config.d_model)
+        self.global_k_proj = nn.Linear(config.d_model, config.d_model)
+        self.global_v_proj = nn.Linear(config.d_model, config.d_model)
+
+    def project_more(self, x: Tensor) -> dict[str, Any]:
+        return {"source": x}
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        visible: Tensor | None,
+        global_positions: Tensor | None = None,
+        source: Tensor | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        assert source is not None  # noqa: S101 (project_more gives it)
+        positions = self.positions(q, global_positions)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        y = windows(q, k, v, self.patterns, positions, visible, dropout)
+        if positions.shape[1] == 0:
+            return y
+        chosen = positions.clamp(min=0)[..., None].expand(len(source), -1, source.shape[-1])
+        rows = global_rows(
+            self.split_heads(self.global_q_proj(source.gather(1, chosen))),
+            self.split_heads(self.global_k_proj(source)),
+            self.split_heads(self.global_v_proj(source)),
+            positions, visible, causal=bool(self.config.causal), dropout=dropout,
+        )  # fmt: skip
+        return put_rows(y, rows, positions)
+
+    def attend_reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        visible: Tensor | None,
+        global_positions: Tensor | None = None,
+        source: Tensor | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        assert source is not None  # noqa: S101
+        rows = torch.arange(q.shape[2])
+        seen, is_global = self._seen(rows, q, visible, global_positions)
+        projections = (self.global_q_proj, self.global_k_proj, self.global_v_proj)
+        global_q, global_k, global_v = (self.split_heads(project(source)) for project in projections)
+        wide = full_attention(global_q, global_k, global_v, seen)
+        return torch.where(is_global, wide, full_attention(q, k, v, seen))
+
+    def weigh(
+        self,
+        q: Tensor,
+        k: Tensor,
+        visible: Tensor | None,
+        rows: Tensor,
+        global_positions: Tensor | None = None,
+        source: Tensor | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        assert source is not None  # noqa: S101
+        seen, is_global = self._seen(rows.cpu(), q, visible, global_positions)
+        global_q = self.split_heads(self.global_q_proj(source[:, rows]))
+        global_k = self.split_heads(self.global_k_proj(source))
+        scores = torch.where(
+            is_global, global_q @ global_k.transpose(-2, -1), q[:, :, rows] @ k.transpose(-2, -1)
+        )
+        return masked_softmax(scores * self.config.head_dim**-0.5, seen)
+
+    def visible_pairs(self, n_tokens: int) -> Tensor:
+        """Bool [N, N]; with different dilations, what any head sees."""
+        rows = torch.arange(n_tokens)
+        named = self._named(n_tokens)[None]
+        return torch.stack([p.rows(n_tokens, rows, named)[0] for p in set(self.patterns)]).any(0)
+
+    def positions(self, q: Tensor, global_positions: Tensor | None) -> Tensor:
+        """All global tokens, each once: [B, G] int64, −1 = none."""
+        fixed = self._named(q.shape[2]).to(q.device).expand(len(q), -1)
+        named = fixed if global_positions is None else torch.cat([fixed, global_positions.to(q.device)], 1)
+        ordered = named.sort(1).values
+        repeated = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+        return ordered.masked_fill(repeated, -1)
+
+    def _named(self, n_tokens: int) -> Tensor:
+        return torch.tensor([*self.placement.global_units(n_tokens), *self.global_tokens], dtype=torch.int64)
+
+    def _seen(
+        self, rows: Tensor, q: Tensor, visible: Tensor | None, global_positions: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """By definition: bool [B, H, rows, N] what is seen, [B, 1, rows, 1] which rows are global."""
+        n, positions = q.shape[2], self.positions(q, global_positions).cpu()
+        seen = torch.stack([p.rows(n, rows, positions) for p in self.patterns], 1).to(q.device)
+        if visible is not None:
+            seen = seen & visible[:, None, None]
+        is_global = self.placement.global_flags(n, positions)[:, None, rows, None]
+        return seen, is_global.to(q.device)
+
+
+def windows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    patterns: Sequence[Pattern],
+    positions: Tensor,
+    visible: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The local queries: window of each head and global keys at `positions` [B, G], through ordinary q, k, v."""
+    if len(set(patterns)) == 1:
+        return pattern_attention(
+            q, k, v, patterns[0], visible=visible, positions=positions, global_rows=False, dropout=dropout
+        )
+    out: list[Tensor] = [q] * len(patterns)
+    for pattern in set(patterns):
+        heads = [h for h, other in enumerate(patterns) if other == pattern]
+        y = pattern_attention(
+            q[:, heads], k[:, heads], v[:, heads], pattern,
+            visible=visible, positions=positions, global_rows=False, dropout=dropout,
+        )  # fmt: skip
+        for i, head in enumerate(heads):
+            out[head] = y[:, i]
+    return torch.stack(out, 1)
+
+
+def global_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    visible: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The global queries q [B, H, G, D] at `positions` [B, G] over all keys [B, H, N, D] → [B, H, G, D]."""
+    bias = None
+    if visible is not None or causal:
+        seen = q.new_ones(len(q), 1, k.shape[2], dtype=torch.bool) if visible is None else visible[:, None]
+        if causal:
+            seen = seen & (torch.arange(k.shape[2], device=q.device) <= positions.clamp(min=0)[..., None])
+        bias = q.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(q.dtype).min)[:, None]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, dropout_p=dropout, scale=q.shape[-1] ** -0.5
+    )
+
+
+def put_rows(y: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """Y [B, H, N, D] with rows [B, H, G, D] in place of those at `positions` [B, G]; −1 goes nowhere."""
+    n = y.shape[2]
+    spare = F.pad(y.transpose(1, 2), (0, 0, 0, 0, 0, 1))  # a copy with one row more, for the −1
+    index = torch.where(positions < 0, n, positions)[..., None, None]
+    rows = rows.transpose(1, 2).to(y.dtype)
+    return spare.scatter_(1, index.expand_as(rows), rows)[:, :n].transpose(1, 2)
