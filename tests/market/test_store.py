@@ -244,6 +244,32 @@ def test_trades_with_ids(store):
     assert store.append_table("trades", BTC, wrong) == Appended(conflicts=500)
 
 
+def test_one_trade_with_a_coarse_and_a_fine_time_is_one(store):
+    trades = make_trades(50)
+    store.append_table("trades", BTC, trades)
+    finer = trades.with_columns(
+        pl.col("timestamp").cast(pl.Datetime("us", "UTC")) + pl.duration(microseconds=300)
+    )
+    assert store.append_table("trades", BTC, finer) == Appended(conflicts=50)
+
+
+def test_trades_with_and_without_ids_do_not_mix(store):
+    store.append_table("trades", BTC, make_trades(50))
+    with pytest.raises(UserError, match="stored trades have an id and the new ones have none"):
+        store.append_table("trades", BTC, make_trades(50, ids=False))
+    store.append_table("trades", SPOT, make_trades(50, ids=False))
+    with pytest.raises(UserError, match="stored trades have no id"):
+        store.append_table("trades", SPOT, make_trades(50))
+
+
+def test_one_length_under_two_names_is_one_series(store):
+    store.append(make_bars(0, 10))
+    assert store.append(make_bars(5, 10, Interval.parse("60m"))) == Appended(added=5, duplicates=5)
+    assert len(store.read("BTCUSDT", "60m")) == len(store.read("BTCUSDT", "1h")) == 15
+    assert store.last(BTC, Interval.parse("60m")) == START + 14 * HOUR.milliseconds
+    assert len(store.select(interval="60m")) == 1
+
+
 def test_equal_trades_of_one_moment_are_all_kept_without_ids(store):
     trades = make_trades(500, ids=False)
     assert trades.is_duplicated().any()

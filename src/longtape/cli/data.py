@@ -13,7 +13,8 @@ from longtape.core.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from longtape.market.quality import QualityReport
-    from longtape.market.store import Series, Store
+    from longtape.market.series import Series
+    from longtape.market.store import Store
 
 app = typer.Typer(help="The store: list, check, repair, export.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -108,8 +109,8 @@ def repair(
 
     Example: longtape data repair --store data --symbol BTCUSDT --interval 1h
     """
-    from longtape.cli.fetch import open_source
     from longtape.market.repair import repair
+    from longtape.market.sources import open_source
 
     stored, chosen = _chosen(store, symbol, interval, source, category)
     results = []

@@ -47,7 +47,7 @@ KINDS = {
         Kind(
             "trades",
             {"timestamp": MICROSECONDS, "price": pl.Float64, "size": pl.Float64},
-            ("timestamp", "id"),
+            ("id",),  # the time may come in milliseconds from one place and in microseconds from another
             "D",
             {"id": pl.String, "side": pl.String},
         ),
@@ -125,7 +125,7 @@ def conform(frame: pl.DataFrame, kind: Kind, origin: str) -> pl.DataFrame:
         raise UserError(
             f"{origin}: {kind.name} do not fit their columns: {str(error).splitlines()[0]}"
         ) from error
-    for name in (name for name in kind.key if name in kind.columns):
+    for name in {"timestamp", *kind.key} & kind.columns.keys():
         if frame[name].null_count():
             raise UserError(f"{origin}: row {int(frame[name].is_null().arg_max() or 0) + 1} has no {name}")
     frame = frame.select(*declared, *(name for name in frame.columns if name not in declared))
@@ -145,16 +145,28 @@ def merge(
     if old is not None and old.schema != new.schema:
         old, new = _same_columns(old, new)
     key = list(kind.key)
-    if any(name not in new.columns or new[name].null_count() for name in key):
+    if not _has_values(new, key):
+        if old is not None and _has_values(old, key):
+            raise UserError(
+                f"{where}: the stored {kind.name} have an id and the new ones have none; give their ids"
+            )
         return _merge_rows(old, new)
+    if old is not None and not _has_values(old, key):
+        raise UserError(
+            f"{where}: the stored {kind.name} have no id, so those with ids cannot be told from them"
+        )
     first = new.select(pl.struct(key).is_first_distinct()).to_series()
     if not first.all():
         merged, counts = merge(old, new.filter(first), kind, on_conflict, where)
         merged, again = merge(merged, new.filter(~first), kind, on_conflict, where)
         return merged, counts + again
-    if old is None or new["timestamp"][0] > old["timestamp"][-1]:
+    if old is None or ("timestamp" in key and new["timestamp"][0] > old["timestamp"][-1]):
         return _joined(old, new), Appended(added=new.height)
     return _merge_keyed(old, new, key, on_conflict, where)
+
+
+def _has_values(frame: pl.DataFrame, names: list[str]) -> bool:
+    return all(name in frame.columns and not frame[name].null_count() for name in names)
 
 
 def _merge_keyed(

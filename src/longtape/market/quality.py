@@ -17,7 +17,8 @@ from longtape.market import gaps as clock
 from longtape.market.bars import COLUMNS, PRICES, Bars
 from longtape.market.files import read_raw
 from longtape.market.gaps import Flags, Gap
-from longtape.market.store import Series, Store
+from longtape.market.series import Series
+from longtape.market.store import Store
 
 Severity = Literal["error", "warning", "note"]
 OUTLIER = 20.0  # times the median absolute return of its block: 13.5 σ of a Gaussian

@@ -12,8 +12,9 @@ from longtape.market import gaps
 from longtape.market.bars import Bars
 from longtape.market.gaps import Gap
 from longtape.market.partition import OnConflict
+from longtape.market.series import Series
 from longtape.market.sources import Source
-from longtape.market.store import Series, Store
+from longtape.market.store import Store
 
 Span = tuple[int, int]
 

@@ -28,54 +28,14 @@ from longtape.core.errors import LongtapeError, UserError, unknown_name
 from longtape.core.instrument import Instrument
 from longtape.market import partition
 from longtape.market.bars import Bars
-from longtape.market.partition import CANDLE_KINDS, Appended, Damaged, Kind, OnConflict
+from longtape.market.partition import CANDLE_KINDS, Appended, Damaged, OnConflict
+from longtape.market.series import Series, series_of, usual_name
 from longtape.market.storage import open_storage
 
 _STORE = "store.json"
 _INSTRUMENT = "instrument.json"
-_MARK = "mark-"
 _READERS = 4
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Series:
-    """One series of one instrument: where it lies in the store."""
-
-    source: str
-    category: str
-    symbol: str
-    kind: Kind
-    interval: Interval | None = None
-
-    @classmethod
-    def of(cls, instrument: Instrument, kind: str, interval: Interval | None = None) -> Series:
-        """The series of an instrument; UserError for an unknown kind."""
-        return cls(
-            instrument.source, instrument.category, instrument.symbol, partition.kind_named(kind), interval
-        )
-
-    @property
-    def key(self) -> str:
-        """`source/category/symbol`."""
-        return f"{self.source}/{self.category}/{self.symbol}"
-
-    @property
-    def name(self) -> str:
-        """The name of its folder. A month is `1mo`: `1M` and `1m` are one folder where case is not told apart."""
-        if self.interval is None:
-            return self.kind.name
-        return (_MARK if self.kind.name == "mark" else "") + self.interval.name.replace("M", "mo")
-
-    @property
-    def folder(self) -> str:
-        """Its folder below the root."""
-        return f"{self.key}/{self.name}"
-
-    @property
-    def unit(self) -> str:
-        """The numpy unit of its partitions."""
-        return partition.period_unit(self.kind, self.interval)
 
 
 @dataclass(frozen=True)
@@ -156,7 +116,7 @@ class Store:
 
         Raises UserError listing the choices or the nearest name, LongtapeError naming a damaged file.
         """
-        interval = Interval.parse(interval)
+        interval = usual_name(Interval.parse(interval))
         series = self.find(symbol, kind, interval, source, category)
         frame = self._rows(series, since, until)
         origin = f"{self.root}: {series.key} {interval}"
@@ -219,7 +179,7 @@ class Store:
             for category in self.storage.names(source)[0]
             for symbol in self.storage.names(f"{source}/{category}")[0]
             for name in self.storage.names(f"{source}/{category}/{symbol}")[0]
-            if (series := _series_of(source, category, symbol, name)) and self._files(series)
+            if (series := series_of(source, category, symbol, name)) and self._files(series)
         ]
 
     def instruments(self) -> list[Instrument]:
@@ -260,13 +220,17 @@ class Store:
         """The one stored series that the words name; UserError listing the choices or the nearest name."""
         if symbol.count("/") == 2:
             source, category, symbol = symbol.split("/")
+        if source is not None and category is not None:
+            exact = Series(source, category, symbol, partition.kind_named(kind), interval)
+            if self._files(exact):
+                return exact
         every = [series for series in self.series() if series.kind == partition.kind_named(kind)]
-        named = [series for series in every if series.symbol == symbol]
-        if not named:
+        same = [series for series in every if series.symbol == symbol]
+        if not same:
             raise self._unknown(symbol, kind, every)
-        fits = [s for s in named if source in (None, s.source) and category in (None, s.category)]
+        fits = [s for s in same if source in (None, s.source) and category in (None, s.category)]
         if not fits:
-            raise UserError(f"{self.root}: {symbol} is stored as {_listed(named)}; name one of these")
+            raise UserError(f"{self.root}: {symbol} is stored as {_listed(same)}; name one of these")
         right = [series for series in fits if series.interval == interval]
         if not right:
             raise UserError(f"{self.root}: {symbol} has no {kind} of {interval}; there are {_listed(fits)}")
@@ -289,7 +253,7 @@ class Store:
             source, category, symbol = symbol.split("/")
         if symbol is not None and symbol not in {series.symbol for series in every}:
             raise self._unknown(symbol, "data", every)
-        length = None if interval is None else Interval.parse(interval)
+        length = None if interval is None else usual_name(Interval.parse(interval))
         fits = [
             s
             for s in every
@@ -430,18 +394,6 @@ class Store:
     @cached_property
     def _prepared(self) -> bool:
         return self.storage.size(_STORE) is not None
-
-
-def _series_of(source: str, category: str, symbol: str, name: str) -> Series | None:
-    """A folder name → its series; None for a folder that is none of ours."""
-    if name in partition.KINDS and name not in CANDLE_KINDS:
-        return Series(source, category, symbol, partition.KINDS[name])
-    kind = "mark" if name.startswith(_MARK) else "candles"
-    try:
-        interval = Interval.parse(name.removeprefix(_MARK).replace("mo", "M"))
-    except UserError:
-        return None
-    return Series(source, category, symbol, partition.KINDS[kind], interval)
 
 
 def _period(name: str) -> str:
