@@ -15,7 +15,7 @@ from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target
 from longtape.features.clock import future_opens
 from longtape.features.evaluate import Computed, Evaluator
-from longtape.features.expression import parse
+from longtape.features.expression import Expression, parse
 from longtape.features.panel import Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
@@ -70,6 +70,8 @@ def build_events(
 
     `time` names the column of UTC times at which each event is known. Horizons count events.
     """
+    if config.missing != "error":
+        raise UserError("features: events are where they are; `missing` is for bars")
     if time not in frame.columns:
         raise UserError(f"{symbol}: no column '{time}'; there are {', '.join(frame.columns)}")
     times = frame[time].dt.timestamp("ms").to_numpy()
@@ -181,32 +183,32 @@ def _usable(name: str, series: Computed, table: Table) -> Array:
 
 
 def _targets(
-    tables: Mapping[str, Table],
-    symbols: Sequence[str],
-    config: FeaturesConfig,
+    tables: Mapping[str, Table], symbols: Sequence[str], config: FeaturesConfig
 ) -> tuple[Array, tuple[TargetColumn, ...], Milliseconds]:
-    labels: list[tuple[TargetColumn, Label]] = []
-    for symbol in symbols:
-        for expression in map(parse, config.targets):
-            spec = find_target(expression)
-            for name in spec.needs:
-                tables[symbol][name]
-            for label in spec.function(tables[symbol], **spec.bind(expression)):
-                labels.append(
-                    (TargetColumn(str(expression), label.kind, symbol, label.horizon, label.options), label)
-                )
+    labels = [pair for s in symbols for text in config.targets for pair in _labels(parse(text), tables[s])]
+    columns = tuple(column for column, _ in labels)
     first = tables[symbols[0]]
-    opens, closes = _clock_ahead(first, max(label.horizon for _, label in labels))
-    rows = len(first)
-    ends = [(opens if label.at_open else closes)[label.horizon : label.horizon + rows] for _, label in labels]
+    opens, closes = _clock_ahead(first, max(column.horizon for column in columns))
+    ends = [(opens if label.at_open else closes)[label.horizon :][: len(first)] for _, label in labels]
     values = np.stack([label.values for _, label in labels], axis=1)
     if config.missing == "mask":
-        _hide_absent(values, [column for column, _ in labels], tables)
-    return (
-        values,
-        tuple(column for column, _ in labels),
-        np.stack(ends, axis=1),
-    )
+        _hide_absent(values, columns, tables)
+    return values, columns, np.stack(ends, axis=1)
+
+
+def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, Label]]:
+    spec = find_target(expression)
+    arguments = spec.bind(expression)
+    farthest = max(int(arguments[p.name]) for p in spec.parameters if p.annotation == "int")  # type: ignore[arg-type]
+    if farthest >= len(table):
+        raise UserError(
+            f"targets: '{expression}' looks {farthest} bars ahead; {table.origin} has {len(table)}"
+        )
+    for name in spec.needs:
+        table[name]
+    labels: Sequence[Label] = spec.function(table, **arguments)
+    name = str(expression)
+    return [(TargetColumn(name, x.kind, table.symbol, x.horizon, x.options), x) for x in labels]
 
 
 def _hide_absent(values: Array, columns: Sequence[TargetColumn], tables: Mapping[str, Table]) -> None:
@@ -219,8 +221,6 @@ def _hide_absent(values: Array, columns: Sequence[TargetColumn], tables: Mapping
 
 def _clock_ahead(table: Table, count: int) -> tuple[Milliseconds, Milliseconds]:
     """Opens and closes of the table's bars and of the `count` bars after them."""
-    if not len(table):
-        raise UserError(f"{table.origin}: there are no rows")
     last = int(table.timestamps[-1])
     if table.interval == EVENTS:
         step = max(1, (last - int(table.timestamps[0])) // max(len(table) - 1, 1))

@@ -50,7 +50,6 @@ class Spec:
     source: str
     outputs: tuple[str, ...]
     shared: bool
-    anchored: bool
 
     @property
     def usage(self) -> str:
@@ -125,23 +124,21 @@ def feature(
     warm_up: WarmUp = _none,
     outputs: tuple[str, ...] = (),
     shared: bool = False,
-    anchored: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a feature under its own name.
 
     `warm_up(table, **arguments)` is the number of rows before the first value that no longer depends on where
     the data begin, on top of what its series arguments need. `outputs` names the columns of a function that
-    returns several. `shared`: the same for every symbol. `anchored=False`: no warm-up frees it from where the
-    data begin.
+    returns several. `shared`: the same for every symbol.
     """
-    return _register(_FEATURES, formula, source, needs, warm_up, outputs, shared, anchored)
+    return _register(_FEATURES, formula, source, needs, warm_up, outputs, shared)
 
 
 def target(
     formula: str, source: str, *, needs: tuple[str, ...] = ("close",)
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a target under its own name: it returns the labels and how far ahead each is known."""
-    return _register(_TARGETS, formula, source, needs, _none, (), False, True)
+    return _register(_TARGETS, formula, source, needs, _none, (), False)
 
 
 def _register(
@@ -152,14 +149,13 @@ def _register(
     warm_up: WarmUp,
     outputs: tuple[str, ...],
     shared: bool,
-    anchored: bool,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.removesuffix("_")
         family = function.__module__.rsplit(".", 1)[-1].removesuffix("_features")
         parameters = tuple(inspect.signature(function).parameters.values())[1:]
         registry[name] = Spec(
-            name, family, function, parameters, needs, warm_up, formula, source, outputs, shared, anchored
+            name, family, function, parameters, needs, warm_up, formula, source, outputs, shared
         )
         return function
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, WEEKDAYS_ONLY, Interval, Milliseconds, iso
-from longtape.core.errors import UserError, require
+from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, WEEKDAYS_ONLY, Interval, Milliseconds
+from longtape.features.marks import session_times
 from longtape.features.table import Rows, Table
 
 FRIDAY_CLOSE = 22 * HOUR  # a 24/5 market rests from Friday 22:00 to Sunday 22:00 UTC
@@ -15,18 +15,10 @@ FRIDAY_CLOSE = 22 * HOUR  # a 24/5 market rests from Friday 22:00 to Sunday 22:0
 
 @lru_cache(maxsize=8)
 def sessions(calendar: str, since: int, until: int) -> tuple[Milliseconds, Milliseconds]:
-    """Opens and closes of an exchange's sessions between two times. Needs the extra `calendars`."""
-    library = require("exchange_calendars", "calendars")
-    start, end = iso(since)[:10], iso(until)[:10]
-    try:
-        found = library.get_calendar(calendar, start=start, end=end)
-    except library.errors.InvalidCalendarName:
-        raise UserError(
-            f"unknown calendar '{calendar}'; write 24/7, 24/5 or an exchange code such as XNYS"
-        ) from None
-    opens = found.opens.to_numpy().astype("datetime64[ms]").astype(np.int64)
-    closes = found.closes.to_numpy().astype("datetime64[ms]").astype(np.int64)
-    return opens, closes
+    """Opens, and closes after the first of them, of an exchange's sessions. Needs the extra `calendars`."""
+    opens = session_times(calendar, since, until, "open")
+    closes = session_times(calendar, since, until, "close")
+    return opens, closes[closes > opens[0]] if len(opens) else closes[:0]
 
 
 def session_of(table: Table) -> Rows:
@@ -37,7 +29,8 @@ def session_of(table: Table) -> Rows:
     times = table.timestamps
     if table.calendar in (ALWAYS_OPEN, WEEKDAYS_ONLY) or table.interval.milliseconds >= DAY or not len(times):
         return times // DAY
-    closes = sessions(table.calendar, int(times[0]) // DAY * DAY, int(times[-1]) // DAY * DAY + WEEK)[1]
+    since, until = int(times[0]) // DAY * DAY, int(times[-1]) // DAY * DAY
+    closes = sessions(table.calendar, since - 2 * WEEK, until + WEEK)[1]
     return np.searchsorted(closes, times, side="right")
 
 
@@ -75,8 +68,8 @@ def _is_open(
             return (grid // DAY + 3) % 7 < 5
         since_friday = (grid - DAY) % WEEK  # 1970-01-02 was a Friday
         return (since_friday < FRIDAY_CLOSE) | (since_friday >= FRIDAY_CLOSE + 2 * DAY)
-    opens, closes = sessions(calendar, int(grid[0]) // DAY * DAY, int(grid[-1]) // DAY * DAY + WEEK)
+    opens, closes = sessions(calendar, int(grid[0]) // DAY * DAY - WEEK, int(grid[-1]) // DAY * DAY + WEEK)
     if interval.milliseconds >= DAY:
         return np.isin(grid // DAY, opens // DAY)
-    next_close = np.minimum(np.searchsorted(closes, grid, side="right"), len(closes) - 1)
-    return (grid < closes[next_close]) & (grid + interval.milliseconds > opens[next_close])
+    opened = np.searchsorted(opens, grid + interval.milliseconds, side="left")
+    return opened > np.searchsorted(closes, grid, side="right")

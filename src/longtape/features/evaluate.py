@@ -13,7 +13,7 @@ from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import Everyone, Spec, features
 from longtape.features.expression import Expression
 from longtape.features.rolling import Array
-from longtape.features.table import Table, newest_known, resample
+from longtape.features.table import Table, longest, newest_known, resample
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,11 @@ class Evaluator:
         self._tables = dict(tables)
         self._coarse: dict[tuple[str, str], Table] = {}
         self._done: dict[tuple[Expression, str, str], Computed] = {}
+        self._asked = ""
 
     def compute(self, expression: Expression, symbol: str) -> Computed:
         """Values of an expression for a symbol. UserError with one line where it cannot be had."""
+        self._asked = f"features: '{expression}'"
         return self._compute(expression, self._tables[symbol])
 
     def _compute(self, expression: Expression, table: Table) -> Computed:
@@ -51,13 +53,15 @@ class Evaluator:
         coarse = self._resampled(table.symbol, Interval.parse(argument), table)
         found = self._compute(rest, coarse)
         rows = newest_known(coarse, table)
-        values = tuple(np.where(rows >= found.ready, v[np.maximum(rows, 0)], np.nan) for v in found.values)
-        ready = int(np.searchsorted(rows, found.ready))
-        return Computed(values, _enough(ready, expression, table), found.outputs)
+        ready = int(np.searchsorted(rows, found.ready)) + longest(coarse.interval, table.interval) - 1
+        ready = _enough(ready, expression, table)
+        known = np.arange(len(table)) >= ready
+        values = tuple(np.where(known, v[np.maximum(rows, 0)], np.nan) for v in found.values)
+        return Computed(values, ready, found.outputs)
 
     def _other(self, symbol: str, table: Table) -> Table:
         if symbol not in self._tables:
-            raise unknown_name("symbol", symbol, self._tables, "features")
+            raise unknown_name("symbol", symbol, self._tables, self._asked)
         other = self._tables[symbol]
         return other if other.interval == table.interval else self._resampled(symbol, table.interval, other)
 
@@ -83,7 +87,7 @@ class Evaluator:
 
     def _column(self, expression: Expression, table: Table) -> Computed:
         if expression.arguments or expression.keywords or expression.name not in table.columns:
-            raise unknown_name("feature", expression.name, [*features(), *table.columns], f"'{expression}'")
+            raise unknown_name("feature", expression.name, [*features(), *table.columns], self._asked)
         return Computed((table[expression.name],), 0)
 
     def _arguments(self, spec: Spec, expression: Expression, table: Table) -> tuple[dict[str, Any], int]:

@@ -44,11 +44,14 @@ def signed_size(table: Table) -> Array:
 
 
 @kernel
-def _tick_signs(price: Array) -> Array:
+def _tick_signs(price: Array, n: int) -> Array:
     out = np.zeros(len(price))
+    changed = 0
     for t in range(1, len(price)):
         change = price[t] - price[t - 1]
-        out[t] = 1.0 if change > 0.0 else (-1.0 if change < 0.0 else out[t - 1])
+        changed = t if change != 0.0 else changed
+        kept = out[t - 1] if t - changed < n else 0.0
+        out[t] = 1.0 if change > 0.0 else (-1.0 if change < 0.0 else kept)
     return out
 
 
@@ -56,16 +59,11 @@ def _tick_signs(price: Array) -> Array:
     "sign of the last change of price",
     "Lee & Ready (1991), Inferring Trade Direction from Intraday Data",
     needs=("price",),
-    warm_up=lambda table: _first_change(table["price"]),
+    warm_up=lambda table, n: n,
 )
-def tick_rule(table: Table) -> Array:
-    """+1 after a rise, −1 after a fall, kept while the price stands still."""
-    return _tick_signs(table["price"])
-
-
-def _first_change(price: Array) -> int:
-    changes = np.flatnonzero(np.diff(price))
-    return int(changes[0]) + 1 if len(changes) else len(price)
+def tick_rule(table: Table, n: int = 100) -> Array:
+    """+1 after a rise, −1 after a fall, kept while the price stands still; 0 once that has lasted n trades."""
+    return _tick_signs(table["price"], n)
 
 
 def _side(table: Table, side: str, levels: int) -> Array:
@@ -101,7 +99,8 @@ def relative_spread(table: Table) -> Array:
 def micro_price(table: Table) -> Array:
     """Mid price weighted by the sizes on the opposite sides; the mid price where both are empty."""
     bid, ask = table["bid_size_1"], table["ask_size_1"]
-    return divide(table["ask_price_1"] * bid + table["bid_price_1"] * ask, bid + ask, _mid(table))
+    weighted = divide(table["ask_price_1"] * bid + table["bid_price_1"] * ask, bid + ask, 0.0)
+    return np.where(bid + ask == 0.0, _mid(table), weighted)
 
 
 @feature("micro_price / mid − 1", STOIKOV, needs=TOP)

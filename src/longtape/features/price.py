@@ -13,38 +13,25 @@ from longtape.features.rolling import (
     exponential,
     kernel,
     lagged,
+    log_ratio,
     memory,
+    rolling_deviation,
     rolling_max,
     rolling_mean,
     rolling_moments,
     rolling_sum,
+    rolling_zscore,
     wilder_rsi,
 )
 from longtape.features.table import Table
 
 TSAY = "Tsay (2010), Analysis of Financial Time Series, ch. 1"
-PANDAS = "rolling statistics of n rows, the newest included"
-
-
-@kernel
-def _log_ratio(x: Array, n: int) -> Array:
-    out = np.full(len(x), np.nan)
-    for t in range(n, len(x)):
-        out[t] = math.log(x[t] / x[t - n])
-    return out
-
-
-@kernel
-def _log(x: Array) -> Array:
-    out = np.empty(len(x))
-    for t in range(len(x)):
-        out[t] = math.log(x[t]) if x[t] > 0.0 else np.nan
-    return out
+DEFINITION = "definition"
 
 
 def one_bar_returns(table: Table) -> Array:
     """Log returns of one bar, computed once per table."""
-    return table.remember("ln(close/previous)", lambda: _log_ratio(table["close"], 1))
+    return table.remember("ln(close/previous)", lambda: log_ratio(table["close"], 1))
 
 
 def _rows(table: Table, n: int, **_: object) -> int:
@@ -58,7 +45,7 @@ def _window(table: Table, n: int, **_: object) -> int:
 @feature("ln(close_t / close_{t−n})", TSAY, needs=("close",), warm_up=_rows)
 def log_return(table: Table, n: int = 1) -> Array:
     """Log return over n bars."""
-    return one_bar_returns(table).copy() if n == 1 else _log_ratio(table["close"], n)
+    return one_bar_returns(table).copy() if n == 1 else log_ratio(table["close"], n)
 
 
 @feature("close_t / close_{t−n} − 1", TSAY, needs=("close",), warm_up=_rows)
@@ -67,77 +54,79 @@ def momentum(table: Table, n: int = 20) -> Array:
     return table["close"] / lagged(table["close"], n) - 1.0
 
 
-@feature("(high − low) / close", "bar range relative to price", needs=("high", "low", "close"))
+@feature("(high − low) / close", "definition", needs=("high", "low", "close"))
 def range_(table: Table) -> Array:
     """Height of the bar as a fraction of its close."""
-    return (table["high"] - table["low"]) / table["close"]
+    out = table["high"] - table["low"]
+    out /= table["close"]
+    return out
 
 
-@feature("(close − open) / open", "bar body relative to price", needs=("open", "close"))
+@feature("(close − open) / open", "definition", needs=("open", "close"))
 def body(table: Table) -> Array:
     """Move from open to close as a fraction of the open."""
     return (table["close"] - table["open"]) / table["open"]
 
 
-@feature("x_{t−n}", "earlier value of a series", warm_up=_rows)
+@feature("x_{t−n}", "definition", warm_up=_rows)
 def lag(table: Table, x: Series, n: int = 1) -> Array:
     """The value n bars ago."""
     return lagged(x, n)
 
 
-@feature("x_t − x_{t−n}", "difference of a series", warm_up=_rows)
+@feature("x_t − x_{t−n}", "definition", warm_up=_rows)
 def difference(table: Table, x: Series, n: int = 1) -> Array:
     """Change over n bars."""
     return x - lagged(x, n)
 
 
-@feature("ln x_t", "natural logarithm; a value that is not above zero is an error")
+@feature("ln x_t", "definition")
 def log(table: Table, x: Series) -> Array:
     """Natural logarithm of a series above zero."""
-    return _log(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(x)
 
 
-@feature("(1/n) Σ x", PANDAS, warm_up=_window)
+@feature("(1/n) Σ x", DEFINITION, warm_up=_window)
 def mean(table: Table, x: Series, n: int = 20) -> Array:
     """Mean of the last n values."""
     return rolling_mean(x, n)
 
 
-@feature("√(Σ(x − mean)² / (n − 1))", PANDAS, warm_up=_window)
+@feature("√(Σ(x − mean)² / (n − 1))", DEFINITION, warm_up=_window)
 def std(table: Table, x: Series, n: int = 20) -> Array:
     """Sample deviation of the last n values; 0 for a constant series."""
-    return rolling_moments(x, n)[1]
+    return rolling_deviation(x, n)
 
 
-@feature("max of the last n", PANDAS, warm_up=_window)
+@feature("max of the last n", DEFINITION, warm_up=_window)
 def highest(table: Table, x: Series, n: int = 20) -> Array:
     """Largest of the last n values."""
     return rolling_max(x, n)
 
 
-@feature("min of the last n", PANDAS, warm_up=_window)
+@feature("min of the last n", DEFINITION, warm_up=_window)
 def lowest(table: Table, x: Series, n: int = 20) -> Array:
     """Smallest of the last n values."""
     return -rolling_max(-x, n)
 
 
-@feature("x / mean(x, n)", PANDAS, warm_up=_window)
+@feature("x / mean(x, n)", DEFINITION, warm_up=_window)
 def ratio(table: Table, x: Series, n: int = 20) -> Array:
     """A series over its own mean; 1 where the mean is 0."""
     return divide(x, rolling_mean(x, n), 1.0)
 
 
-@feature("close / mean(close, n)", PANDAS, needs=("close",), warm_up=_window)
+@feature("close / mean(close, n)", DEFINITION, needs=("close",), warm_up=_window)
 def close_ratio(table: Table, n: int = 20) -> Array:
     """Close over its own mean."""
     return table["close"] / rolling_mean(table["close"], n)
 
 
-@feature("(x − mean(x, n)) / std(x, n)", PANDAS, warm_up=_window)
+@feature("(x − mean(x, n)) / std(x, n)", DEFINITION, warm_up=_window)
 def zscore(table: Table, x: Series, n: int = 100) -> Array:
     """Distance from the rolling mean in rolling sample deviations; 0 for a constant series."""
-    average, deviation = rolling_moments(x, n)
-    return divide(x - average, deviation, 0.0)
+    return rolling_zscore(x, n)
 
 
 @feature(
@@ -173,7 +162,12 @@ def rsi(table: Table, n: int = 14) -> Array:
     return wilder_rsi(table["close"], n)
 
 
-@feature("100·ΣU/(ΣU+ΣD) over the last n changes", "Cutler's RSI", needs=("close",), warm_up=_rows)
+@feature(
+    "100·ΣU/(ΣU+ΣD) over the last n changes",
+    "Cutler's variant of Wilder (1978)",
+    needs=("close",),
+    warm_up=_rows,
+)
 def rsi_simple(table: Table, n: int = 14) -> Array:
     """Relative strength index with plain sums of n gains and losses; 50 where there were neither."""
     change = difference(table, table["close"], 1)

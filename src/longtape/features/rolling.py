@@ -28,58 +28,85 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def kernel(function: F) -> F:
     """Compile once, keep the machine code on disk, and leave IEEE arithmetic as written (no fast-math)."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
 @kernel
 def rolling_sum(x: Array, n: int) -> Array:
     """Σ of the last n values."""
-    rows, block = len(x), max(n - 1, 1)
-    out = np.full(rows, np.nan)
+    rows, block = len(x), n - 1
+    out = np.empty(rows)
     if n == 1:
-        return x.copy()
+        out[:] = x
+        return out
+    out[: min(block, rows)] = np.nan
     tail = np.empty(block)
     for start in range(block, rows, block):
+        before, now, to = x[start - block : start], x[start : start + block], out[start : start + block]
         total = 0.0
-        for j in range(block - 1, -1, -1):
-            total += x[start - block + j]
-            tail[j] = total
+        for j in range(block):
+            total += before[block - 1 - j]
+            tail[block - 1 - j] = total
         head = 0.0
-        for j in range(min(block, rows - start)):
-            head += x[start + j]
-            out[start + j] = tail[j] + head
+        for j in range(len(now)):
+            head += now[j]
+            to[j] = tail[j] + head
     return out
 
 
 @kernel
-def rolling_moments(x: Array, n: int) -> tuple[Array, Array]:
-    """Mean and sample deviation (n − 1 degrees of freedom; 0 for n = 1) of the last n values.
-
-    The deviation of a constant window is exactly 0.
-    """
-    rows, block = len(x), max(n - 1, 1)
-    mean, deviation = np.full(rows, np.nan), np.full(rows, np.nan)
-    if n == 1:
-        return x.copy(), x - x
+def _centred(x: Array, n: int) -> tuple[Array, Array]:
+    """x less the mean of the last n ≥ 2 values, and their sample variance."""
+    rows, block = len(x), n - 1
+    above, variance = np.empty(rows), np.empty(rows)
+    above[: min(block, rows)], variance[: min(block, rows)] = np.nan, np.nan
     tail, tail2 = np.empty(block), np.empty(block)
-    per_n, per_freedom = 1.0 / n, 1.0 / (n - 1)
+    per_n, per_freedom = 1.0 / n, 1.0 / block
     for start in range(block, rows, block):
-        pivot, total, total2 = x[start - 1], 0.0, 0.0
-        for j in range(block - 1, -1, -1):
-            d = x[start - block + j] - pivot
+        before, now = x[start - block : start], x[start : start + block]
+        pivot, total, total2 = before[block - 1], 0.0, 0.0
+        for j in range(block):
+            d = before[block - 1 - j] - pivot
             total += d
             total2 += d * d
-            tail[j], tail2[j] = total, total2
+            tail[block - 1 - j], tail2[block - 1 - j] = total, total2
         total, total2 = 0.0, 0.0
-        for j in range(min(block, rows - start)):
-            d = x[start + j] - pivot
+        for j in range(len(now)):
+            d = now[j] - pivot
             total += d
             total2 += d * d
             s = tail[j] + total
-            mean[start + j] = pivot + s * per_n
-            squares = (tail2[j] + total2 - s * s * per_n) * per_freedom
-            deviation[start + j] = math.sqrt(squares) if not squares < 0.0 else 0.0
-    return mean, deviation
+            above[start + j] = d - s * per_n
+            variance[start + j] = (tail2[j] + total2 - s * s * per_n) * per_freedom
+    return above, variance
+
+
+@kernel
+def _root(variance: Array) -> Array:
+    for t in range(len(variance)):
+        variance[t] = math.sqrt(variance[t]) if not variance[t] < 0.0 else 0.0
+    return variance
+
+
+def rolling_deviation(x: Array, n: int) -> Array:
+    """Sample deviation (n − 1 degrees of freedom; 0 for n = 1) of the last n values; exactly 0 where they are equal."""
+    return _root(_centred(x, n)[1]) if n > 1 else x - x
+
+
+def rolling_moments(x: Array, n: int) -> tuple[Array, Array]:
+    """Mean of the last n values, and their deviation as `rolling_deviation`."""
+    if n == 1:
+        return x.copy(), x - x
+    above, variance = _centred(x, n)
+    return x - above, _root(variance)
+
+
+def rolling_zscore(x: Array, n: int) -> Array:
+    """Distance from the mean of the last n values in their sample deviations; 0 where they are equal."""
+    if n == 1:
+        return x - x
+    above, variance = _centred(x, n)
+    return divide(above, _root(variance), 0.0)
 
 
 @kernel
@@ -107,24 +134,30 @@ def rolling_covariance(x: Array, y: Array, n: int) -> tuple[Array, Array, Array]
 
 
 @kernel
+def _larger(a: float, b: float) -> float:
+    return a if a > b or math.isnan(a) else b
+
+
+@kernel
 def rolling_max(x: Array, n: int) -> Array:
     """Largest of the last n values."""
-    rows, block = len(x), max(n - 1, 1)
-    out = np.full(rows, np.nan)
+    rows, block = len(x), n - 1
+    out = np.empty(rows)
     if n == 1:
-        return x.copy()
+        out[:] = x
+        return out
+    out[: min(block, rows)] = np.nan
     tail = np.empty(block)
     for start in range(block, rows, block):
-        best = x[start - 1]
-        for j in range(block - 1, -1, -1):
-            value = x[start - block + j]
-            best = value if not value <= best else best
-            tail[j] = best
-        best = x[start]
-        for j in range(min(block, rows - start)):
-            value = x[start + j]
-            best = value if not value <= best else best
-            out[start + j] = tail[j] if not tail[j] <= best else best
+        before, now, to = x[start - block : start], x[start : start + block], out[start : start + block]
+        best = -np.inf
+        for j in range(block):
+            best = _larger(before[block - 1 - j], best)
+            tail[block - 1 - j] = best
+        best = -np.inf
+        for j in range(len(now)):
+            best = _larger(now[j], best)
+            to[j] = _larger(tail[j], best)
     return out
 
 
@@ -187,21 +220,36 @@ def wilder_rsi(x: Array, n: int) -> Array:
 
 def rolling_mean(x: Array, n: int) -> Array:
     """Mean of the last n values."""
-    return rolling_sum(x, n) / n
+    out = rolling_sum(x, n)
+    out /= n
+    return out
 
 
 def lagged(x: Array, n: int) -> Array:
     """The value n rows ago; the first n rows are NaN."""
-    out = np.full(len(x), np.nan)
+    out = np.empty(len(x))
+    out[:n] = np.nan
     out[n:] = x[: max(len(x) - n, 0)]
     return out
 
 
-def divide(a: Array, b: Array, otherwise: float | Array) -> Array:
+@kernel
+def divide(a: Array, b: Array, otherwise: float) -> Array:
     """a / b; where b is 0, `otherwise` (NaN in a or b stays NaN)."""
-    zero = b == 0.0
-    out = a / np.where(zero, 1.0, b)
-    return np.where(zero & ~np.isnan(a), otherwise, out)
+    out = np.empty(len(a))
+    for t in range(len(a)):
+        out[t] = a[t] / b[t] if b[t] != 0.0 else (otherwise if not math.isnan(a[t]) else np.nan)
+    return out
+
+
+def log_ratio(x: Array, n: int) -> Array:
+    """ln(x_t / x_{t−n}); the first n rows are NaN."""
+    out = np.empty(len(x))
+    out[:n] = np.nan
+    if len(x) > n:
+        np.divide(x[n:], x[:-n], out=out[n:])
+        np.log(out[n:], out=out[n:])
+    return out
 
 
 FORGOTTEN = 1e-9

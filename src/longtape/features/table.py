@@ -59,6 +59,8 @@ class Table:
 
 def _finite(table: Table, name: str) -> Array:
     values = np.ascontiguousarray(table.columns[name], dtype=np.float64)
+    if np.isfinite(values.sum()):  # one pass without a copy; a value that is not finite makes the sum so
+        return values
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(np.argmax(bad))
@@ -113,6 +115,13 @@ def _gather(name: str, values: Array, first: Rows) -> Array:
     if name in SUMMED:
         return np.add.reduceat(values, first)
     return np.ascontiguousarray(values[np.append(first[1:], len(values)) - 1])
+
+
+def longest(period: Interval, bar: Interval) -> int:
+    """The most bars that a period can hold, on a clock that never stops."""
+    days = {"1M": 31, "12M": 366}
+    length = days[period.name] * DAY if period.name in days else period.milliseconds
+    return -(-length // bar.milliseconds)
 
 
 def newest_known(coarse: Table, fine: Table) -> Rows:

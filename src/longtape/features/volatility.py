@@ -13,11 +13,10 @@ from longtape.features.price import WILDER, one_bar_returns
 from longtape.features.rolling import (
     Array,
     exponential,
-    kernel,
     lagged,
     memory,
+    rolling_deviation,
     rolling_mean,
-    rolling_moments,
     rolling_sum,
 )
 from longtape.features.table import Table
@@ -34,12 +33,8 @@ def _window(table: Table, n: int, **_: object) -> int:
     return n - 1
 
 
-@kernel
 def _log_of(a: Array, b: Array) -> Array:
-    out = np.empty(len(a))
-    for t in range(len(a)):
-        out[t] = math.log(a[t] / b[t])
-    return out
+    return np.log(a / b)
 
 
 @feature(
@@ -50,7 +45,7 @@ def _log_of(a: Array, b: Array) -> Array:
 )
 def volatility(table: Table, n: int = 20) -> Array:
     """Deviation of the log returns of the last n bars, per bar."""
-    return rolling_moments(one_bar_returns(table), n)[1]
+    return rolling_deviation(one_bar_returns(table), n)
 
 
 @feature(
@@ -136,8 +131,8 @@ def yang_zhang(table: Table, n: int = 20) -> Array:
     """Volatility from gaps, bodies and Rogers–Satchell, free of drift; n is at least 2."""
     if n < 2:
         raise UserError("features: yang_zhang(n) needs n of at least 2")
-    gap = rolling_moments(_log_of(table["open"], lagged(table["close"], 1)), n)[1]
-    move = rolling_moments(_log_of(table["close"], table["open"]), n)[1]
+    gap = rolling_deviation(_log_of(table["open"], lagged(table["close"], 1)), n)
+    move = rolling_deviation(_log_of(table["close"], table["open"]), n)
     k = 0.34 / (1.34 + (n + 1) / (n - 1))
     variance = gap * gap + k * move * move + (1.0 - k) * rolling_mean(_rogers_satchell(table), n)
     return np.sqrt(np.maximum(variance, 0.0))

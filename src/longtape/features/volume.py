@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from longtape.core.clock import Interval, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.features.catalogue import Series, feature
 from longtape.features.clock import session_of
-from longtape.features.rolling import Array, divide, grouped_ratio, kernel, rolling_mean, rolling_sum
-from longtape.features.table import Rows, Table, period_starts
+from longtape.features.price import one_bar_returns
+from longtape.features.rolling import Array, divide, grouped_ratio, rolling_mean, rolling_sum
+from longtape.features.table import Rows, Table, longest, period_starts
 
 PRICES = ("high", "low", "close", "volume")
 VWAP = "Berkowitz, Logue & Noser (1988), The Total Cost of Transactions on the NYSE"
@@ -22,27 +21,19 @@ def _window(table: Table, n: int, **_: object) -> int:
     return n - 1
 
 
-@kernel
-def _log1p(x: Array) -> Array:
-    out = np.empty(len(x))
-    for t in range(len(x)):
-        out[t] = math.log1p(x[t])
-    return out
-
-
-@feature("ln(1 + volume)", "tames the right tail of volume", needs=("volume",))
+@feature("ln(1 + volume)", "definition", needs=("volume",))
 def log_volume(table: Table) -> Array:
     """Logarithm of one plus the volume."""
-    return _log1p(table["volume"])
+    return np.log1p(table["volume"])
 
 
-@feature("mean(volume, n)", "volume moving average", needs=("volume",), warm_up=_window)
+@feature("mean(volume, n)", "definition", needs=("volume",), warm_up=_window)
 def volume_mean(table: Table, n: int = 20) -> Array:
     """Mean volume of the last n bars."""
     return rolling_mean(table["volume"], n)
 
 
-@feature("volume / mean(volume, n)", "relative volume", needs=("volume",), warm_up=_window)
+@feature("volume / mean(volume, n)", "definition", needs=("volume",), warm_up=_window)
 def volume_ratio(table: Table, n: int = 20) -> Array:
     """Volume over its own mean; 1 where nothing was traded in n bars."""
     return divide(table["volume"], rolling_mean(table["volume"], n), 1.0)
@@ -56,9 +47,9 @@ def _typical(table: Table) -> Array:
 def vwap(table: Table, n: int = 20) -> Array:
     """Volume-weighted average price of the last n bars; the plain mean of p where nothing was traded."""
     price = _typical(table)
-    return divide(
-        rolling_sum(price * table["volume"], n), rolling_sum(table["volume"], n), rolling_mean(price, n)
-    )
+    traded = rolling_sum(table["volume"], n)
+    weighted = divide(rolling_sum(price * table["volume"], n), traded, 0.0)
+    return np.where(traded == 0.0, rolling_mean(price, n), weighted)
 
 
 def _grouped(table: Table, group: Rows) -> Array:
@@ -66,19 +57,11 @@ def _grouped(table: Table, group: Rows) -> Array:
     return grouped_ratio(price * table["volume"], table["volume"], group, price)
 
 
-def _whole(group: Rows, starts_at_first_row: bool) -> int:
-    """Rows before the first group that is seen from its beginning."""
-    if starts_at_first_row or not len(group):
-        return 0
-    changes = np.flatnonzero(np.diff(group))
-    return int(changes[0]) + 1 if len(changes) else len(group)
-
-
 @feature(
     "Σ p·volume / Σ volume since the session opened",
     VWAP,
     needs=PRICES,
-    warm_up=lambda table: _whole(session_of(table), False),
+    warm_up=lambda table: longest(Interval.parse("1d"), table.interval) - 1,
 )
 def vwap_session(table: Table) -> Array:
     """Volume-weighted average price of the session so far (24/7 and 24/5: the UTC day)."""
@@ -89,30 +72,30 @@ def vwap_session(table: Table) -> Array:
     "Σ p·volume / Σ volume since an anchor",
     VWAP,
     needs=PRICES,
-    warm_up=lambda table, since: _whole(*_anchor(table, since)),
+    warm_up=lambda table, since: _anchored_after(table, since),
 )
 def vwap_cumulative(table: Table, since: str = "month") -> Array:
     """Volume-weighted average price since the "day", "week", "month" or "year" began, or since a date.
 
     There is no form that begins with the data: its value would depend on what was loaded.
     """
-    return _grouped(table, _anchor(table, since)[0])
-
-
-def _anchor(table: Table, since: str) -> tuple[Rows, bool]:
-    times = table.timestamps
     if since in PERIODS:
-        starts = period_starts(times, Interval.parse(PERIODS[since]))
-        return starts, bool(len(times) and starts[0] == times[0])
-    at = to_milliseconds(since, "features: vwap_cumulative(since)")
+        return _grouped(table, period_starts(table.timestamps, Interval.parse(PERIODS[since])))
+    return _grouped(table, (table.timestamps >= to_milliseconds(since)).astype(np.int64))
+
+
+def _anchored_after(table: Table, since: str) -> int:
+    if since in PERIODS:
+        return longest(Interval.parse(PERIODS[since]), table.interval) - 1
+    times, at = table.timestamps, to_milliseconds(since, "features: vwap_cumulative(since)")
     if len(times) and at < times[0]:
         raise UserError(
             f'features: vwap_cumulative("{since}"): {table.origin} begins later; name a later date'
         )
-    return (times >= at).astype(np.int64), bool(len(times) and times[0] == at)
+    return int(np.searchsorted(times, at))
 
 
-@feature("close / x − 1", "distance of the close to a level", needs=("close",))
+@feature("close / x − 1", "definition", needs=("close",))
 def distance(table: Table, x: Series) -> Array:
     """How far the close stands from a level, e.g. `distance(vwap_session)`; 0 where the level is 0."""
     return divide(table["close"] - x, x, 0.0)
@@ -132,7 +115,5 @@ def vwap_distance(table: Table, n: int = 20) -> Array:
 )
 def illiquidity(table: Table, n: int = 20) -> Array:
     """Price impact per unit of money traded, times 10⁶; a bar without trades counts 0."""
-    from longtape.features.price import one_bar_returns
-
     impact = divide(np.abs(one_bar_returns(table)), table["close"] * table["volume"], 0.0)
     return 1e6 * rolling_mean(impact, n)
