@@ -46,23 +46,23 @@ class PerformerAttention(Attention):
     Config: ClassVar[type[AttentionConfig]] = PerformerConfig
     capabilities = Capabilities(causal=True, cross=True)
     config: PerformerConfig
-    directions: Tensor
+    features: Tensor
 
     def __init__(self, config: PerformerConfig) -> None:
         super().__init__(config)
-        self.register_buffer("directions", torch.empty(config.features, config.head_dim))
+        self.register_buffer("features", torch.empty(config.features, config.head_dim))
         self.redraw(config.seed)
 
     @torch.no_grad()
     def redraw(self, seed: int) -> None:
         """Draw other directions from now on."""
-        self.directions.copy_(orthogonal_directions(*self.directions.shape, seed=seed))
+        self.features.copy_(orthogonal_directions(*self.features.shape, seed=seed))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """φ(Q)(φ(K)ᵀV) normalised, in chunks; sums in at least float32."""
         with torch.autocast(q.device.type, enabled=False):
             function = favor_causal if self.config.causal else favor
-            return function(q, k, v, self.directions, visible)
+            return function(q, k, v, self.features, visible)
 
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
@@ -74,7 +74,7 @@ class PerformerAttention(Attention):
 
     def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
         """φ(q)·φ(k) over its sum along the keys, [B, H, len(rows), M]."""
-        directions = self.directions.to(q.dtype)
+        directions = self.features.to(q.dtype)
         phi_q = _log_features(q[:, :, rows], directions)
         phi_k = _log_features(k, directions)
         if visible is not None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
-from longtape.attention.lsh import Sorted, lsh_attention
+from longtape.attention.lsh import lsh_attention, sort_tokens
 
 _DIGIT_BITS = 6  # a hash digit tells at most 64 buckets apart, by 32 rotations
 _DIGITS = 4  # 2^24 buckets
@@ -56,7 +56,7 @@ class ReformerAttention(Attention):
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__(config)
         columns = _DIGITS * 2 ** (_DIGIT_BITS - 1)
-        shape = (config.n_hashes, config.n_heads, config.head_dim, columns)
+        shape = (config.n_heads, config.n_hashes, columns, config.head_dim)
         self.register_buffer("rotations", torch.empty(shape))
         self.redraw(config.seed)
 
@@ -79,8 +79,8 @@ class ReformerAttention(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """Chunk by chunk, round by round. `k` is not used: it is q."""
         with torch.autocast(q.device.type, enabled=False):
-            order = Sorted.by(self.hash(q, visible), visible, self.config.bucket_size)
-            return lsh_attention(_blank_heads(q, visible), _blank_heads(v, visible), order)
+            q, v = _blank_heads(q, visible), _blank_heads(v, visible)
+            return lsh_attention(q, v, self.hash(q, visible), visible, self.config.bucket_size)
 
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
@@ -137,17 +137,29 @@ class ReformerAttention(Attention):
         bucket = torch.zeros(shape, dtype=torch.int64, device=q.device)
         for digit, width in enumerate(widths):
             start = digit * 2 ** (_DIGIT_BITS - 1)
-            rotations = self.rotations[..., start : start + 2 ** (width - 1)].to(q.dtype)
-            rotated = torch.einsum("bhnd,rhdc->bhrnc", q, rotations)
-            axis = rotated.abs().argmax(-1, keepdim=True)
-            negative = rotated.gather(-1, axis) < 0
-            bucket = bucket * 2**width + (axis + negative * 2 ** (width - 1))[..., 0]
+            rotations = self.rotations[:, :, start : start + 2 ** (width - 1)].flatten(1, 2).to(q.dtype)
+            rotated = (rotations @ q.transpose(-2, -1)).unflatten(2, (self.config.n_hashes, -1))
+            bucket = (bucket << width) + nearest_axis(rotated, width)
         return bucket
+
+
+def nearest_axis(rotated: Tensor, width: int) -> Tensor:
+    """argmax([x; −x]) over the 2^(width−1) coordinates in the last dimension but one, as int64.
+
+    The magnitudes of floats are ordered as integers: with the number of the signed axis in place of the last `width`
+    bits of the mantissa, the largest integer names its axis. Magnitudes that differ only in those bits are ties.
+    """
+    whole = torch.int64 if rotated.dtype == torch.float64 else torch.int32
+    bits, low = rotated.view(whole), (1 << width) - 1
+    negative = (bits < 0).to(whole) << (width - 1)
+    axis = torch.arange(rotated.shape[-2], dtype=whole, device=rotated.device)[:, None]
+    magnitude = bits & (torch.iinfo(whole).max - low)
+    return ((magnitude | axis | negative).amax(-2) & low).long()
 
 
 def chunks_of(bucket: Tensor, size: int) -> Tensor:
     """Chunk of every token, int64 [..., N]: its rank when sorted by bucket and position, divided by `size`."""
-    order = bucket.argsort(dim=-1, stable=True)
+    order = sort_tokens(bucket)
     position = torch.arange(bucket.shape[-1], device=bucket.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, position) // size
 
