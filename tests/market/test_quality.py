@@ -1,6 +1,7 @@
 """Every defect is found, counted and dated, and nothing else is."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -266,3 +267,9 @@ def test_stored_tables_are_checked_for_whole_files(tmp_path):
     report = quality.check_stored(store, series)
     assert (report.ok, report.rows, report.interval) == (True, 10, None)
     json.dumps(report.to_dict())
+
+
+def test_the_page_about_the_store_names_every_defect():
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    for name, (severity, _) in quality.DEFECTS.items():
+        assert f"| `{name}` | {severity} |" in page
