@@ -68,6 +68,7 @@ CASES = [
     Case("longformer", "spaced", LONGFORMER | {"global_tokens": "spaced"}),
     Case("longformer", "dilated", LONGFORMER | {"dilation": (1, 3)}),
     Case("longformer", "listed", LONGFORMER | {"n_global": 0, "global_tokens": (0, 40)}, min_length=41),
+    Case("longformer", "causal", LONGFORMER | {"global_tokens": "spaced", "causal": True}),
     Case("bigbird", "tokens", TOKENS, full=_all_blocks),
     Case("bigbird", "tokens-causal", TOKENS | {"causal": True}),
     Case("bigbird", "symmetric", TOKENS | {"symmetric": True}),

@@ -102,7 +102,7 @@ def test_low_precision_gradients_are_finite_and_near(case: Case, dtype: torch.dt
 @every_case
 def test_heads_of_odd_width(case: Case) -> None:
     n = max(70, case.min_length)
-    for d_model, n_heads in ((2, 2), (6, 2), (15, 3)):
+    for d_model, n_heads in ((2, 2), (6, 2), (10, 2)):
         layer = case.build(n, d_model=d_model, n_heads=n_heads).double()
         assert_equals_reference(layer, tokens(n, d_model=d_model), 1e-10, 1e-8)
 
