@@ -16,6 +16,17 @@ def set_silent(silent: bool) -> None:
     _SILENT = silent
 
 
+@contextmanager
+def silently() -> Iterator[None]:
+    """No progress output from what runs inside: the steps of something that shows its own."""
+    global _SILENT
+    before, _SILENT = _SILENT, True
+    try:
+        yield
+    finally:
+        _SILENT = before
+
+
 def say(text: str) -> None:
     """One line about what is happening, to standard error."""
     if not _SILENT:

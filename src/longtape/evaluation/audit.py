@@ -8,9 +8,9 @@ more than rounding. It needs no knowledge of how a feature, a model or a fill is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -58,22 +58,31 @@ def audit(
     checks = {name: Check(name) for name in QUESTIONS}
     _check_split(checks["split"], study)
     rows, feature_rows = study.cut_rows(n_cuts), study.feature_rows(n_feature_cuts)
-    everything = sorted({*feature_rows, *rows})
-    with progress("audit", len(everything) + len(rows) + 2 * len(study.starts), "experiments") as bar:
-        for row in everything:
-            base = study.decisions(row) if row in rows else None
-            for future in study.futures(row, cut=row in rows):
-                _check_panel(checks["features"], checks["targets"], study, future)
-                if base is not None:
-                    _check_decisions(checks, study, future, base)
-                bar.advance()
-        for start in study.other_starts():
-            check_start(checks, pipeline, study.panel, study.fitted, start, n_origins)
+    work: list[Callable[[], None]] = [
+        partial(_judge_row, checks, study, row, row in rows) for row in sorted({*feature_rows, *rows})
+    ]
+    work += [
+        partial(check_start, checks, pipeline, study.panel, study.fitted, start, n_origins)
+        for start in study.other_starts()
+    ]
+    with progress("audit", len(work), "experiments") as bar:
+        for experiment in work:
+            with silently():
+                experiment()
             bar.advance()
     if not rows:
         for name in ("inputs", "forecasts", "signals", "fills"):
             checks[name].note = "no bars after the last training label: there is nowhere to cut"
     return AuditReport(tuple(checks.values()), tuple(int(study.panel.known_at[row]) for row in rows))
+
+
+def _judge_row(checks: dict[str, Check], study: _Study, row: int, decide: bool) -> None:
+    """Features and labels up to `row` under another future, and what is decided on them too where asked."""
+    base = study.decisions(row) if decide else None
+    for future in study.futures(row, decide):
+        _check_panel(checks["features"], checks["targets"], study, future)
+        if base is not None:
+            _check_decisions(checks, study, future, base)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ class Fitted(Protocol):
 class Pipeline(Protocol):
     """Bars in; panel, model, weights and fills out."""
 
-    lookback: int
+    @property
+    def lookback(self) -> int:
+        """Bars in a window."""
 
     def panel(self, bars: Sequence[Bars]) -> Panel:
         """Features and targets of `bars`."""
@@ -55,8 +57,8 @@ class Pipeline(Protocol):
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> Fitted:
         """Fit scaler, threshold and model on the training origins; stop early on the validation origins."""
 
-    def rescaled(self, fitted: Fitted, panel: Panel, train: Rows) -> Fitted:
-        """The same trained weights and thresholds with this pipeline's scaler fitted again, on `panel` and `train`.
+    def rescaled(self, fitted: Any, panel: Panel, train: Rows) -> Fitted:
+        """`fitted` is what this pipeline's `fit` gave: the same trained weights and thresholds with this pipeline's scaler fitted again, on `panel` and `train`.
 
         Whatever else the fitted model takes from the pipeline (events for its marks) comes from this one.
         """
