@@ -18,7 +18,7 @@ import polars as pl
 
 from longtape.core.clock import iso
 from longtape.core.errors import UserError
-from longtape.core.progress import progress
+from longtape.core.progress import progress, silently
 from longtape.evaluation.audit_report import QUESTIONS, AuditReport, Check
 from longtape.evaluation.audit_start import Start, check_start
 from longtape.evaluation.differences import array_difference, frame_difference, other_bits

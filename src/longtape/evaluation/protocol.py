@@ -58,9 +58,10 @@ class Pipeline(Protocol):
         """Fit scaler, threshold and model on the training origins; stop early on the validation origins."""
 
     def rescaled(self, fitted: Any, panel: Panel, train: Rows) -> Fitted:
-        """`fitted` is what this pipeline's `fit` gave: the same trained weights and thresholds with this pipeline's scaler fitted again, on `panel` and `train`.
+        """The same trained weights and thresholds, with the scaler fitted again on `panel` and `train`.
 
-        Whatever else the fitted model takes from the pipeline (events for its marks) comes from this one.
+        `fitted` is what this pipeline's `fit` gave. Whatever else the model takes from the pipeline (events for its
+        marks) comes from this one.
         """
 
     def weights(self, forecast: pl.DataFrame) -> pl.DataFrame:
