@@ -89,7 +89,8 @@ def _operator(
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     x = Inputs(q, k, v, extra_k, extra_v, visible, dropout, 0 if seed is None else int(seed))
-    return forward(*_plans(x, positions, table, rules, dense, global_rows), x)
+    with torch.autocast(q.device.type, enabled=False):  # the kernel keeps its own precision
+        return forward(*_plans(x, positions, table, rules, dense, global_rows), x)
 
 
 @_operator.register_fake
@@ -117,7 +118,8 @@ def _backward_operator(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = Inputs(q, k, v, extra_k, extra_v, visible, dropout, 0 if seed is None else int(seed))
-    return backward(*_plans(x, positions, table, rules, dense, global_rows), x, grad, out, lse)
+    with torch.autocast(q.device.type, enabled=False):
+        return backward(*_plans(x, positions, table, rules, dense, global_rows), x, grad, out, lse)
 
 
 @_backward_operator.register_fake
