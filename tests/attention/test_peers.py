@@ -135,7 +135,7 @@ def test_performer_package_with_eps_zero() -> None:
     ours = build_attention("performer", d_model=32, n_heads=4, n_features=24).double().eval()
     x = tokens(100)
     q, k, v = ours.project(x)
-    kernel = {"projection_matrix": ours.directions.double(), "eps": 0.0}
+    kernel = {"projection_matrix": ours.features.double(), "eps": 0.0}
     expected = package.linear_attention(
         package.softmax_kernel(q, is_query=True, **kernel),
         package.softmax_kernel(k, is_query=False, **kernel),
@@ -145,7 +145,7 @@ def test_performer_package_with_eps_zero() -> None:
 
 
 def test_performer_features_are_orthogonal_within_a_block() -> None:
-    features = build_attention("performer", d_model=32, n_heads=4, n_features=24).directions.double()
+    features = build_attention("performer", d_model=32, n_heads=4, n_features=24).features.double()
     for block in features.split(8):
         product = block @ block.T
         assert (product - product.diagonal().diag()).abs().max() < 1e-4 * product.abs().max()

@@ -175,11 +175,13 @@ def test_models_without_sparse_attention_are_refused() -> None:
         accelerate(bigbird(attention_type="original_full"))
 
 
-def test_longformer_attention_dropout_is_refused_in_training() -> None:
-    fast = accelerate(longformer(attention_probs_dropout_prob=0.1))
-    fast(**batch(40))
-    with pytest.raises(ValueError, match="attention_probs_dropout_prob"):
-        fast.train()(**batch(40))
+def test_longformer_drops_attention_weights_in_training_only() -> None:
+    model = longformer(attention_probs_dropout_prob=0.5)
+    fast, inputs = accelerate(copy.deepcopy(model)), batch(100)
+    inputs["global_attention_mask"] = (torch.arange(100) < 2).long().expand(2, -1)
+    assert_same(model, fast, inputs)
+    first, second = (fast.train()(**inputs).last_hidden_state for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 def test_importing_the_bridge_imports_no_transformers() -> None:

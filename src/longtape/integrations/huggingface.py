@@ -14,8 +14,7 @@ def accelerate(model: Model) -> Model:
 
     Weights, their names and all outputs stay as they are: all hidden states, with padding, in eval mode (where
     the library's BigBird repeats block 0 in place of random blocks, and counts the repeats) and in training mode (where
-    each head draws its own blocks). Attention maps are not made: asking for them raises ValueError, as does training a
-    Longformer with dropout on attention weights.
+    each head draws its own blocks). Attention maps are not made: asking for them raises ValueError.
 
     ValueError if the model holds neither kind of attention. Needs the extra `huggingface`.
 
