@@ -1,6 +1,7 @@
 """The Bybit source against a loopback server: the wire format, paging, and every fault that a service has."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -8,6 +9,7 @@ import pytest
 
 from longtape.core.clock import DAY, HOUR, MINUTE
 from longtape.core.errors import ServiceError, UserError
+from longtape.market.http import Limiter
 from longtape.market.sources.bybit import Bybit
 from tests.market import bybit_server as wire
 from tests.market.bybit_server import START, BybitServer, synthetic
@@ -394,14 +396,28 @@ def test_limit_headers_are_not_needed_and_not_in_the_way(server, bybit, waits):
     assert waits == []
 
 
-def test_a_call_is_never_made_faster_than_the_rate(server):
-    waits = []
-    source = Bybit(server.url, rate=10.0, sleep=waits.append)
-    server.add("BTCUSDT", synthetic(3_000))
-    assert collect(source.candles("BTCUSDT", "1h", START, START + 2_500 * HOUR)).height == 2_500
-    assert len(waits) == 2
-    assert 0.1 < max(waits) < 0.35
-    source.close()
+def test_no_call_is_made_when_the_headers_say_that_none_is_left(server, bybit, waits):
+    server.clock = START + 3_000 * HOUR
+    server.add("BTCUSDT", synthetic(1_500))
+    server.limit_headers = {"X-Bapi-Limit": "600", "X-Bapi-Limit-Status": "0",
+                            "X-Bapi-Limit-Reset-Timestamp": str(server.clock + 2_000)}  # fmt: skip
+    assert fetched(bybit, until=START + 1_500 * HOUR).height == 1_500
+    assert max(waits) == pytest.approx(2.0, abs=0.2)
+
+
+def test_a_mirror_that_serves_candles_alone(server, bybit):
+    server.fail(wire.status(404), path=wire.INSTRUMENTS)
+    assert bybit.instrument("BTCUSDT").key == "bybit/linear/BTCUSDT"
+
+
+def test_a_call_is_never_made_faster_than_the_rate(monkeypatch, waits):
+    monkeypatch.setattr("longtape.market.http.time", SimpleNamespace(monotonic=lambda: 100.0))
+    limiter = Limiter(10.0, waits.append)
+    for _ in range(4):
+        limiter.wait()
+    limiter.hold(5.0)
+    limiter.wait()
+    assert waits == pytest.approx([0.1, 0.2, 0.3, 5.0])
 
 
 def test_empty_pages_mean_no_candles_and_are_not_tried_again(server, bybit, waits):

@@ -11,6 +11,7 @@ import pytest
 from longtape.core.errors import UserError
 from longtape.market import archives
 from longtape.market.files import read_bars
+from longtape.market.trade_files import read_trades
 from tests.shared_data import SHARED, shared
 
 ROWS = [
@@ -284,3 +285,57 @@ def test_real_stocks_and_their_empty_rows():
         ):
             read_bars(path, symbol=symbol, interval="1d", calendar="XNYS")
         assert len(read_bars(path, symbol=symbol, interval="1d", calendar="XNYS", drop_empty=True)) == 1257
+
+
+def test_real_trades_come_through_exactly():
+    for name, size, ids in [
+        ("trades/BTCUSDT_binance_perp_2024-08-08.parquet", "size", "trade_id"),
+        ("trades/XRPETH_binance_2019-10.parquet", "amount", "trade_id"),
+        ("trades/SPY_2013-10-08.parquet", "size", None),
+    ]:
+        expected, got = pl.read_parquet(shared(name)), read_trades(shared(name))
+        assert got["timestamp"].dt.timestamp("ms").equals(expected["timestamp"].dt.timestamp("ms"))
+        assert got["price"].equals(expected["price"])
+        assert got["size"].equals(expected[size].cast(pl.Float64), check_names=False)
+        if ids:
+            assert got["id"].cast(pl.Int64).equals(expected[ids], check_names=False)
+            assert set(got["side"]) == {"buy", "sell"}
+
+
+def test_trades_of_the_archives(tmp_path):
+    binance = tmp_path / "BTCUSDT-trades-2024-01-01.csv.gz"
+    binance.write_bytes(
+        gzip.compress(
+            b"7,42000.5,0.25,10500,1704067200000,true,true\n8,42001,1,42001,1704067200003,false,true\n"
+        )
+    )
+    frame = read_trades(binance, "BTCUSDT")
+    assert frame.select("price", "size", "id", "side").rows() == [
+        (42000.5, 0.25, "7", "sell"),
+        (42001.0, 1.0, "8", "buy"),
+    ]
+    spot = tmp_path / "BTCUSDT_2024-01-01.csv"
+    spot.write_text(
+        "id,timestamp,price,volume,side\n2,1704067200500,42001,0.2,sell\n1,1704067200100,42000,0.1,buy\n"
+    )
+    frame = read_trades(spot)
+    assert frame["id"].to_list() == ["1", "2"]
+    assert frame["timestamp"].dt.timestamp("us").to_list() == [1704067200100000, 1704067200500000]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("timestamp,symbol,price,size\n1704067200,ETHUSDT,1,1\n", "trades of ETHUSDT, not of 'BTCUSDT'"),
+     ("timestamp,price\n1704067200,1\n", "'size' is missing"),
+     ("timestamp,price,size\n1704067200,x,1\n", "row 1, column 'price': 'x'"),
+     ("timestamp,price,size\n1704067200,1,nan\n", "row 1, column 'size'"),
+     ("timestamp,price,size\n1704067200,1,1\n1704067200000,1,1\n", "row 2.*unit"),
+     ("timestamp,price,size\n1704067200,1,1\n1704067202,1,1\n1704067201,1,1\n", "row 3 is earlier"),
+     ("timestamp,price,size\n", "no trade"),
+     ("1,2,3\n", "no header")],
+)  # fmt: skip
+def test_trades_that_cannot_be_read(tmp_path, content, words):
+    path = tmp_path / "trades.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_trades(path, "BTCUSDT")

@@ -64,16 +64,14 @@ def import_file(
     named = (time_column, open_column, high_column, low_column, close_column, volume_column)
     columns = {ours: theirs for ours, theirs in zip(_COLUMNS, named, strict=True) if theirs is not None}
     instrument = Instrument(source, category, symbol, calendar=calendar)
-    if kind == "candles":
-        if interval is None or depth is not None:
-            raise UserError("candles need --interval" if interval is None else "--depth is for books")
-        words = (columns, time_format, newest_first, drop_empty)
-        appended = _candles(file, Store(store), instrument, interval, *words)
-    elif interval or columns or time_format or newest_first or drop_empty:
+    words = (columns, time_format, newest_first, drop_empty)
+    if kind != "candles" and (interval or any(words)):
         raise UserError(f"--interval, column names and --time-format are for candles, not for {kind}")
+    if kind != "books" and depth is not None:
+        raise UserError("--depth is for books")
+    if kind == "candles":
+        appended = _candles(file, Store(store), instrument, interval, *words)
     elif kind == "trades":
-        if depth is not None:
-            raise UserError("--depth is for books")
         appended = _trades(file, Store(store), instrument)
     elif kind == "books":
         appended = _books(file, Store(store), instrument, depth or _DEPTH)
@@ -86,7 +84,7 @@ def _candles(
     file: Path,
     store: Store,
     instrument: Instrument,
-    interval: str,
+    interval: str | None,
     columns: dict[str, str],
     time_format: str | None,
     newest_first: bool,
@@ -94,6 +92,8 @@ def _candles(
 ) -> Appended:
     from longtape.market.files import read_bars
 
+    if interval is None:
+        raise UserError("candles need --interval")
     bars = read_bars(
         file, symbol=instrument.symbol, interval=interval, source=instrument.source, category=instrument.category,
         calendar=instrument.calendar, columns={_ours(name): theirs for name, theirs in columns.items()},

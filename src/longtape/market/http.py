@@ -46,6 +46,10 @@ class TryAgain(Exception):
         self.wait, self.busy = wait, busy
 
 
+class NotFound(ServiceError):
+    """The service has nothing at that path (HTTP 404)."""
+
+
 class Limiter:
     """At most `rate` calls a second over all threads, and none before a time that the service set."""
 
@@ -129,9 +133,13 @@ class Client:
 
         return insist(call, f"{self.host}{path}", self._tries, self._pause)
 
+    def hold(self, seconds: float) -> None:
+        """No call for so long, in any thread."""
+        self._limiter.hold(seconds)
+
     def _pause(self, seconds: float, busy: bool) -> None:
         if busy:
-            self._limiter.hold(seconds)
+            self.hold(seconds)
         self._sleep(seconds)
 
     def _send(self, path: str, params: Mapping[str, str | int]) -> tuple[int, Mapping[str, str], bytes]:
@@ -147,7 +155,8 @@ class Client:
         if status in _PASSING or status >= 500:
             raise TryAgain(_status_words(status, raw), retry_after(headers), busy=status in _TOO_MANY)
         if status not in self._speaks:
-            raise ServiceError(f"{self.host}{path}: {_status_words(status, raw)}; check the base URL")
+            kind_of_error = NotFound if status == 404 else ServiceError
+            raise kind_of_error(f"{self.host}{path}: {_status_words(status, raw)}; check the base URL")
         kind = headers.get("content-type", "nothing").partition(";")[0]
         if "json" not in kind:
             raise TryAgain(f"answered {kind} instead of JSON")

@@ -15,7 +15,7 @@ from longtape.core.clock import DAY, HOUR, MINUTE, WEEK, Interval
 from longtape.core.errors import ServiceError, UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import COLUMNS, TIME_TYPE
-from longtape.market.http import Answer, Client, Sleep, TryAgain, http_date, retry_after
+from longtape.market.http import Answer, Client, NotFound, Sleep, TryAgain, http_date, retry_after
 from longtape.market.orderbook import book_row
 from longtape.market.paging import Page, Pager, bar_pager
 from longtape.market.sources import Source
@@ -59,12 +59,15 @@ class Bybit(Source):
         A symbol that is no longer listed but still has candles gets an instrument without these facts.
         """
         _check_category(category, CATEGORIES)
-        listed = self._get(
-            "/v5/market/instruments-info",
-            {"category": category, "symbol": symbol},
-            lambda result, now: _rows_of(result),
-            unknown=[],
-        )
+        try:
+            listed = self._get(
+                "/v5/market/instruments-info",
+                {"category": category, "symbol": symbol},
+                lambda result, now: _rows_of(result),
+                unknown=[],
+            )
+        except NotFound:  # a mirror that serves candles alone
+            return Instrument(self.name, category, symbol)
         for facts in listed:
             if facts.get("symbol") == symbol:
                 return _instrument(facts, category)
@@ -185,18 +188,21 @@ class Bybit(Source):
 
         def judge(answer: Answer) -> Any:
             body = answer.body
-            if not isinstance(body, dict) or not isinstance(body.get("retCode"), int):
+            code = _whole(body.get("retCode")) if isinstance(body, dict) else None
+            if code is None:
                 raise TryAgain("answered without a retCode")
-            if body["retCode"] == 0:
+            if code == 0:
+                if answer.headers.get("x-bapi-limit-status") == "0":
+                    self._client.hold(_asked_wait(answer) or 0.0)
                 return use(_result(body), _clock(body))
-            if body["retCode"] in _BAD_SYMBOL and unknown is not None:
+            if code in _BAD_SYMBOL and unknown is not None:
                 return unknown
-            raise self._failure(answer, path, params)
+            raise self._failure(code, answer, path, params)
 
         return self._client.get(path, params, judge)
 
-    def _failure(self, answer: Answer, path: str, params: Mapping[str, str | int]) -> Exception:
-        code, message = answer.body["retCode"], str(answer.body.get("retMsg", ""))[:120]
+    def _failure(self, code: int, answer: Answer, path: str, params: Mapping[str, str | int]) -> Exception:
+        message = " ".join(str(answer.body.get("retMsg", "")).split())[:120]
         said = f"retCode {code} ({message})"
         if code in _BUSY:
             return TryAgain(said, _asked_wait(answer), busy=True)
@@ -238,9 +244,15 @@ def _result(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clock(body: dict[str, Any]) -> int:
-    if not isinstance(body.get("time"), int):
+    now = _whole(body.get("time"))
+    if now is None:
         raise TryAgain("answered without its time")
-    return int(body["time"])
+    return now
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also as text; None for anything else."""
+    return int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdigit()) else None
 
 
 def _rows_of(result: dict[str, Any]) -> list[Any]:
@@ -257,7 +269,7 @@ def _asked_wait(answer: Answer) -> float | None:
         return told
     reset = answer.headers.get("x-bapi-limit-reset-timestamp", "")
     date = http_date(answer.headers.get("date", ""))
-    now = answer.body.get("time") or (date.timestamp() * 1_000 if date else None)
+    now = _whole(answer.body.get("time")) or (date.timestamp() * 1_000 if date else None)
     return max((int(reset) - int(now)) / 1_000, 0.0) if reset.isdigit() and now else None
 
 
