@@ -60,6 +60,9 @@ class Experiment(BaseModel):
     training: TrainingConfig = TrainingConfig()
     forecast: ForecastConfig = ForecastConfig()
     backtest: BacktestConfig = BacktestConfig()
+    audit: bool = Field(
+        True, description="a short audit for look-ahead after training; `longtape audit` does the long one"
+    )
 
     @model_validator(mode="after")
     def _perpetual_names_funding(self) -> Experiment:

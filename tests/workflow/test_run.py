@@ -48,7 +48,7 @@ def test_a_run_folder_holds_what_it_takes_to_repeat_it(made):
     kept = {"equity", "positions", "trades", "fills"}
     assert present == {
         "experiment.yaml", "run.json", "model.safetensors", "model.json", "calibration.json", "history.json",
-        "forecast.parquet", "metrics.json", "report.html", *(f"backtest/{name}.parquet" for name in kept),
+        "forecast.parquet", "metrics.json", "audit.json", "report.html", *(f"backtest/{name}.parquet" for name in kept),
     }  # fmt: skip
     facts = read_json(made.path("run.json"))
     assert facts["status"] == "finished"
@@ -141,7 +141,15 @@ def test_the_report_needs_no_network(made):
     links = Links()
     links.feed(page)
     assert links.loaded == []
-    for heading in ("Equity", "Drawdown", "Distribution of returns", "Learning curve", "Skill on", "Verdict"):
+    for heading in (
+        "Equity",
+        "Drawdown",
+        "Distribution of returns",
+        "Learning curve",
+        "Skill on",
+        "Verdict",
+        "Audit passed",
+    ):
         assert heading in page
     assert len(re.findall(r'class="plotly-graph-div"', page)) == 6
 

@@ -11,6 +11,7 @@ import sys
 import typer
 
 from longtape.cli import bench, data, runs
+from longtape.cli.audit import audit
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
 from longtape.core.errors import LongtapeError
@@ -36,6 +37,7 @@ app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
+app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 
 

@@ -48,7 +48,7 @@ class Figure:
     @property
     def html(self) -> str:
         """The figure as HTML that needs plotly's script on the page."""
-        config = {"displaylogo": False, "responsive": True}
+        config = {"displayModeBar": False, "responsive": True}
         text: str = self.figure.to_html(full_html=False, include_plotlyjs=False, config=config)
         return text
 

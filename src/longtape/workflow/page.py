@@ -30,7 +30,34 @@ def write_report(
     subtitle = f"{symbols}, bars of {experiment.data.interval}; {experiment.model.attention} attention over"
     subtitle += f" {experiment.model.lookback:,} bars"
     blocks = [*_money(results), *_forecasts(experiment, results), *_training(experiment, facts, history)]
-    return write(path, experiment.name, subtitle, results.verdict, blocks)
+    verdict = [*results.verdict, _audit_line(facts["audit"])]
+    blocks.insert(-1, _audit(facts["audit"]))
+    return write(path, experiment.name, subtitle, verdict, blocks)
+
+
+def _audit_line(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "Look-ahead was not audited; longtape audit does it."
+    if found["passed"]:
+        return "Audit passed: nothing decided up to a time depends on what came after it."
+    failed = ", ".join(check["name"] for check in found["checks"] if not check["passed"])
+    return f"AUDIT FAILED ({failed}): believe nothing here before that is mended."
+
+
+def _audit(found: Mapping[str, Any] | None) -> Block:
+    caption = "The data are cut and changed after many times, and the first bars too; what was decided must not move."
+    if found is None:
+        return Table("Audit for look-ahead", caption, [{"": "not run"}])
+    rows = [
+        {
+            "question": check["question"],
+            "passed": check["passed"],
+            "numbers compared": check["compared"],
+            "found": "; ".join(check["findings"]) or "nothing",
+        }
+        for check in found["checks"]
+    ]
+    return Table("Audit for look-ahead", caption, rows)
 
 
 def _money(results: Results) -> list[Block]:

@@ -15,6 +15,7 @@ from longtape.backtest import BacktestResult
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
+from longtape.evaluation.audit import AuditReport, audit
 from longtape.experiment import Experiment, load_experiment, parse_experiment
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, latest
@@ -25,6 +26,7 @@ from longtape.models.forecaster import Forecaster
 from longtape.report.text import table
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.run_folder import FINISHED, RunFolder, inputs_from_dict, inputs_to_dict
+from longtape.workflow.page import write_report
 from longtape.workflow.pipeline import ExperimentPipeline, FittedForecaster
 from longtape.workflow.results import Results, judge_run
 
@@ -32,10 +34,12 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
-    """Train, forecast, backtest, report; returns the finished run. `experiment` may be the path of its file."""
+    """Train, forecast, backtest, audit, report; returns the finished run. `experiment` may be the path of its file."""
     made = train(experiment, out, resume)
     made.forecast(history=True)
     made.backtest()
+    if made.experiment.audit:
+        made.audit()
     made.report()
     return made
 
@@ -161,7 +165,10 @@ class Run:
     def _work(self) -> _Work:
         work = _Work(self.experiment, load(self.experiment.data))
         if work.facts()["fingerprints"] != self.folder.facts["fingerprints"]:
-            say("note: the data have changed since training; forecasts use the data as they are now")
+            say(
+                "note: the data have changed since training; forecasts are made again from the data as they are now"
+            )
+            self.path("forecast.parquet").unlink(missing_ok=True)
         return work
 
     def forecast(self, bars: Sequence[Bars] | Bars | None = None, history: bool = False) -> pl.DataFrame:
@@ -189,7 +196,8 @@ class Run:
 
     @cached_property
     def forecasts(self) -> pl.DataFrame:
-        """Forecast frame of the test period and beyond, made when it is not there."""
+        """Forecast frame of the test period and beyond, made when it is not there or the data have changed."""
+        self._work.bars  # noqa: B018 - compares the data with those of the run
         path = self.path("forecast.parquet")
         return pl.read_parquet(path) if path.exists() else self.forecast(history=True)
 
@@ -209,11 +217,20 @@ class Run:
         write_json(self.path("metrics.json"), results.to_dict())
         return account
 
+    def audit(self, **counts: int) -> AuditReport:
+        """Cut and change the data and see whether anything decided before moves; kept in audit.json.
+
+        `counts` are those of `longtape.evaluation.audit.audit`; few by default, so that it takes seconds.
+        """
+        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": 8}
+        found = audit(self._work.pipeline, self._work.bars, fitted=self.fitted, **(few | counts))
+        write_json(self.path("audit.json"), found.to_dict())
+        return found
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report; returns its path."""
-        from longtape.workflow.page import write_report
-
-        facts = self.folder.facts
+        audited = self.path("audit.json")
+        facts = self.folder.facts | {"audit": read_json(audited) if audited.exists() else None}
         return write_report(
             out or self.path("report.html"), self.experiment, facts, self.history, self.results
         )
