@@ -314,7 +314,7 @@ def test_files_are_zstd_with_the_declared_types(store):
 
 
 def test_newer_schema_is_refused_in_store_and_file(store, monkeypatch):
-    monkeypatch.setattr("longtape.market.partition.SCHEMA_VERSION", 2)
+    monkeypatch.setattr("longtape.market.codec.SCHEMA_VERSION", 2)
     store.append(make_bars(0, 50))
     monkeypatch.undo()
     with pytest.raises(

@@ -315,7 +315,7 @@ def test_a_truncated_file_is_named_and_the_next_run_goes_on(tmp_path, keep):
     check_damaged(store, path)
 
 
-@pytest.mark.parametrize("at", [0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("at", [0.001, 0.1, 0.5, 0.7, 0.999])
 def test_a_changed_byte_is_named_and_the_next_run_goes_on(tmp_path, at):
     store = Store(tmp_path)
     store.append(make_bars(0, 10_000))

@@ -87,7 +87,7 @@ def _store(rows: int, repeats: int) -> Iterator[Timing]:
     bars = candles(rows)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        yield "append to an empty store (checksums, fsync)", rows, [_seconds(lambda: store.append(bars))]
+        yield "append to an empty store (fsync)", rows, [_seconds(lambda: store.append(bars))]
         yield "read into columns", rows, _repeat(repeats, lambda: _columns(store))
         yield "the same files by polars.read_parquet", rows, _repeat(repeats, lambda: _by_polars(folder))
         middle = int(bars.timestamps[rows // 2])

@@ -1,8 +1,7 @@
-"""One partition: the Parquet file of one series and one period. What it holds, how it is written, read and merged."""
+"""One partition: the rows of one series and one period. Their kinds, their columns, and how new ones are merged in."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,17 +9,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from longtape.core.clock import DAY, HOUR, MINUTE, Interval, to_milliseconds
+from longtape.core.clock import DAY, HOUR, MINUTE, Interval
 from longtape.core.errors import UserError, unknown_name
 from longtape.market.bars import COLUMNS, TIME_TYPE
 
-SCHEMA_VERSION = 1
 MICROSECONDS = pl.Datetime("us", "UTC")
 OnConflict = Literal["keep", "replace", "refuse"]
-_META = b"longtape"
 
 
 @dataclass(frozen=True)
@@ -218,68 +213,3 @@ def _same_columns(old: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.DataFrame, p
     """Both with every column of either, empty where a frame did not have it."""
     both = pl.concat([old, new], how="diagonal_relaxed")
     return both.head(old.height), both.tail(new.height)
-
-
-def encode(frame: pl.DataFrame, series: str) -> bytes:
-    """A frame → Parquet (zstd, checksums on every page), with the schema version and the series it belongs to."""
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    meta = json.dumps({"schema": SCHEMA_VERSION, "series": series}).encode()
-    floats = [name for name, dtype in frame.schema.items() if dtype == pl.Float64]
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({_META: meta}),
-        sink,
-        compression="zstd",
-        use_dictionary=[name for name in frame.columns if name not in floats and name != "timestamp"],
-        column_encoding={"timestamp": "DELTA_BINARY_PACKED"} | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-        write_page_checksum=True,
-    )
-    return sink.getvalue().to_pybytes()
-
-
-class Damaged(Exception):
-    """A file that is not whole Parquet."""
-
-
-def open_parquet(file: Any, where: str) -> pq.ParquetFile:
-    """The footer of a partition. Raises Damaged, or UserError for a newer schema."""
-    try:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise Damaged(str(error)) from error
-    meta = (parquet.schema_arrow.metadata or {}).get(_META)
-    if meta is None:
-        raise UserError(f"{where}: not written by longtape; bring foreign files in with `longtape import`")
-    check_version(json.loads(meta)["schema"], where)
-    return parquet
-
-
-def decode(file: Any, where: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """A partition's rows. Raises Damaged for a torn file, UserError for a newer schema."""
-    parquet = open_parquet(file, where)
-    try:
-        table = parquet.read(columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise Damaged(str(error)) from error
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)  # noqa: S101 — a table gives a frame
-    return frame
-
-
-def check_version(version: int, where: str) -> None:
-    """UserError if the data were written by a newer longtape."""
-    if version > SCHEMA_VERSION:
-        raise UserError(
-            f"{where}: written with store schema {version}, and this longtape reads up to {SCHEMA_VERSION};"
-            " upgrade longtape"
-        )
-
-
-def time_range(parquet: pq.ParquetFile) -> tuple[int, int, int]:
-    """Rows, first and last time (UTC milliseconds) from the footer alone."""
-    column = parquet.schema_arrow.get_field_index("timestamp")
-    groups = [parquet.metadata.row_group(i).column(column).statistics for i in range(parquet.num_row_groups)]
-    low, high = min(g.min for g in groups), max(g.max for g in groups)
-    return parquet.metadata.num_rows, to_milliseconds(low), to_milliseconds(high)

@@ -26,9 +26,10 @@ import pyarrow.fs as pafs
 from longtape.core.clock import Interval, iso, to_milliseconds
 from longtape.core.errors import LongtapeError, UserError, unknown_name
 from longtape.core.instrument import Instrument
-from longtape.market import partition
+from longtape.market import codec, partition
 from longtape.market.bars import Bars
-from longtape.market.partition import CANDLE_KINDS, Appended, Damaged, OnConflict
+from longtape.market.codec import Damaged
+from longtape.market.partition import CANDLE_KINDS, Appended, OnConflict
 from longtape.market.series import Series, series_of, usual_name
 from longtape.market.storage import open_storage
 
@@ -76,7 +77,7 @@ class Store:
         self.root = str(root)
         text = self.storage.get(_STORE)
         if text is not None:
-            partition.check_version(self._version(text), self.storage.where(_STORE))
+            codec.check_version(self._version(text), self.storage.where(_STORE))
 
     def append(self, bars: Bars, *, kind: str = "candles", on_conflict: OnConflict = "keep") -> Appended:
         """Add candles (`kind="mark"`: mark-price candles) to what is stored, and say what was new.
@@ -305,7 +306,7 @@ class Store:
         )
         merged, counts = partition.merge(stored, rows, series.kind, on_conflict, self.storage.where(name))
         if counts.added or (counts.conflicts and on_conflict == "replace"):
-            self.storage.put(name, partition.encode(merged, series.folder))
+            self.storage.put(name, codec.encode(merged, series.folder))
         return counts
 
     def _writable(self, name: str, read: Callable[[], T]) -> T:
@@ -341,11 +342,11 @@ class Store:
 
     def _decode(self, name: str) -> pl.DataFrame:
         with self.storage.open(name) as file:
-            return partition.decode(file, self.storage.where(name))
+            return codec.decode(file, self.storage.where(name))
 
     def _range(self, name: str) -> tuple[int, int, int]:
         with self.storage.open(name) as file:
-            return partition.time_range(partition.open_parquet(file, self.storage.where(name)))
+            return codec.time_range(file, self.storage.where(name))
 
     def _is_whole(self, name: str) -> bool:
         try:
@@ -382,13 +383,13 @@ class Store:
             return int(json.loads(text)["schema"])
         except (ValueError, TypeError, KeyError) as error:
             raise LongtapeError(
-                f'{self.storage.where(_STORE)}: damaged; write {{"schema": {partition.SCHEMA_VERSION}}} into it'
+                f'{self.storage.where(_STORE)}: damaged; write {{"schema": {codec.SCHEMA_VERSION}}} into it'
             ) from error
 
     def _prepare(self) -> None:
         """Write the schema version where there is none yet."""
         if not self._prepared:
-            self.storage.put(_STORE, json.dumps({"schema": partition.SCHEMA_VERSION}).encode())
+            self.storage.put(_STORE, json.dumps({"schema": codec.SCHEMA_VERSION}).encode())
             self.__dict__["_prepared"] = True
 
     @cached_property
