@@ -23,10 +23,12 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+	for name in features windows data backtest attention; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 docs: $(VENV)/.dev
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m longtape.features.document docs/features.md
+	$(BIN)/python benchmarks/attention_docs.py
+	$(BIN)/python benchmarks/draw_patterns.py
 
 clean:
 	rm -rf $(VENV) demo
