@@ -90,7 +90,8 @@ def _clock(bars: Sequence[Bars]) -> Milliseconds:
     if low > high:
         raise UserError(f"the symbols share no period: {spans}")
     due = [one.between(low, high + 1).timestamps for one in bars]
-    clock = np.unique(np.concatenate([*due, *(_absent(one) for one in bars)]))
+    clock = np.sort(np.concatenate([*due, *(_absent(one) for one in bars)]))
+    clock = clock[np.diff(clock, prepend=clock[:1] - 1) > 0]
     clock = clock[(clock >= low) & (clock <= high)]
     if not len(clock):
         raise UserError(f"the symbols have no bar in the period they share: {spans}")
@@ -123,6 +124,11 @@ def _report(
 
 
 def _on_clock(bars: Bars, clock: Milliseconds, policy: str) -> pl.DataFrame:
+    if np.array_equal(clock, bars.timestamps):
+        return bars.frame
+    own = bars.between(int(clock[0]), int(clock[-1]) + 1)
+    if np.array_equal(own.timestamps, clock):
+        return own.frame  # a view
     times = pl.DataFrame({"timestamp": pl.Series(clock).cast(TIME_TYPE)})
     frame = times.join(bars.frame, on="timestamp", how="left", maintain_order="left")
     if policy == "mask":

@@ -173,7 +173,7 @@ def check_frame(
 
 
 def check_stored(store: Store, series: Series, now: int | None = None) -> QualityReport:
-    """Check a stored series: every page of every file, and the values where it holds candles."""
+    """Check a stored series: every byte of every file, and the values where it holds candles."""
     identity = {
         "source": series.source,
         "category": series.category,

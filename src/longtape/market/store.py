@@ -252,8 +252,8 @@ class Store:
         every = self.series()
         if symbol is not None and symbol.count("/") == 2:
             source, category, symbol = symbol.split("/")
-        if symbol is not None and symbol not in {series.symbol for series in every}:
-            raise self._unknown(symbol, "data", every)
+        if not every or (symbol is not None and symbol not in {series.symbol for series in every}):
+            raise self._unknown(symbol or "", "any kind", every)
         length = None if interval is None else usual_name(Interval.parse(interval))
         fits = [
             s
@@ -264,13 +264,11 @@ class Store:
             and category in (None, s.category)
         ]
         if not fits:
-            raise UserError(
-                f"{self.root}: nothing stored fits; there are {_listed(every) or 'no data at all'}"
-            )
+            raise UserError(f"{self.root}: nothing stored fits; there are {_listed(every)}")
         return fits
 
     def damaged(self, series: Series) -> list[str]:
-        """The files of a series that cannot be read whole, by their names below the root; reads every page."""
+        """The files of a series that cannot be read whole, by their names below the root; reads every byte."""
         return [name for name in self._files(series) if not self._is_whole(name)]
 
     def set_aside_damaged(self, series: Series) -> list[tuple[int, int]]:

@@ -44,7 +44,8 @@ def time_bars(
     starts = np.r_[0, np.flatnonzero(np.diff(bucket)) + 1] if len(times) else np.empty(0, dtype=np.int64)
     opens = bucket[starts] * interval.milliseconds
     frame = _frame(opens, starts, len(times), price, size, buys)
-    known = complete_until if complete_until is not None else int(times[-1:].sum()) // 1000
+    last = int(times[-1]) // 1000 if len(times) else 0
+    known = last if complete_until is None else complete_until
     frame = frame.filter(pl.Series(interval.close_of(opens) <= known))
     return Bars.checked(instrument, interval, frame, f"trades of {instrument.key}")
 
