@@ -2,14 +2,15 @@
 
 import pytest
 
-from longtape.core.errors import ServiceError, UserError
+from longtape.core.errors import LongtapeError, ServiceError, UserError
 from longtape.market import quality
 from longtape.market.bars import Bars
+from longtape.market.fetch import Wanted, fetch
 from longtape.market.repair import repair
 from longtape.market.sources.bybit import Bybit
 from longtape.market.store import Store
 from tests.market.bybit_server import BybitServer, status, synthetic
-from tests.market.store_data import BTC, HOUR
+from tests.market.store_data import BTC, HOUR, START
 
 CANDLES = synthetic(12_001)  # the last one is still open at the server
 
@@ -101,3 +102,16 @@ def test_tables_without_a_step_cannot_be_repaired(tmp_path, bybit):
     store.append_table("funding", BTC, CANDLES[:9].select("timestamp", rate="close"))
     with pytest.raises(UserError, match="no fixed step"):
         mended(store, bybit)
+
+
+@pytest.mark.parametrize("torn", ["2024", "2025"])
+def test_a_fetch_over_a_torn_file_is_stopped_once_and_then_brings_all_back(tmp_path, bybit, torn):
+    wanted = Wanted("candles", HOUR, since=START)
+    store = Store(tmp_path)
+    fetch(bybit, store, ["BTCUSDT"], wanted, "linear")
+    path = tmp_path / f"bybit/linear/BTCUSDT/1h/{torn}.parquet"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(LongtapeError, match=f"{path}: damaged .* set aside"):
+        fetch(bybit, store, ["BTCUSDT"], wanted, "linear")
+    fetch(bybit, store, ["BTCUSDT"], wanted, "linear")
+    assert store.read("BTCUSDT", "1h").frame.select(CANDLES.columns).equals(CANDLES[:12_000])

@@ -48,3 +48,18 @@ def attention(
         ),
         nl=False,
     )
+
+
+@app.command("data")
+def data(
+    rows: Annotated[int, typer.Option(min=10_000, help="Candles, and trades, to measure with.")] = 10_000_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each measurement.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Folder for data.md.")] = None,
+) -> None:
+    """Time of the store, of data check, and of bars from trades.
+
+    Example: longtape bench data --rows 1000000
+    """
+    from longtape.evaluation.bench_data import bench
+
+    typer.echo(bench(rows, repeats, out), nl=False)
