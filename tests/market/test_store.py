@@ -18,7 +18,7 @@ from longtape.market.partition import Appended, by_period, period_bounds
 from longtape.market.store import Store
 from tests.market.store_data import BTC, HOUR, START, make_bars, make_trades
 
-SPOT = Instrument("binance", "spot", "BTCUSDT", lot=0.001, tick=0.01)
+SPOT = Instrument("binance", "spot", "BTCUSDT", calendar="24/5", multiplier=0.1, lot=0.001, tick=0.01)
 
 
 @pytest.fixture
@@ -225,11 +225,10 @@ def test_entries_say_what_is_there(store):
 def test_facts_about_an_instrument_are_kept(store):
     store.append(make_bars(0, 5, instrument=SPOT))
     store.append(make_bars(5, 5, instrument=Instrument("binance", "spot", "BTCUSDT", lot=0.5)))
-    assert Store(store.root).read("BTCUSDT", "1h").instrument == Instrument(
-        "binance", "spot", "BTCUSDT", lot=0.5, tick=0.01
-    )
+    expected = Instrument("binance", "spot", "BTCUSDT", calendar="24/5", multiplier=0.1, lot=0.5, tick=0.01)
+    assert Store(store.root).read("BTCUSDT", "1h").instrument == expected
     store.put_instrument(BTC)
-    assert store.instruments() == [Instrument("binance", "spot", "BTCUSDT", lot=0.5, tick=0.01), BTC]
+    assert store.instruments() == [expected, BTC]
 
 
 def test_trades_with_ids(store):

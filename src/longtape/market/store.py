@@ -95,7 +95,7 @@ class Store:
     ) -> Appended:
         """Add trades, books or funding; the columns of each kind are in `partition.KINDS`. Conflicts as in `append`.
 
-        Trades are told apart by `timestamp` and `id`; without ids, equal trades of one moment are all kept, and
+        Trades are told apart by `id`; without ids, equal trades of one moment are all kept, and
         adding the same rows again adds nothing.
         """
         return self._append(
@@ -198,13 +198,14 @@ class Store:
         return self._read_instrument(series.key)
 
     def put_instrument(self, instrument: Instrument) -> None:
-        """Store the facts about an instrument; a fact that is not known (None) leaves the stored one."""
+        """Store the facts about an instrument; one that is left at its default (no lot, 24/7) leaves the stored one."""
         self._prepare()
         name = f"{instrument.key}/{_INSTRUMENT}"
         if self.storage.size(name) is not None:
             stored = self._read_instrument(instrument.key)
-            known = {fact: value for fact, value in asdict(instrument).items() if value is not None}
-            instrument = replace(stored, **known)
+            blank = Instrument(instrument.source, instrument.category, instrument.symbol)
+            said = {name: fact for name, fact in asdict(instrument).items() if fact != getattr(blank, name)}
+            instrument = replace(stored, **said)
             if instrument == stored:
                 return
         text = json.dumps(instrument.to_dict(), indent=2, allow_nan=False)
