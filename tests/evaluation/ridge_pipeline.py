@@ -204,7 +204,8 @@ class RidgePipeline:
         return self.model(self.scaler(panel, train), fitted.coefficients)
 
     def weights(self, forecast: pl.DataFrame) -> pl.DataFrame:
-        wide = forecast.pivot(on="symbol", index="timestamp", values="mean")
+        first = forecast.filter(pl.col("target") == pl.col("target").first())
+        wide = first.pivot(on="symbol", index="timestamp", values="mean")
         return wide.with_columns(pl.exclude("timestamp").sign() * 0.5)
 
     def fills(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> pl.DataFrame:

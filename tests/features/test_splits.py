@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from longtape.core.clock import HOUR, iso
 from longtape.core.errors import UserError
+from longtape.features.build import FeaturesConfig, build
 from longtape.features.splits import (
     Split,
     SplitConfig,
@@ -25,7 +26,9 @@ from longtape.features.splits import (
     usable,
     walk_forward,
 )
+from longtape.market.files import read_bars
 from tests.features.panels import START, clocked_panel, counting_panel
+from tests.shared_data import shared
 
 
 def assert_purged(panel, split: Split) -> None:
@@ -217,3 +220,13 @@ def test_too_little_data_is_one_line() -> None:
         walk_forward(counting_panel(60), 10, WalkForwardConfig(n_folds=50))
     with pytest.raises(UserError, match="take 2 to"):
         purged_kfold(counting_panel(60), 10, 1)
+
+
+def test_hourly_bitcoin_gives_the_known_numbers_of_origins() -> None:
+    """720 hours of past, the next 24 hours as label, the last candle unfinished: 27,878 to train on, 16,119 to test."""
+    bars = read_bars(shared("candles_1h_bybit_linear/BTCUSDT.parquet"), symbol="BTCUSDT", interval="1h")
+    finished = bars.between(until=int(bars.timestamps[-1]))
+    panel = build([finished], FeaturesConfig(features=["log_return(720)"], targets=["return(24)"]))
+    split = chronological(panel, 1, SplitConfig(train_until="2023-07-01"))
+    assert (len(split.train), len(split.validation), len(split.test)) == (27_878, 0, 16_119)
+    assert iso(int(panel.timestamps[split.test[-1]])) == "2025-05-02 14:00Z"
