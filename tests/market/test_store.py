@@ -17,6 +17,7 @@ from longtape.market.bars import Bars
 from longtape.market.partition import Appended, by_period, period_bounds
 from longtape.market.store import Store
 from tests.market.store_data import BTC, HOUR, START, make_bars, make_trades
+from tests.shared_data import shared
 
 SPOT = Instrument("binance", "spot", "BTCUSDT", calendar="24/5", multiplier=0.1, lot=0.001, tick=0.01)
 
@@ -379,3 +380,38 @@ def test_by_period_splits_without_loss():
     assert [name for name, _ in parts][:2] == ["2024-01", "2024-02"]
     assert pl.concat([part for _, part in parts]).equals(frame)
     assert list(by_period(frame.head(0), "M")) == []
+
+
+def test_real_trades_without_ids_are_all_kept_and_kept_once(store):
+    trades = pl.read_parquet(shared("trades/SPY_2013-10-08.parquet"))
+    half = trades.height // 2
+    assert store.append_table("trades", BTC, trades.head(half + 5000)) == Appended(added=half + 5000)
+    again = store.append_table("trades", BTC, trades.tail(half + 5000))
+    assert again.added + again.duplicates == half + 5000
+    stored = store.read_table("trades", "BTCUSDT").select(trades.columns)
+    assert stored.height == trades.height
+    assert stored["price"].equals(trades["price"])
+    assert stored["sale_condition"].cast(pl.String).equals(trades["sale_condition"].cast(pl.String))
+
+
+def test_real_trades_with_ids_and_real_books_round_trip(store):
+    trades = pl.read_parquet(shared("trades/BTCUSDT_binance_perp_2024-08-08.parquet"))
+    trades = trades.with_columns(
+        id=pl.col("trade_id").cast(pl.String), timestamp=pl.col("timestamp").dt.cast_time_unit("us")
+    )
+    store.append_table("trades", BTC, trades[:15_000])
+    assert store.append_table("trades", BTC, trades[10_000:]).duplicates == 5_000
+    assert (
+        store.read_table("trades", "BTCUSDT")
+        .select("id", "timestamp", "price")
+        .equals(trades.select("id", "timestamp", "price"))
+    )
+    books = pl.read_parquet(shared("lob/binance_perp_BTCUSDT_2024-08-08_top20.parquet"))
+    books = books.rename({"transaction_time": "timestamp"}).with_columns(
+        pl.col("timestamp").dt.cast_time_unit("us")
+    )
+    assert store.append_table("books", BTC, books) == Appended(added=books.height)
+    assert store.append_table("books", BTC, books) == Appended(duplicates=books.height)
+    assert store.read_table("books", "BTCUSDT").select(books.columns).equals(books)
+    [series] = store.select(interval=None, symbol="BTCUSDT", source="bybit", category="linear")[:1]
+    assert store.storage.names(series.folder)[1] == ["2024-08-08T23.parquet", "2024-08-09T00.parquet"]
