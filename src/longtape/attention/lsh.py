@@ -71,15 +71,15 @@ class _Plan(NamedTuple):
         return cls(row.view(rounds, -1), bias.view(rounds, -1), slot, (slot // size).T.to(dtype), size)
 
     @property
-    def count(self) -> int:
+    def n_chunks(self) -> int:
         """T, chunks of all groups."""
         return self.row.shape[1] // self.size
 
     def windows(self) -> Iterator[slice]:
         """Windows of a round, some at a time; the first chunk is blank and starts none."""
         step = max(1, _SCORES // (2 * self.size * self.size))
-        for start in range(1, self.count, step):
-            yield slice(start, min(start + step, self.count))
+        for start in range(1, self.n_chunks, step):
+            yield slice(start, min(start + step, self.n_chunks))
 
 
 class _Lsh(torch.autograd.Function):
@@ -168,22 +168,19 @@ def _hide_met(scores: Tensor, chunk: Tensor, size: int) -> None:
 
     chunk [(n+1)·C, earlier rounds]. (i − ½ − j)² is ¼ for chunks that see each other and at least 2¼ for others.
     """
-    behind = torch.empty_like(scores) if chunk.shape[1] > 1 else scores
-    nearest = torch.empty_like(scores)
-    for earlier, ids in enumerate(chunk.unbind(-1)):
-        into = behind if earlier else nearest
-        torch.sub((ids[size:].view(-1, size, 1) - 0.5), ids.unfold(0, 2 * size, size)[:, None], out=into)
-        into.square_()
-        if earlier:
-            torch.minimum(nearest, behind, out=nearest)
-    if chunk.shape[1]:
+    nearest = None
+    for ids in chunk.T.contiguous():
+        behind = (ids[size:].view(-1, size, 1) - 0.5) - ids.unfold(0, 2 * size, size)[:, None]
+        behind.square_()
+        nearest = behind if nearest is None else torch.minimum(nearest, behind)
+    if nearest is not None:
         scores.add_(nearest.clamp_(max=1).sub_(1), alpha=-_HIDDEN)
 
 
 def _join_rounds(table: _Table, plan: _Plan) -> tuple[Tensor, Tensor]:
     """Outputs [groups·N, D] and log₂-sum-exp [groups·N] of all rounds."""
-    by_slot = table.rows.new_empty(plan.count * plan.size, table.width)
-    log_by_slot = table.rows.new_empty(plan.count * plan.size)
+    by_slot = table.rows.new_empty(plan.n_chunks * plan.size, table.width)
+    log_by_slot = table.rows.new_empty(plan.n_chunks * plan.size)
     out = total = log_by_slot
     for r in range(table.rounds):
         for windows in plan.windows():
@@ -210,13 +207,14 @@ def _look(window: _Window, out: Tensor, log: Tensor, windows: slice) -> None:
 
 def _gather_gradients(table: _Table, plan: _Plan) -> Tensor:
     """Gradients of q as query, of q/|q| and of v, [groups·N, 3D], over all rounds."""
-    by_slot = table.rows.new_empty(plan.count, plan.size, 3 * table.width)
+    by_slot = table.rows.new_empty(plan.n_chunks, plan.size, 3 * table.width)
     grads = table.rows.new_zeros(len(table.rows), 3 * table.width)
     for r in range(table.rounds):
         by_slot[0] = 0.0
         for windows in plan.windows():
             _look_back(_Window.of(table, plan, r, windows), plan.hidden[r], by_slot, windows)
         grads += by_slot.flatten(0, 1).index_select(0, plan.slot[r])
+    grads[:, : 2 * table.width] *= table.width**-0.5
     return grads
 
 
@@ -227,14 +225,13 @@ def _look_back(window: _Window, hidden: Tensor, grads: Tensor, windows: slice) -
     d_out, pull, total = window.more.split([width, 1, 1], -1)
     total = total - hidden.view(-1, size, 1)[windows]  # +∞, as it were: a blank query has no weights
     weights = window.scores.sub_(total).exp2_()
-    d_v = torch.bmm(weights.transpose(1, 2), d_out)
     d_scores = torch.bmm(d_out, window.v.transpose(1, 2)).sub_(pull).mul_(weights)
-    d_unit = torch.bmm(d_scores.transpose(1, 2), window.q).mul_(width**-0.5)
-    own[..., :width] = torch.bmm(d_scores, window.unit).mul_(width**-0.5)
-    own[..., width : 2 * width] = d_unit[:, size:]
-    own[..., 2 * width :] = d_v[:, size:]
-    before[..., width : 2 * width] += d_unit[:, :size]
-    before[..., 2 * width :] += d_v[:, :size]
+    by_query, by_unit, by_value = (slice(i * width, (i + 1) * width) for i in range(3))
+    own[..., by_query].baddbmm_(d_scores, window.unit, beta=0)
+    own[..., by_unit].baddbmm_(d_scores[..., size:].transpose(1, 2), window.q, beta=0)
+    own[..., by_value].baddbmm_(weights[..., size:].transpose(1, 2), d_out, beta=0)
+    before[..., by_unit].baddbmm_(d_scores[..., :size].transpose(1, 2), window.q)
+    before[..., by_value].baddbmm_(weights[..., :size].transpose(1, 2), d_out)
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
