@@ -28,7 +28,7 @@ def columns(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
         "buy_volume": volume * rng.random(rows),
         "price": np.round(close, 1),
         "size": rng.lognormal(0.0, 1.0, rows),
-        "buyer_is_maker": (rng.random(rows) > 0.5).astype(float),
+        "side": np.where(rng.random(rows) > 0.5, 1.0, -1.0),
     }
     for level in range(1, LEVELS + 1):
         found[f"bid_price_{level}"] = close - 0.01 * level

@@ -233,10 +233,32 @@ def test_book_snapshots_become_a_panel_of_events() -> None:
 def test_trades_become_a_panel_of_events_where_equal_times_are_normal() -> None:
     frame = pl.read_parquet(shared("trades/BTCUSDT_binance_perp_2024-08-08.parquet"))
     config = FeaturesConfig(features=["log(price)", "signed_size", "tick_rule"], targets=["return(5)"])
-    renamed = frame.rename({"price": "price"}).with_columns(close=pl.col("price"))
-    found = build_events(renamed, config, symbol="BTCUSDT")
+    found = build_events(frame.with_columns(close="price"), config, symbol="BTCUSDT")
     assert len(found) == frame.height
+    signed = np.where(frame["buyer_is_maker"], -1.0, 1.0) * frame["size"].to_numpy()
+    np.testing.assert_array_equal(
+        found.values[found.warm_up :, 1], signed[found.warm_up :].astype(np.float32)
+    )
     assert (np.diff(found.timestamps) == 0).any()
+
+
+def test_the_side_of_a_trade_and_the_levels_of_a_book_may_be_absent() -> None:
+    times = pl.Series([0, 0, 5]).cast(pl.Datetime("us", "UTC"))
+    frame = pl.DataFrame(
+        {
+            "timestamp": times,
+            "known_at": times,
+            "side": ["buy", "sell", "buy"],
+            "size": [2.0] * 3,
+            "bid_price_1": [1.0] * 3,
+            "ask_price_1": [3.0] * 3,
+            "bid_size_1": [4.0] * 3,
+            "ask_size_1": [4.0, None, 0.0],
+        }
+    )
+    config = FeaturesConfig(features=["signed_size", "book_imbalance"], targets=["mid_direction(1)"])
+    found = build_events(frame, config, symbol="X")
+    np.testing.assert_array_equal(found.values, [[2.0, 0.0], [-2.0, 1.0], [2.0, 1.0]])
 
 
 def test_events_out_of_order_or_without_a_time_are_refused() -> None:

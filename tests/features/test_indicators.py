@@ -201,7 +201,7 @@ def test_book_features_by_hand() -> None:
 
 
 def test_trade_features_by_hand() -> None:
-    table = as_table(price=[1, 1, 2, 2, 1], size=[1, 2, 3, 4, 5], buyer_is_maker=[0, 1, 0, 1, 0])
+    table = as_table(price=[1, 1, 2, 2, 1], size=[1, 2, 3, 4, 5], side=[1, -1, 1, -1, 1])
     np.testing.assert_array_equal(direct("signed_size", table), [1, -2, 3, -4, 5])
     np.testing.assert_array_equal(direct("tick_rule", table, 9), [0, 0, 1, 1, -1])
     still = as_table(price=[1, 2, 2, 2, 2, 1])

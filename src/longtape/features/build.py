@@ -24,6 +24,7 @@ from longtape.market.align import align
 from longtape.market.bars import PRICES, Bars
 
 Flags = npt.NDArray[np.bool_]
+BLOCK = 4_096
 EVENTS = Interval(0, "event")  # trades and book snapshots: known when they happen, any distance apart
 
 
@@ -66,23 +67,45 @@ def build(bars: Sequence[Bars], config: FeaturesConfig) -> Panel:
 def build_events(
     frame: pl.DataFrame, config: FeaturesConfig, *, symbol: str, time: str = "timestamp"
 ) -> Panel:
-    """Features and targets of trades or book snapshots, one row an event; equal times are normal.
+    """Features and targets of trades, book snapshots or bars of varying length, one row an event.
 
-    `time` names the column of UTC times at which each event is known. Horizons count events.
+    `time` names the column of UTC times, in order; equal times are normal. An event is known at once, or at its
+    `known_at` where there is such a column. `side` (buy or sell) or `buyer_is_maker` becomes `side`, ±1; a level that
+    a book does not have has size 0. Horizons count events. UserError as for `build`.
     """
     if config.missing != "error":
         raise UserError("features: events are where they are; `missing` is for bars")
-    if time not in frame.columns:
-        raise UserError(f"{symbol}: no column '{time}'; there are {', '.join(frame.columns)}")
-    times = frame[time].dt.timestamp("ms").to_numpy()
-    if (np.diff(times) < 0).any():
+    times = _event_times(frame, time, symbol)
+    known = _event_times(frame, "known_at", symbol) if "known_at" in frame.columns else times
+    columns = _numbers(frame.with_columns(*_sides(frame), pl.col(r"^(bid|ask)_size_\d+$").fill_null(0.0)))
+    return _panel({symbol: Table(symbol, EVENTS, ALWAYS_OPEN, times, known, columns, symbol)}, config)
+
+
+def _event_times(frame: pl.DataFrame, name: str, symbol: str) -> Milliseconds:
+    if not isinstance(frame.schema.get(name), pl.Datetime):
         raise UserError(
-            f"{symbol}: row {int(np.argmax(np.diff(times) < 0)) + 2} is earlier than the row before; sort it"
+            f"{symbol}: no column '{name}' of dates and times; there are {', '.join(frame.columns)}"
         )
-    numbers = frame.select(pl.selectors.numeric() | pl.selectors.boolean()).cast(pl.Float64)
-    columns = {name: numbers[name].to_numpy() for name in numbers.columns}
-    table = Table(symbol, EVENTS, ALWAYS_OPEN, times, times, columns, symbol)
-    return _panel({symbol: table}, config)
+    times = frame[name].dt.timestamp("ms").to_numpy()
+    early = np.diff(times) < 0
+    if early.any():
+        raise UserError(
+            f"{symbol}: row {int(np.argmax(early)) + 2} is earlier than the row before; sort by '{name}'"
+        )
+    return times
+
+
+def _sides(frame: pl.DataFrame) -> list[pl.Expr]:
+    if frame.schema.get("side") == pl.String:
+        return [pl.col("side").replace_strict({"buy": 1.0, "sell": -1.0}, default=None)]
+    if frame.schema.get("buyer_is_maker") == pl.Boolean:
+        return [pl.when("buyer_is_maker").then(-1.0).otherwise(1.0).alias("side")]
+    return []
+
+
+def _numbers(frame: pl.DataFrame) -> dict[str, Array]:
+    numbers = frame.select(pl.selectors.numeric()).cast(pl.Float64)
+    return {name: numbers[name].to_numpy() for name in numbers.columns}
 
 
 def _one_clock(bars: Sequence[Bars], missing: str) -> dict[str, Table]:
@@ -111,8 +134,7 @@ def _calendar(bars: Sequence[Bars]) -> str:
 
 def _columns(frame: pl.DataFrame, present: Flags) -> dict[str, Array]:
     """Numeric columns and `present`. In a bar that is not there the price stands and nothing is traded."""
-    numbers = frame.select(pl.selectors.numeric()).cast(pl.Float64)
-    columns = {name: numbers[name].to_numpy() for name in numbers.columns}
+    columns = _numbers(frame)
     if not present.all():
         newest = np.maximum.accumulate(np.where(present, np.arange(len(present)), 0))
         close = columns["close"]
@@ -129,9 +151,7 @@ def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
         if symbol not in tables:
             raise unknown_name("symbol", symbol, tables, "features")
     columns, computed = _features(tables, symbols, config)
-    values = np.empty((len(first), len(columns)), np.float32)
-    for c, (name, series) in enumerate(zip(columns, computed, strict=True)):
-        values[:, c] = _usable(name, series, first)
+    values = _matrix([_usable(*column, first) for column in zip(columns, computed, strict=True)])
     targets, target_columns, ends = _targets(tables, symbols, config)
     return Panel(
         timestamps=first.timestamps,
@@ -179,6 +199,15 @@ def _usable(name: str, series: Computed, table: Table) -> Array:
             f"features: '{name}' is {values[row]} at row {row + 1} ({iso(int(table.timestamps[row]))});"
             f" {int(bad.sum())} such"
         )
+    return values
+
+
+def _matrix(series: Sequence[Array]) -> npt.NDArray[np.float32]:
+    """Columns side by side, written in blocks of rows that stay in the cache."""
+    values = np.empty((len(series[0]), len(series)), np.float32)
+    for start in range(0, len(values), BLOCK):
+        for c, column in enumerate(series):
+            values[start : start + BLOCK, c] = column[start : start + BLOCK]
     return values
 
 

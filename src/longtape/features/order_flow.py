@@ -1,7 +1,8 @@
 """Features of order flow: who traded, and what waits in the book.
 
 Bars from trades carry `buy_volume` beside `volume`. Books carry `bid_price_i, bid_size_i, ask_price_i,
-ask_size_i`, i = 1 the best. Trades carry `price, size` and, where the exchange says it, `buyer_is_maker`.
+ask_size_i`, i = 1 the best. Trades carry `price, size` and, where it is known who the aggressor was,
+`side`: +1 a buyer, −1 a seller.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def trade_imbalance(table: Table, n: int = 1) -> Array:
     return divide(2.0 * rolling_sum(table["buy_volume"], n) - total, total, 0.0)
 
 
-@feature("size, negative where the buyer was the maker", HASBROUCK, needs=("size", "buyer_is_maker"))
+@feature("side · size", HASBROUCK, needs=("side", "size"))
 def signed_size(table: Table) -> Array:
     """Size of each trade, above zero where the buyer was the aggressor."""
-    return np.where(table["buyer_is_maker"] > 0.5, -table["size"], table["size"])
+    return table["side"] * table["size"]
 
 
 @kernel

@@ -58,7 +58,9 @@ class Table:
 
 
 def _finite(table: Table, name: str) -> Array:
-    values = np.ascontiguousarray(table.columns[name], dtype=np.float64)
+    values = np.require(
+        table.columns[name], np.float64, ["C", "W"]
+    )  # kernels are compiled for writable arrays
     if np.isfinite(values.sum()):  # one pass without a copy; a value that is not finite makes the sum so
         return values
     bad = ~np.isfinite(values)
