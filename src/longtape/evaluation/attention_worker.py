@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from longtape.attention import Attention, build_attention
+from longtape.attention.plan import plan_pattern
 from longtape.evaluation.attention_peers import PEERS, Projected, Shape
 
 MIB = 2**20
@@ -150,10 +151,10 @@ def warm_up(job: Job) -> None:
 
 
 def lay_pattern(layer: Attention, n_tokens: int) -> None:
-    """Make what the layer prepares once per length, if it prepares anything."""
-    prepare = getattr(layer, "plan", None)
-    if prepare is not None:
-        prepare(n_tokens)
+    """Lay out what each query sees, for a mechanism with a pattern of its own."""
+    patterns = getattr(layer, "patterns", None) or [getattr(layer, "pattern", None)]
+    for pattern in {pattern for pattern in patterns if pattern is not None}:
+        plan_pattern(pattern, n_tokens, None, 0)
 
 
 def runs(layer: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Callable[[], None]]:
