@@ -13,7 +13,7 @@ import polars as pl
 from longtape.core.clock import DAY, HOUR, Interval, to_milliseconds
 from longtape.core.instrument import Instrument
 from longtape.evaluation.protocol import Rows
-from longtape.features.marks import Events
+from longtape.features.marks import Events, MarksConfig, build_marks
 from longtape.features.panel import Panel, TargetColumn
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, SplitConfig, chronological
@@ -73,10 +73,15 @@ class Ridge:
     scaler: Standardizer
     coefficients: np.ndarray[Any, Any]
     lookback: int
+    events: Events | None = None
 
     def inputs(self, panel: Panel, origins: Rows) -> Mapping[str, np.ndarray[Any, Any]]:
         x, _ = Windows(panel, self.lookback, origins).batch(np.arange(len(origins)))
-        return {"x": self.scaler.transform(x)}
+        given: dict[str, np.ndarray[Any, Any]] = {"x": self.scaler.transform(x)}
+        if self.events is not None:
+            marks = build_marks(panel, MarksConfig(events="events.csv", limit=4), self.events)
+            given["marks"] = marks.positions(origins, self.lookback)
+        return given
 
     def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
         return self.to_frame(panel, origins, self.predict(self.inputs(panel, origins)["x"]))
@@ -198,7 +203,7 @@ class RidgePipeline:
         return self.model(scaler, coefficients)
 
     def model(self, scaler: Standardizer, coefficients: np.ndarray[Any, Any]) -> Ridge:
-        return Ridge(scaler, coefficients, self.lookback)
+        return Ridge(scaler, coefficients, self.lookback, self.events)
 
     def rescaled(self, fitted: Ridge, panel: Panel, train: Rows) -> Ridge:
         return self.model(self.scaler(panel, train), fitted.coefficients)

@@ -135,6 +135,32 @@ def test_passes_a_clean_pipeline(pipeline: RidgePipeline, seed: int) -> None:
     assert all(check.compared > 0 for check in report.checks)
 
 
+class AnnouncementsIgnored(Ridge):
+    def inputs(self, panel: Panel, origins: Rows):
+        assert self.events is not None
+        blind = replace(self, events=Events(self.events.times, self.events.times))
+        return Ridge.inputs(blind, panel, origins)
+
+
+class MarksBeforeTheAnnouncement(RidgePipeline):
+    def event_ahead(self, known_at):
+        return np.zeros(len(known_at))
+
+    def model(self, scaler, coefficients):
+        return AnnouncementsIgnored(scaler, coefficients, self.lookback, self.events)
+
+
+def test_finds_marks_of_events_that_nobody_had_announced() -> None:
+    """What happened is told five hours later, and a mark shows it at once."""
+    times = START + HOUR * np.arange(5, 1500, 10)
+    events = Events(times, times + 5 * HOUR)
+    found = [
+        str(f) for check in run(MarksBeforeTheAnnouncement(events=events)).checks for f in check.findings
+    ]
+    assert any("model input 'marks'" in finding for finding in found)
+    assert run(RidgePipeline(events=events)).passed
+
+
 def test_leaks_are_found_where_they_are_and_not_elsewhere() -> None:
     assert failed(run(SameBarFill())) == {"fills"}
     assert failed(run(NoPurge())) == {"split"}
@@ -155,7 +181,7 @@ class BatchNormalised(Ridge):
 @dataclass(frozen=True)
 class LooksAcrossTheBatch(RidgePipeline):
     def model(self, scaler, coefficients):
-        return BatchNormalised(scaler, coefficients, self.lookback)
+        return BatchNormalised(scaler, coefficients, self.lookback, self.events)
 
 
 class SignalOverTheWholeFrame(RidgePipeline):
@@ -219,7 +245,7 @@ class EverySecondBarOfTheData(RidgePipeline):
     """Trades on even rows, and which rows are even depends on where the data begin."""
 
     def model(self, scaler, coefficients):
-        return CountsItsRows(scaler, coefficients, self.lookback)
+        return CountsItsRows(scaler, coefficients, self.lookback, self.events)
 
     def weights(self, forecast: pl.DataFrame) -> pl.DataFrame:
         return super().weights(forecast.with_columns(pl.col("mean") * (pl.col("row") % 2)))
@@ -237,7 +263,7 @@ class RoundsAtTheThreshold(Ridge):
 @dataclass(frozen=True)
 class CrossesByRounding(RidgePipeline):
     def model(self, scaler, coefficients):
-        return RoundsAtTheThreshold(scaler, coefficients, self.lookback)
+        return RoundsAtTheThreshold(scaler, coefficients, self.lookback, self.events)
 
 
 def test_a_signal_may_change_only_near_a_threshold() -> None:
