@@ -26,7 +26,6 @@ CANDLES = ("candles", "mark")
 HISTORIES = (*CANDLES, "funding")
 SNAPSHOTS = {"trades": "trades", "books": "order_book"}
 KINDS = (*HISTORIES, *SNAPSHOTS)
-_ROWS, _SECONDS = 20_000, 2.0
 
 Span = tuple[int | None, int | None]
 
@@ -85,7 +84,7 @@ def fetch(
 ) -> list[Fetched]:
     """Fetch several symbols at once into the store, each from where the store ends.
 
-    Rows are stored every few seconds and when anything fails, so the next call goes on from there. Raises UserError for
+    Each page is stored as it comes, so after a failure the next call goes on from there. Raises UserError for
     what the source does not know, before anything is fetched, and ServiceError where it fails; the other symbols are
     finished first.
     """
@@ -111,7 +110,8 @@ def _run(jobs: Sequence[_Job], bar: Progress, source: Source, workers: int) -> N
     with ThreadPoolExecutor(min(workers, len(jobs))) as pool:
         futures = [pool.submit(job.run, advance) for job in jobs]
         try:
-            wait(futures)
+            while wait(futures, timeout=0.2).not_done:
+                pass  # wake up now and then, so that Ctrl-C is heard whichever thread it reaches
             failures = [error for future in futures if (error := future.exception())]
         except BaseException:
             source.close()  # ends all waiting, so that the threads come to their end
@@ -138,18 +138,10 @@ class _Job:
         self.spans = self._missing()
 
     def run(self, advance: Callable[[int, str], None]) -> None:
-        """Fetch and store, page by page."""
-        batch: list[pl.DataFrame] = []
-        stored_at = time.monotonic()
-        try:
-            for page in self._pages():
-                batch.append(page)
-                advance(page.height, self.instrument.symbol)
-                if sum(map(len, batch)) >= _ROWS or time.monotonic() - stored_at > _SECONDS:
-                    self._flush(batch)
-                    stored_at = time.monotonic()
-        finally:
-            self._flush(batch)
+        """Fetch, and store each page as it comes."""
+        for page in self._pages():
+            self._store(page)
+            advance(page.height, self.instrument.symbol)
 
     def outcome(self) -> Fetched:
         """What is in the store now."""
@@ -173,11 +165,7 @@ class _Job:
             else:
                 yield from source.candles(symbol, wanted.interval, since, until, category, wanted.kind)
 
-    def _flush(self, batch: list[pl.DataFrame]) -> None:
-        if not batch:
-            return
-        frame = pl.concat(batch).sort("timestamp", maintain_order=True)
-        batch.clear()
+    def _store(self, frame: pl.DataFrame) -> None:
         if self.wanted.kind not in CANDLES or self.wanted.interval is None:
             self.stored += self.store.append_table(self.wanted.kind, self.instrument, frame)
             return
