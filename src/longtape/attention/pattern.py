@@ -16,6 +16,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PLACEMENTS = ("first", "last", "both", "random", "spaced")
 _LOW = 0xFFFFFFFF
@@ -159,7 +160,7 @@ class Pattern:
         if positions is not None and self.block_size == 1:
             is_global = is_global | token_flags(positions, n_tokens)
         others = is_global.to(torch.int8).argsort(dim=-1, stable=True)  # units that are not global come first
-        below = torch.nn.functional.pad((~is_global).cumsum(-1), (1, 0))  # how many of them lie below a unit
+        below = F.pad((~is_global).cumsum(-1), (1, 0))  # how many of them lie below a unit
         units = torch.arange(n)
         low = below[:, (units - self.reach).clamp(min=0)]
         high = below[:, (units + self.reach + 1).clamp(max=n)]
@@ -180,16 +181,65 @@ class Pattern:
 
     def rows(self, n_tokens: int, queries: Tensor, positions: Tensor | None = None) -> Tensor:
         """The definition, read from the rules: bool [P, len(queries), N], True where the query sees the key."""
-        keys = torch.arange(n_tokens)
+        return self._rows(queries, self.links(n_tokens, positions), self.global_flags(n_tokens, positions))
+
+    def _rows(self, queries: Tensor, links: Tensor, is_global: Tensor) -> Tensor:
+        keys = torch.arange(is_global.shape[1])
         query_unit, key_unit = queries // self.block_size, keys // self.block_size
         apart = query_unit[:, None] - key_unit
         in_window = (apart.abs() <= self.reach * self.dilation) & (apart % self.dilation == 0)
-        links = self.links(n_tokens, positions)[:, query_unit]
-        linked = torch.zeros(*links.shape[:2], self.n_units(n_tokens) + 1, dtype=torch.bool)
-        linked = linked.scatter(2, torch.where(links < 0, linked.shape[2] - 1, links), True)[..., key_unit]
-        is_global = self.global_flags(n_tokens, positions)
+        links, n_units = links[:, query_unit], links.shape[1]
+        linked = torch.zeros(*links.shape[:2], n_units + 1, dtype=torch.bool)
+        linked = linked.scatter(2, torch.where(links < 0, n_units, links), True)[..., key_unit]
         seen = in_window | linked | is_global[:, None, :] | is_global[:, queries, None]
         return seen & (keys <= queries[:, None]) if self.causal else seen
+
+    def degrees(self, n_tokens: int, positions: Tensor | None = None) -> Tensor:
+        """How many keys each query sees, [P, N], in O(N)."""
+        is_global, links = self.global_flags(n_tokens, positions), self.links(n_tokens, positions)
+        tokens = torch.arange(n_tokens)
+        stop = tokens + 1 if self.causal else torch.full_like(tokens, n_tokens)
+        plain = F.pad((~is_global).long().cumsum(-1), (1, 0))  # how many tokens below are not global
+        edges = (torch.arange(self.n_units(n_tokens) + 1) * self.block_size).clamp(max=n_tokens)
+        inside = F.pad(plain[:, edges].diff(dim=-1), (0, 1))  # [P, units + 1]: 0 for a missing link
+        links = torch.where(links < 0, links.shape[1], links).expand(len(is_global), -1, -1)
+        linked = inside.gather(1, links.flatten(1)).view(links.shape)
+        linked = linked.sum(-1)[:, tokens // self.block_size]
+        seen = stop - plain[:, stop] + self._windowed(plain, stop) + linked  # global, near and linked keys
+        return torch.where(is_global, stop, seen)
+
+    def _windowed(self, plain: Tensor, stop: Tensor) -> Tensor:
+        """Keys in each query's window that are not global, [P, N]; `plain` counts such keys below each token."""
+        n = len(stop)
+        tokens, size = torch.arange(n), self.block_size
+        if self.dilation == 1:
+            low = ((tokens // size - self.reach) * size).clamp(min=0)
+            high = torch.minimum((tokens // size + self.reach + 1) * size, stop)
+            return plain[:, high] - plain[:, low]
+        total = torch.zeros(plain.shape[0], n, dtype=torch.int64)
+        for step in range(-self.reach, self.reach + 1):
+            key = tokens + step * self.dilation
+            there = (key >= 0) & (key < stop)
+            key = key.clamp(0, n - 1)
+            total += (plain[:, key + 1] - plain[:, key]) * there
+        return total
+
+    def density(self, n_tokens: int, positions: Tensor | None = None) -> float:
+        """Visible pairs over N² (mean over samples)."""
+        return float(self.degrees(n_tokens, positions).double().mean()) / n_tokens
+
+    def hops(self, n_tokens: int, query: int, key: int) -> int:
+        """Layers after which `query` can depend on `key`: the length of the shortest path; −1 where there is none."""
+        links, is_global = self.links(n_tokens), self.global_flags(n_tokens)
+        reached = torch.arange(n_tokens) == query
+        fresh, hops = reached, 0
+        while not reached[key]:
+            if not fresh.any():
+                return -1
+            seen = [self._rows(some, links, is_global)[0].any(0) for some in fresh.nonzero()[:, 0].split(256)]
+            fresh = torch.stack(seen).any(0) & ~reached
+            reached, hops = reached | fresh, hops + 1
+        return hops
 
     def global_flags(self, n_tokens: int, positions: Tensor | None = None) -> Tensor:
         """Bool [P, N]: the tokens that see, and are seen by, all."""
