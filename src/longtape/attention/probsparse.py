@@ -150,16 +150,21 @@ class ProbSparseAttention(Attention):
         """
         n_keys, most = k.shape[2], budget(self.config.factor, k.shape[2])
         place = torch.arange(most, device=k.device)
-        fine = place * _FINE + self.jitter[:, :most]  # [H, S]
         if visible is None:
-            rank = (fine * n_keys).div(most * _FINE, rounding_mode="floor")
+            rank = self._pick(place, n_keys, most)
             return _rows(k, rank.expand(k.shape[0], -1, -1)), None
         count = visible.sum(-1)[:, None, None]
         size = _budgets(self.config.factor, count, n_keys)
-        rank = (fine * count).div(size * _FINE, rounding_mode="floor").clamp(max=n_keys - 1)
+        rank = self._pick(place, count, size).clamp(max=n_keys - 1)
         visible_first = (~visible).to(torch.uint8).argsort(dim=-1, stable=True)
         position = visible_first[:, None].expand(-1, rank.shape[1], -1).gather(2, rank)
         return _rows(k, position), (place < size)[:, :, None]
+
+    def _pick(self, place: Tensor, count: int | Tensor, size: int | Tensor) -> Tensor:
+        """One rank out of every place's stratum, ⌊place·count/size⌋ … ⌊(place + 1)·count/size⌋ − 1. [(B,) H, S]."""
+        first = (place * count).div(size, rounding_mode="floor")
+        after = ((place + 1) * count).div(size, rounding_mode="floor")
+        return first + (self.jitter[:, : len(place)] * (after - first)).div(_FINE, rounding_mode="floor")
 
     def _project_rows(self, x: Tensor, index: Tensor) -> Tensor:
         """Queries of the positions index [B, H, U] alone: [B, H, U, D]."""
@@ -266,7 +271,9 @@ def _divergence_of(scores: Tensor, seen: Tensor | None) -> Tensor:
         return scores.logsumexp(-1) - scores.mean(-1) - math.log(scores.shape[-1])
     count = seen.sum(-1).clamp(min=1)
     total = scores.masked_fill(~seen, 0.0).sum(-1)
-    return scores.masked_fill(~seen, float("-inf")).logsumexp(-1) - total / count - count.log()
+    return (
+        scores.masked_fill(~seen, float("-inf")).logsumexp(-1) - total / count - count.to(scores.dtype).log()
+    )
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
