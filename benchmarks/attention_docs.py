@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
+
+from attention import load, short_part  # the script beside this one
 
 from longtape.attention import MECHANISMS, AttentionConfig, mechanism_class
 from longtape.core.files import write_text
@@ -40,7 +43,11 @@ def options() -> str:
     return markdown(["mechanism", "options"], rows).replace("---:", "---")
 
 
-TABLES = {"capabilities": capabilities, "options": options}
+TABLES: dict[str, Callable[[], str]] = {
+    "capabilities": capabilities,
+    "options": options,
+    "crossover": lambda: short_part(load()),
+}
 
 
 def fill(text: str) -> str:

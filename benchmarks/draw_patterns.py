@@ -43,7 +43,7 @@ def picture(name: str) -> torch.Tensor:
         return layer.visible_pairs(N).float()
     wave = torch.sin(torch.arange(N)[:, None] / torch.linspace(1.5, 12, 16))
     weights = attention_weights(layer, 3 * wave[None] + torch.randn(1, N, 16))[0, 0]
-    return (weights / weights.amax(-1, keepdim=True)).sqrt()
+    return (weights / weights.amax()).sqrt()
 
 
 def draw(name: str, folder: Path) -> None:

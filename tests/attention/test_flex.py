@@ -1,0 +1,87 @@
+"""The CUDA path, as far as a CPU shows it: block lists and mask function against the definition, and the wiring."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from longtape.attention.block_sparse import pattern_attention
+from longtape.attention.flex import block_maps, flex_pattern_attention, mask_function, rules_of
+from longtape.attention.pattern import Pattern
+
+PATTERNS = [
+    Pattern(block_size=64, window_size=3, n_random=3, n_global=2, placement="both"),
+    Pattern(block_size=128, window_size=1, n_random=1, n_global=1, causal=True),
+    Pattern(block_size=16, window_size=3, n_random=2, n_global=2, symmetric=True),
+    Pattern(block_size=48, window_size=3, n_random=1, n_global=1),
+    Pattern(block_size=256, window_size=1, n_random=1, n_global=0),
+    Pattern(window_size=257, n_random=2, n_global=3, placement="spaced"),
+    Pattern(window_size=301, causal=True),
+    Pattern(window_size=33, dilation=3),
+]
+N = 900
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("global_rows", [False, True])
+def test_block_lists_and_mask_function_equal_the_definition(pattern, padded, listed, global_rows) -> None:
+    positions = torch.tensor([[3, 700, -1], [899, 64, 65]]) if listed else None
+    visible = None
+    if padded:
+        visible = torch.arange(N) < torch.tensor([[N], [500]])
+    rules = rules_of(pattern, N, positions, 0, global_rows)
+    seen = pattern.rows(N, torch.arange(N), positions)
+    if not global_rows:
+        free = rules.flags & ~torch.zeros_like(rules.flags)
+        plain = Pattern.from_ints([*pattern.to_ints()[:3], 0, *pattern.to_ints()[4:]])
+        rows = torch.zeros(len(seen), N, N, dtype=torch.bool) | rules.flags[:, None]
+        apart = torch.arange(N)[:, None] // pattern.block_size - torch.arange(N) // pattern.block_size
+        rows |= (apart.abs() <= plain.reach * plain.dilation) & (apart % plain.dilation == 0)
+        linked = torch.zeros(len(rules.links), pattern.n_units(N), pattern.n_units(N) + 1, dtype=torch.bool)
+        linked.scatter_(2, torch.where(rules.links < 0, pattern.n_units(N), rules.links), True)
+        unit = torch.arange(N) // pattern.block_size
+        rows |= linked[:, unit][:, :, unit]
+        seen = rows.tril() if pattern.causal else rows
+        assert free.shape == rules.flags.shape
+    if visible is not None:
+        seen = seen & visible[:, None]
+    some, full = block_maps(rules, visible)
+    missing = rules.n_padded - N
+    by_block = (
+        F.pad(seen, (0, missing, 0, missing)).unflatten(2, (-1, rules.block)).unflatten(1, (-1, rules.block))
+    )
+    filled = F.pad(seen, (0, 0, 0, missing), value=True)
+    filled = F.pad(filled, (0, missing)).unflatten(2, (-1, rules.block)).unflatten(1, (-1, rules.block))
+    needed, allowed = by_block.any(4).any(2), filled.all(4).all(2)
+    assert (needed <= some).all()  # nothing seen is left out
+    assert (full <= allowed.expand_as(full)).all()  # nothing hidden goes unmasked
+    if pattern.dilation == 1 and not pattern.causal:
+        assert (some <= needed.expand_as(some)).all()  # and nothing is computed in vain
+    see = mask_function(rules, visible, torch.device("cpu"))
+    b = torch.arange(len(seen))[:, None, None]
+    assert torch.equal(see(b, b * 0, torch.arange(N)[:, None], torch.arange(N)).expand_as(seen), seen)
+
+
+def test_a_pattern_in_the_kernels_own_blocks_needs_no_masks_but_at_the_end() -> None:
+    rules = rules_of(PATTERNS[0], 1024, None, 0, True)
+    some, full = block_maps(rules)
+    assert torch.equal(some, full)
+    assert int(some[0, 5].sum()) == 8
+
+
+@pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1], PATTERNS[5], PATTERNS[7]], ids=str)
+@pytest.mark.parametrize("n_extra", [0, 3])
+def test_flex_attention_gives_what_the_cpu_kernel_gives(pattern: Pattern, n_extra: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 200, 16, dtype=torch.float64).unbind()
+    extra = torch.randn(2, 2, n_extra, 16, dtype=torch.float64).unbind() if n_extra else (None, None)
+    visible = torch.arange(200) < torch.tensor([[200], [130]])
+    positions = torch.tensor([[5, 150], [-1, 7]])
+    given = {"visible": visible, "positions": positions, "extra_k": extra[0], "extra_v": extra[1]}
+    expected = pattern_attention(q, k, v, pattern, **given)
+    y = flex_pattern_attention(q, k, v, pattern, **given, compiled=False)
+    rows = visible[:, None, :, None].expand_as(y)
+    assert (y - expected)[rows].abs().max() < 1e-10
