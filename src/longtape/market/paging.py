@@ -98,11 +98,13 @@ class Pager:
 
     def _agreeing(self, known: pl.DataFrame, start: int | None, end: int | None, whole: bool = True) -> Page:
         """A page whose rows agree with those of the page before."""
+        changed = 0
         for _ in range(_AGAIN):
             page = self._whole(start, end) if whole and start is not None else self.ask(start, end, self.size)
-            changed = _changed(known, page.rows)
-            if changed is None:
+            differs = _changed(known, page.rows)
+            if differs is None:
                 return page
+            changed = differs
         raise ServiceError(
             f"{self.label}: the row of {iso(changed)} came twice with different values; what came before is kept,"
             " run it again later"
