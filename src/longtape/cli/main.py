@@ -37,6 +37,7 @@ app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
+app.command("walk-forward")(runs.walk_forward)
 app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 

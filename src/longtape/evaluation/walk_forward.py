@@ -1,0 +1,89 @@
+"""Walk forward: refit at every fold, forecast only what comes after it, join the folds to one out-of-sample record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from longtape.core.clock import iso
+from longtape.core.errors import UserError
+from longtape.core.files import atomic_path, read_json, write_json
+from longtape.core.progress import say
+from longtape.evaluation.protocol import Pipeline
+from longtape.features.panel import Panel
+from longtape.features.splits import Split, WalkForwardConfig
+from longtape.features.splits import walk_forward as folds_of
+from longtape.market.bars import Bars
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, eq=False)
+class WalkForward:
+    """Out-of-sample forecasts of all folds, in order of time, and the folds they come from."""
+
+    panel: Panel
+    folds: tuple[Split, ...]
+    forecasts: pl.DataFrame
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per fold: what it was trained on and what it forecast."""
+        opens = self.panel.timestamps
+        return [
+            {
+                "fold": number,
+                "trained on windows": len(fold.train),
+                "trained until": iso(int(self.panel.target_ends[fold.train].max())),
+                "first forecast": iso(int(opens[fold.test[0]])),
+                "last forecast": iso(int(opens[fold.test[-1]])),
+                "forecasts": len(fold.test),
+            }
+            for number, fold in enumerate(self.folds, 1)
+        ]
+
+
+def walk_forward(
+    pipeline: Pipeline,
+    bars: Sequence[Bars],
+    config: WalkForwardConfig,
+    out: str | Path,
+    *,
+    identity: Mapping[str, Any],
+    resume: bool = False,
+) -> WalkForward:
+    """Fit and forecast every fold of `config`; each fold's forecasts are kept in `out` as soon as they are there.
+
+    `identity` says what the forecasts depend on (experiment, data fingerprints); with `resume`, folds that are there
+    are taken as they are if they were made by the same. Scaler and model are fitted inside each fold. UserError where
+    `out` is there already and `resume` was not asked, or where it was made by something else.
+    """
+    out = Path(out)
+    panel = pipeline.panel(bars)
+    folds = folds_of(panel, pipeline.lookback, config)
+    _begin(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
+    parts = []
+    for number, fold in enumerate(folds, 1):
+        path = out / f"fold-{number:02}.parquet"
+        if not path.exists():
+            say(
+                f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
+            )
+            fitted = pipeline.fit(panel, fold.train, fold.validation)
+            with atomic_path(path) as beside:
+                fitted.forecast(panel, fold.test).write_parquet(beside, compression="zstd")
+        parts.append(pl.read_parquet(path))
+    return WalkForward(panel, tuple(folds), pl.concat(parts))
+
+
+def _begin(out: Path, plan: dict[str, Any], resume: bool) -> None:
+    if not out.exists() or not any(out.iterdir()):
+        write_json(out / PLAN, plan)
+        return
+    if not resume:
+        raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
+    if not (out / PLAN).exists() or read_json(out / PLAN) != plan:
+        raise UserError(f"{out}: was not made by this experiment on these data; name another folder")

@@ -8,30 +8,19 @@ Windows may look back into earlier periods; labels may not look forward into lat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longtape.core.clock import iso, to_milliseconds
 from longtape.core.errors import UserError
+from longtape.core.when import When
 from longtape.features.panel import Panel
 from longtape.features.windows import Rows, first_origin
 
 _FAR = np.iinfo(np.int64).max
-
-
-def _as_text(when: object) -> object:
-    """YAML reads `2024-01-01` as a date; keep its ISO text."""
-    text = when.isoformat() if isinstance(when, date | datetime) else when
-    if isinstance(text, str):
-        to_milliseconds(text)
-    return text
-
-
-When = Annotated[str, BeforeValidator(_as_text)]
 
 
 class SplitConfig(BaseModel):

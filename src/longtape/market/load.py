@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longtape.core.clock import ALWAYS_OPEN, Interval, to_milliseconds
 from longtape.core.errors import UserError
+from longtape.core.when import When
 from longtape.market.bars import Bars
 
 
@@ -25,8 +26,8 @@ class DataConfig(BaseModel):
     store_source: str | None = Field(None, description="for store: the source, where a symbol is not unique")
     category: str | None = Field(None, description="spot, linear, inverse, stock, index, …")
     calendar: str = Field(ALWAYS_OPEN, description="for file: 24/7, 24/5 or an exchange code such as XNYS")
-    since: str | None = Field(None, description="first bar to take (UTC)")
-    until: str | None = Field(None, description="bars before this time are taken (UTC)")
+    since: When | None = Field(None, description="first bar to take (UTC)")
+    until: When | None = Field(None, description="bars before this time are taken (UTC)")
     drop_last: bool = Field(False, description="leave out the newest bar, which may be unfinished")
 
     @model_validator(mode="after")

@@ -35,6 +35,17 @@ def write_report(
     return write(path, experiment.name, subtitle, verdict, blocks)
 
 
+def write_walk_report(
+    path: str | Path, experiment: Experiment, folds: Sequence[Mapping[str, Any]], results: Results
+) -> Path:
+    """Write the page of a walk forward; returns its path."""
+    symbols = ", ".join(experiment.data.symbols)
+    subtitle = f"{symbols}, bars of {experiment.data.interval}; refitted at each of {len(folds)} folds"
+    caption = "Scaler, threshold and model are fitted inside each fold; every window is forecast once, out of sample."
+    blocks = [*_money(results), Table("Folds", caption, folds), *_forecasts(experiment, results)]
+    return write(path, f"{experiment.name}, walked forward", subtitle, results.verdict, blocks)
+
+
 def _audit_line(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "Look-ahead was not audited; longtape audit does it."
