@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attention import load, short_part  # the script beside this one
-
 from longtape.attention import MECHANISMS, AttentionConfig, mechanism_class
 from longtape.core.files import write_text
 from longtape.evaluation.bench_attention import markdown

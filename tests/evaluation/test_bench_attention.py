@@ -75,6 +75,8 @@ def test_mistakes_are_named() -> None:
         bench.bench([0], ["flash"])
     with pytest.raises(UserError, match="--repeats"):
         bench.bench([64], ["flash"], repeats=0)
+    with pytest.raises(UserError, match="--heads 3"):
+        bench.bench([64], ["flash"], n_heads=3)
     with pytest.raises(UserError, match="dtype"):
         bench.bench([64], ["flash"], dtype="float31")
 

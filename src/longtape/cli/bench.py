@@ -23,6 +23,9 @@ def attention(
         bool, typer.Option("--peers/--no-peers", help="Measure installed libraries beside them.")
     ] = True,
     repeats: Annotated[int, typer.Option(help="Rounds; every subject takes its turn in each.")] = 3,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    d_model: Annotated[int, typer.Option(help="Width of the layer.")] = 256,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     out: Annotated[
@@ -42,12 +45,9 @@ def attention(
         sizes = [int(text) for text in lengths.split(",")]
     except ValueError:
         raise UserError(f"--lengths: '{lengths}' is not a list of numbers; write 1024,4096") from None
-    typer.echo(
-        bench_attention.bench(
-            sizes, names, peers=peers, repeats=repeats, dtype=dtype, device=device, out=out
-        ),
-        nl=False,
-    )
+    shape = {"batch": batch, "d_model": d_model, "n_heads": heads, "dtype": dtype, "device": device}
+    text = bench_attention.bench(sizes, names, peers=peers, repeats=repeats, out=out, **shape)
+    typer.echo(text, nl=False)
 
 
 @app.command("data")

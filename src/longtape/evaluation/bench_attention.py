@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from longtape.attention import MECHANISMS
-from longtape.core.errors import UserError, unknown_name
+from longtape.core.errors import CheckFailed, UserError, unknown_name
 from longtape.core.files import atomic_path, write_json, write_text
 from longtape.core.progress import progress
 from longtape.evaluation.attention_peers import PEERS
@@ -248,33 +248,47 @@ def _bars(axes: Any, rows: Sequence[Row], fact: str) -> None:
     axes.set_xscale("log")
 
 
+def check_request(base: Job, repeats: int) -> None:
+    """UserError for what cannot be measured."""
+    dtypes = ("float32", "float64", "bfloat16", "float16")
+    if base.dtype not in dtypes:
+        raise unknown_name("dtype", base.dtype, dtypes, "--dtype")
+    if base.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device: '{base.device}' was named and torch finds no GPU here")
+    if min(base.batch, base.d_model, base.n_heads) < 1 or base.d_model % base.n_heads:
+        raise UserError(
+            f"--d-model {base.d_model} must be a multiple of --heads {base.n_heads}, "
+            f"and --batch {base.batch} at least 1"
+        )
+    if repeats < 1:
+        raise UserError(f"--repeats: {repeats} rounds measure nothing; give at least 1")
+
+
 def bench(
     lengths: Sequence[int],
     mechanisms: Sequence[str],
     *,
     peers: bool = True,
     repeats: int = 3,
-    dtype: str = "float32",
-    device: str = "cpu",
     out: Path | None = None,
+    **shape: Any,
 ) -> str:
-    """Measure, write `attention.md`, `attention.json` and `attention.png` into `out`, and return the tables."""
-    if dtype not in ("float32", "float64", "bfloat16", "float16"):
-        raise unknown_name("dtype", dtype, ("float32", "float64", "bfloat16", "float16"), "--dtype")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device: '{device}' was named and torch finds no GPU here")
-    if repeats < 1:
-        raise UserError(f"--repeats: {repeats} rounds measure nothing; give at least 1")
-    base = Job("full", 1, dtype=dtype, device=device, parts=(FORWARD, TRAIN, ERROR))
+    """Measure, write `attention.md`, `attention.json` and `attention.png` into `out`, and return the tables.
+
+    `shape` are the fields of `Job` that hold for all: batch, d_model, n_heads, dtype, device.
+    """
+    base = Job("full", 1, parts=(FORWARD, TRAIN, ERROR), **shape)
+    check_request(base, repeats)
     rows = plan(lengths, mechanisms, peers=peers, base=base)
     measure(rows, repeats)
     machine = describe_machine()
-    settings = (
-        f"{dtype}, batch 1, d_model 256, 8 heads, medians of {repeats} rounds, one process a measurement"
-    )
+    settings = f"{base.dtype}, batch {base.batch}, d_model {base.d_model}, {base.n_heads} heads"
+    settings += f"; medians of {repeats} rounds, one process a measurement"
     text = "\n\n".join(filter(None, [machine_line(machine), settings, table(rows), peer_table(rows)])) + "\n"
     if out is not None:
         write_text(out / "attention.md", "# Attention on this machine\n\n" + text)
         write_json(out / "attention.json", {"machine": machine, "rows": [row.to_dict() for row in rows]})
         picture(rows, out / "attention.png")
+    if all(row.failure for row in rows):
+        raise CheckFailed(f"nothing could be measured: {rows[0].failure}")
     return text
