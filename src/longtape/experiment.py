@@ -36,9 +36,24 @@ class BacktestConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     signal: SignalConfig = SignalConfig()
+    traded: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="trade this share of the largest forecasts: the threshold is a quantile of |forecast| on the"
+        " validation windows, chosen anew in each fold of a walk forward",
+    )
     costs: Costs = Costs()
     initial_capital: float = Field(100_000.0, gt=0)
     fill: Literal["next_open", "next_close"] = "next_open"
+
+    @model_validator(mode="after")
+    def _traded_has_an_effect(self) -> BacktestConfig:
+        if self.traded is not None and self.signal.name not in ("threshold", "equal"):
+            raise ValueError(
+                f"traded goes with the signals 'threshold' and 'equal', not '{self.signal.name}'"
+            )
+        return self
 
 
 class Experiment(BaseModel):

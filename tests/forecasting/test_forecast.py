@@ -46,7 +46,7 @@ def test_a_forecast_has_the_same_bits_in_any_company(model, panel):
 
 def test_a_forecast_past_the_end_has_future_times_and_no_outcome(model, panel):
     newest = np.array([len(panel) - 1])
-    kept = Calibration(0.9, (-1.0, -1.0), (1.0, 1.0), (1, None))
+    kept = Calibration(0.9, (-1.0, -1.0), (1.0, 1.0), (1, None), (0.0, 0.0))
     frame = to_frame(panel, newest, predict(model, panel, newest, 16), kept)
     assert frame["actual"].null_count() == 2
     hour = 3_600_000
@@ -56,7 +56,7 @@ def test_a_forecast_past_the_end_has_future_times_and_no_outcome(model, panel):
 
 def test_history_carries_what_happened(model, panel):
     origins = np.arange(200, 210)
-    kept = Calibration(0.9, (-1.0, -1.0), (1.0, 1.0), (1, None))
+    kept = Calibration(0.9, (-1.0, -1.0), (1.0, 1.0), (1, None), (0.0, 0.0))
     frame = to_frame(panel, origins, predict(model, panel, origins, 16), kept)
     closes = panel.closes[:, 0]
     assert np.allclose(frame["actual"][:10], np.log(closes[origins + 6] / closes[origins]))
@@ -77,10 +77,16 @@ def test_conformal_intervals_cover_exchangeable_data(level):
 
 
 def test_calibration_survives_json():
-    kept = Calibration(0.9, (-1.5, -0.1), (1.5, 0.2), (1, None))
+    kept = Calibration(0.9, (-1.5, -0.1), (1.5, 0.2), (1, None), (0.1, 0.0))
     assert Calibration.from_dict(kept.to_dict()) == kept
 
 
 def test_few_errors_give_the_widest_interval():
     kept = calibrate((RETURN,), np.zeros((5, 1)), np.arange(5.0)[:, None], 0.9)
     assert kept.upper == (4.0,)
+
+
+def test_the_threshold_lets_the_asked_share_of_validation_forecasts_trade():
+    predicted = np.random.default_rng(1).normal(size=(1000, 1))
+    kept = calibrate((RETURN,), predicted, predicted, 0.9, traded=0.3)
+    assert (np.abs(predicted) > kept.threshold[0]).mean() == pytest.approx(0.3, abs=0.002)

@@ -104,6 +104,7 @@ class View:
     lower: Floats
     upper: Floats
     volatility: Floats  # of the same horizon, where the frame forecasts it
+    threshold: Floats  # the frame's own threshold, 0 where it has none
     horizon: int
     periods_per_year: float
 
@@ -114,8 +115,8 @@ class View:
 
 
 def threshold(view: View, threshold: float = 0.0) -> Floats:
-    """Long above the threshold, short below its negative, flat between."""
-    return view.share * np.sign(view.mean) * (np.abs(view.mean) > threshold)
+    """Long above the threshold (or the frame's own, if it is higher), short below its negative, flat between."""
+    return view.share * np.sign(view.mean) * (np.abs(view.mean) > np.maximum(threshold, view.threshold))
 
 
 def tanh(view: View, gain: float) -> Floats:
@@ -129,8 +130,8 @@ def proportional(view: View, gain: float) -> Floats:
 
 
 def equal(view: View, threshold: float = 0.0) -> Floats:
-    """The whole equity in equal parts over the symbols whose forecast is beyond the threshold."""
-    side = np.sign(view.mean) * (np.abs(view.mean) > threshold)
+    """The whole equity in equal parts over the symbols whose forecast is beyond the threshold (or the frame's own)."""
+    side = np.sign(view.mean) * (np.abs(view.mean) > np.maximum(threshold, view.threshold))
     chosen = np.nansum(np.abs(side), axis=1, keepdims=True)
     return side / np.maximum(chosen, 1)
 
@@ -214,7 +215,7 @@ def read_forecast(
     """The forecasts of one target and horizon as arrays on one grid of origins."""
     names = ("timestamp", "known_at", "symbol", "target", "kind", "horizon", "end", "mean")
     frame = as_frame(forecast, "forecast", names)
-    for name in ("lower", "upper"):
+    for name in ("lower", "upper", "threshold"):
         if name not in frame.columns:
             frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name))
     if frame.height == 0:
@@ -239,6 +240,7 @@ def read_forecast(
         grid.column(chosen, "lower"),
         grid.column(chosen, "upper"),
         grid.column(spread, "mean"),
+        np.nan_to_num(grid.column(chosen, "threshold")),
         bars,
         periods_per_year or infer_periods_per_year(times)[0],
     )

@@ -7,6 +7,7 @@
 | symbol, target, kind, horizon | what is forecast, and over how many bars |
 | end | when the label will be known; in the future for the newest windows |
 | mean, lower, upper | point forecast and interval; returns are log returns |
+| threshold | the size of forecast below which nothing is traded, chosen on validation windows; 0: none |
 | actual | what happened, null where it is not known yet |
 """
 
@@ -43,6 +44,7 @@ def to_frame(
                     "mean": predicted[:, column],
                     "lower": lower[:, column],
                     "upper": upper[:, column],
+                    "threshold": kept.threshold[column],
                     "actual": actual,
                 }
             )

@@ -21,12 +21,15 @@ _LOG = "volatility"  # kinds whose error is a ratio
 
 @dataclass(frozen=True)
 class Calibration:
-    """Per target: lower and upper quantile of the score, and the target whose prediction scales it (or None)."""
+    """Per target: lower and upper quantile of the score, the target whose prediction scales it (or None), and the
+    size of forecast below which nothing is traded.
+    """
 
     level: float
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     scaled_by: tuple[int | None, ...]
+    threshold: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -35,13 +38,19 @@ class Calibration:
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> Calibration:
         """Back from JSON."""
-        return cls(kept["level"], tuple(kept["lower"]), tuple(kept["upper"]), tuple(kept["scaled_by"]))
+        return cls(
+            kept["level"], *(tuple(kept[name]) for name in ("lower", "upper", "scaled_by", "threshold"))
+        )
 
 
 def calibrate(
-    targets: tuple[TargetColumn, ...], predicted: Array, actual: Array, level: float
+    targets: tuple[TargetColumn, ...],
+    predicted: Array,
+    actual: Array,
+    level: float,
+    traded: float | None = None,
 ) -> Calibration:
-    """From validation predictions and labels [n, K]."""
+    """From validation predictions and labels [n, K]. `traded`: the share of the largest forecasts that is to trade."""
     scaled_by = tuple(_scale_of(targets, column) for column in range(len(targets)))
     lower, upper = [], []
     for column, target in enumerate(targets):
@@ -54,7 +63,8 @@ def calibrate(
             reach = _conformal_quantile(np.abs(scores), level)
             lower.append(-reach)
             upper.append(reach)
-    return Calibration(level, tuple(lower), tuple(upper), scaled_by)
+    sizes = np.zeros(len(targets)) if traded is None else np.quantile(np.abs(predicted), 1 - traded, axis=0)
+    return Calibration(level, tuple(lower), tuple(upper), scaled_by, tuple(sizes.tolist()))
 
 
 def intervals(targets: tuple[TargetColumn, ...], predicted: Array, kept: Calibration) -> tuple[Array, Array]:

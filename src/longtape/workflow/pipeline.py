@@ -143,6 +143,5 @@ class ExperimentPipeline:
     def _calibrate(self, model: Forecaster, panel: Panel, validation: Rows) -> Calibration:
         batch_size = self.experiment.forecast.batch_size
         predicted = predict(model, panel, validation, batch_size, "calibrate")
-        return calibrate(
-            panel.target_columns, predicted, panel.targets[validation], self.experiment.forecast.level
-        )
+        level, traded = self.experiment.forecast.level, self.experiment.backtest.traded
+        return calibrate(panel.target_columns, predicted, panel.targets[validation], level, traded)
