@@ -25,7 +25,7 @@ from longtape.backtest.account import (
 )
 from longtape.backtest.costs import Costs
 from longtape.backtest.frames import Market, frozen, long_bars, read_market, read_weights, rows_on_clock
-from longtape.backtest.result import BacktestResult
+from longtape.backtest.result import BacktestResult, Setup
 from longtape.core.clock import DAY, Milliseconds
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
@@ -100,15 +100,17 @@ def run_backtest(
     market = read_market(bars, symbols)
     known = costing.instruments_of(symbols, instruments)
     row_of = rows_on_clock(times, market.clock)
-    matrix, capped = _capped(matrix, limits.max_leverage)
+    matrix, capped = scaled_to(matrix, limits.max_leverage)
     multipliers = np.array([i.multiplier if i else 1.0 for i in known])
     plan = _plan(matrix, row_of, market, costs, known, lot_size, close_at_end, funding_history)
     rules = _rules(costs, limits, fill, rebalance, initial_capital, zero_volume)
-    books = simulate(_scaled(market.prices, multipliers), plan, rules)
+    setup = Setup(_scaled(market.prices, multipliers), plan, rules, limits.max_leverage)
+    books = simulate(setup.prices, plan, rules)
     per_year, calendar = _per_year(periods_per_year, market.clock, known)
     notes = _notes(market, books, costs, known, capped, zero_volume)
+    capital = float(initial_capital)
     return BacktestResult(
-        market.clock, symbols, books, costs, float(initial_capital), per_year, calendar, multipliers, notes
+        market.clock, symbols, books, setup, costs, capital, per_year, calendar, multipliers, notes
     )
 
 
@@ -141,7 +143,8 @@ def _with_facts(
     return long_bars(several), {**{b.symbol: b.instrument for b in several}, **(instruments or {})}
 
 
-def _capped(weights: Floats, cap: float | None) -> tuple[Floats, int]:
+def scaled_to(weights: Floats, cap: float | None) -> tuple[Floats, int]:
+    """Rows with Σ|w| above the cap scaled down to it, and how many there were."""
     if cap is None:
         return weights, 0
     gross = np.abs(weights).sum(axis=1)

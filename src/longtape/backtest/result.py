@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from longtape.backtest import account as books_of
-from longtape.backtest.account import REASONS, Books
+from longtape.backtest.account import REASONS, Books, Plan, Prices, Rules
 from longtape.backtest.costs import Costs
 from longtape.backtest.metrics import compute_metrics, equity_returns
 from longtape.core.clock import Milliseconds
 from longtape.market.bars import TIME_TYPE
 
 Floats = npt.NDArray[np.float64]
+
+
+class Setup(NamedTuple):
+    """What the account was kept on, so that other weights can be put to the same test."""
+
+    prices: Prices
+    plan: Plan
+    rules: Rules
+    max_leverage: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +38,7 @@ class BacktestResult:
     clock: Milliseconds  # [T]
     symbols: tuple[str, ...]
     books: Books
+    setup: Setup
     costs: Costs
     initial_capital: float
     periods_per_year: float

@@ -1,0 +1,201 @@
+"""What a sceptic asks of a backtest: what stands beside it, what chance would give, what costs leave of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from longtape.backtest.benchmarks import (
+    HOLD,
+    Lookbacks,
+    RandomStrategies,
+    beside,
+    lookbacks_of,
+    random_strategies,
+)
+from longtape.backtest.bootstrap import Interval, bootstrap_metrics
+from longtape.backtest.overfitting import Deflation, Overfitting, TrialSet, deflate, overfitting
+from longtape.backtest.result import BacktestResult
+from longtape.backtest.sensitivity import CostSensitivity, cost_sensitivity
+from longtape.core.errors import UserError
+
+Rows = list[dict[str, Any]]
+ONE_SIDED = 1.645  # 95 % of a normal distribution
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """A backtest and everything it was held against, all on the same bars and terms."""
+
+    result: BacktestResult
+    beside: Mapping[str, BacktestResult]  # buy & hold, flat, momentum, mean reversion
+    lookbacks: Lookbacks
+    random: RandomStrategies
+    bootstrap: Mapping[str, Interval]  # annual_return, sharpe, max_drawdown
+    costs: CostSensitivity
+    deflated: Deflation
+    overfitting: (
+        Overfitting | None
+    )  # None where one configuration was tried, or the trials' series were not kept
+    trials: TrialSet | None
+
+    def tables(self) -> dict[str, Rows]:
+        """Plain rows by title: strategies, random, bootstrap, costs, selection."""
+        return {
+            "strategies": [_row(name, one) for name, one in {"strategy": self.result, **self.beside}.items()],
+            "random": self._random_rows(),
+            "bootstrap": [{"figure": name, **asdict(one)} for name, one in self.bootstrap.items()],
+            "costs": self.costs.rows,
+            "selection": [self._selection()],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a figure that does not exist is None."""
+        plain: dict[str, Any] = _plain(
+            {
+                **self.tables(),
+                "lookbacks": asdict(self.lookbacks),
+                "break_even_cost_bp": self.costs.break_even,
+                "verdict": self.verdict,
+            }
+        )
+        return plain
+
+    @property
+    def verdict(self) -> list[str]:
+        """Sentences for a reader who trusts nothing."""
+        lines = [_edge(self.result, self.beside), _luck(self.random), _interval(self.bootstrap)]
+        lines += [_cost_line(self.costs), self._selection_line()]
+        return lines + [f"{note[0].upper()}{note[1:]}." for note in self.result.notes]
+
+    def _random_rows(self) -> Rows:
+        one = self.random
+        columns = {"sharpe": one.sharpe, "total_return": one.total_return}
+        own = {"sharpe": one.own_sharpe, "total_return": one.own_return}
+        percentile = {"sharpe": one.sharpe_percentile, "total_return": one.return_percentile}
+        return [
+            {
+                "figure": name,
+                "strategy": own[name],
+                "percentile": percentile[name],
+                **{f"random {q} %": _quantile(values, q) for q in (5, 50, 95)},
+            }
+            for name, values in columns.items()
+        ]
+
+    def _selection(self) -> dict[str, Any]:
+        chance = self.overfitting.probability if self.overfitting else float("nan")
+        return {**asdict(self.deflated), "probability_of_overfitting": chance}
+
+    def _selection_line(self) -> str:
+        d = self.deflated
+        if d.trials < 2:
+            return (
+                f"One configuration was tried, as far as is known (folds are not trials): nothing to deflate;"
+                f" probability of a true Sharpe above 0: {d.probabilistic_sharpe:.1%}."
+            )
+        line = f"Best of {d.trials} configurations: deflated Sharpe {d.deflated_sharpe:.1%}"
+        if self.overfitting is None:
+            return f"{line}; probability of overfitting unknown, the trials' return series were not kept."
+        return f"{line}, probability of overfitting {self.overfitting.probability:.1%}."
+
+
+def judge(
+    result: BacktestResult,
+    *,
+    n_random: int = 200,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    trials: TrialSet | None = None,
+    lookbacks: Lookbacks | None = None,
+) -> Judgement:
+    """Hold a backtest against simple strategies, chance, costs and its own selection.
+
+    Everything runs on the bars, fills, costs, funding and limits of `result` itself. `trials` are all configurations
+    that were tried, the chosen one included; left out, there was one. `lookbacks`: a month of bars for momentum, a week
+    for mean reversion. UserError for a record of fewer than three bars.
+    """
+    if len(result.clock) < 3:
+        raise UserError(f"judgement: {len(result.clock)} bars are no record; three are the least")
+    if n_random < 1:
+        raise UserError(f"judgement: n_random must be at least 1 (given: {n_random})")
+    lookbacks = lookbacks or lookbacks_of(result)
+    kept = trials is not None and trials.returns is not None and len(trials) > 1
+    return Judgement(
+        result,
+        beside(result, lookbacks),
+        lookbacks,
+        random_strategies(result, n_random, seed),
+        bootstrap_metrics(result.returns, result.periods_per_year, resamples=n_bootstrap, seed=seed),
+        cost_sensitivity(result),
+        deflate(result.returns, trials),
+        overfitting(trials) if trials is not None and kept else None,
+        trials,
+    )
+
+
+def _row(name: str, result: BacktestResult) -> dict[str, Any]:
+    m = result.metrics
+    names = ("annual_return", "volatility", "sharpe", "sharpe_standard_error", "max_drawdown", "exposure")
+    rest = {key: m[key] for key in ("turnover", "costs", "n_fills")}
+    return {"strategy": name, **{key: m[key] for key in names}, **rest, "end": m["end"]}
+
+
+def _edge(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
+    sharpe, error = result.metrics["sharpe"], result.metrics["sharpe_standard_error"]
+    if result.metrics["n_fills"] == 0 or not np.isfinite(sharpe):
+        return "No edge: the strategy never traded."
+    known = {name: one.metrics["sharpe"] for name, one in others.items()}
+    known = {name: value for name, value in known.items() if np.isfinite(value)}
+    figures = f"Sharpe {sharpe:.2f} ± {error:.2f} after costs, " + ", ".join(
+        f"{name} {value:.2f}" for name, value in known.items()
+    )
+    if sharpe - ONE_SIDED * error <= 0:
+        return f"No edge after costs that could be told from luck: {figures}."
+    if sharpe <= max(known.values(), default=0.0):
+        best = max(known, key=lambda name: known[name])
+        return f"Gained after costs, but {best} would have done better: {figures}."
+    return f"Gained after costs, more than {HOLD} and the simple rules: {figures}. One period is one draw."
+
+
+def _luck(random: RandomStrategies) -> str:
+    if np.isnan(random.own_sharpe):
+        return "No standing among random strategies: the account never moved."
+    return (
+        f"Among {len(random.sharpe)} random strategies with its turnover and exposure it stands at percentile"
+        f" {random.sharpe_percentile:.0f} by Sharpe and {random.return_percentile:.0f} by return."
+    )
+
+
+def _interval(intervals: Mapping[str, Interval]) -> str:
+    a, s, d = (intervals[name] for name in ("annual_return", "sharpe", "max_drawdown"))
+    return (
+        f"{a.level:.0%} of {a.resamples:,} stationary-bootstrap samples (blocks of {a.block:.0f} bars): annual return"
+        f" {a.lower:.1%} to {a.upper:.1%}, Sharpe {s.lower:.2f} to {s.upper:.2f}, deepest drawdown {d.lower:.1%} to"
+        f" {d.upper:.1%}."
+    )
+
+
+def _cost_line(costs: CostSensitivity) -> str:
+    if np.isnan(costs.break_even):
+        return "No break-even cost: nothing was gained even before fees, spread and slippage."
+    if np.isinf(costs.break_even):
+        return "No cost of trading takes the gain away: it hardly traded."
+    return f"Breaks even at {costs.break_even:.1f} bp a side; the run paid {costs.asked:.1f} bp."
+
+
+def _quantile(values: Any, percent: int) -> float:
+    return float(np.quantile(values, percent / 100))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
