@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -20,7 +22,14 @@ PATTERNS = [
     Pattern(window_size=301, causal=True),
     Pattern(window_size=33, dilation=3),
 ]
-N = 900
+N = 700
+
+
+def linked_pairs(pattern: Pattern, links: torch.Tensor) -> torch.Tensor:
+    """Bool [P, N, N]: the random links, token by token."""
+    unit, none = torch.arange(N) // pattern.block_size, pattern.n_units(N)
+    pairs = torch.zeros(len(links), none, none + 1, dtype=torch.bool)
+    return pairs.scatter(2, torch.where(links < 0, none, links), True)[:, unit][:, :, unit]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -28,24 +37,16 @@ N = 900
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("global_rows", [False, True])
 def test_block_lists_and_mask_function_equal_the_definition(pattern, padded, listed, global_rows) -> None:
-    positions = torch.tensor([[3, 700, -1], [899, 64, 65]]) if listed else None
+    positions = torch.tensor([[3, 500, -1], [699, 64, 65]]) if listed else None
     visible = None
     if padded:
-        visible = torch.arange(N) < torch.tensor([[N], [500]])
+        visible = torch.arange(N) < torch.tensor([[N], [400]])
     rules = rules_of(pattern, N, positions, 0, global_rows)
     seen = pattern.rows(N, torch.arange(N), positions)
-    if not global_rows:
-        free = rules.flags & ~torch.zeros_like(rules.flags)
-        plain = Pattern.from_ints([*pattern.to_ints()[:3], 0, *pattern.to_ints()[4:]])
-        rows = torch.zeros(len(seen), N, N, dtype=torch.bool) | rules.flags[:, None]
-        apart = torch.arange(N)[:, None] // pattern.block_size - torch.arange(N) // pattern.block_size
-        rows |= (apart.abs() <= plain.reach * plain.dilation) & (apart % plain.dilation == 0)
-        linked = torch.zeros(len(rules.links), pattern.n_units(N), pattern.n_units(N) + 1, dtype=torch.bool)
-        linked.scatter_(2, torch.where(rules.links < 0, pattern.n_units(N), rules.links), True)
-        unit = torch.arange(N) // pattern.block_size
-        rows |= linked[:, unit][:, :, unit]
-        seen = rows.tril() if pattern.causal else rows
-        assert free.shape == rules.flags.shape
+    if not global_rows:  # the rows of global tokens are then those of others
+        windows = replace(pattern, n_global=0, n_random=0, symmetric=False).rows(N, torch.arange(N))
+        seen = windows | linked_pairs(pattern, rules.links) | rules.flags[:, None]
+        seen = seen.tril() if pattern.causal else seen
     if visible is not None:
         seen = seen & visible[:, None]
     some, full = block_maps(rules, visible)
@@ -58,11 +59,22 @@ def test_block_lists_and_mask_function_equal_the_definition(pattern, padded, lis
     needed, allowed = by_block.any(4).any(2), filled.all(4).all(2)
     assert (needed <= some).all()  # nothing seen is left out
     assert (full <= allowed.expand_as(full)).all()  # nothing hidden goes unmasked
-    if pattern.dilation == 1 and not pattern.causal:
+    if pattern.dilation == 1 and not pattern.causal and not padded:
         assert (some <= needed.expand_as(some)).all()  # and nothing is computed in vain
     see = mask_function(rules, visible, torch.device("cpu"))
     b = torch.arange(len(seen))[:, None, None]
     assert torch.equal(see(b, b * 0, torch.arange(N)[:, None], torch.arange(N)).expand_as(seen), seen)
+
+
+@pytest.mark.parametrize("n", [1, 127, 129, 600])
+def test_lists_at_lengths_that_end_inside_a_unit(n: int) -> None:
+    for pattern in PATTERNS:
+        some, full = block_maps(rules_of(pattern, n, None, 0, True))
+        size = rules_of(pattern, n, None, 0, True).block
+        seen = F.pad(pattern.rows(n, torch.arange(n)), (0, -n % size, 0, -n % size))
+        needed = seen.unflatten(2, (-1, size)).unflatten(1, (-1, size)).any(4).any(2)
+        assert (needed <= some).all()
+        assert (full <= some).all()
 
 
 def test_a_pattern_in_the_kernels_own_blocks_needs_no_masks_but_at_the_end() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtape.attention.flex import flex_pattern_attention
 from longtape.attention.kernel import Inputs, backward, forward
 from longtape.attention.pattern import Pattern
 from longtape.attention.plan import Plan, plan_pattern, plan_table
@@ -38,6 +39,12 @@ def pattern_attention(
     that every query sees, [H, E, D]; `dropout` on the weights. Without `global_rows` the global tokens are seen by all
     but see no more than others. ValueError for a position outside the sequence.
     """
+    if q.is_cuda:
+        _refuse_dropout(dropout)
+        return flex_pattern_attention(
+            q, k, v, pattern,
+            visible=visible, positions=positions, extra_k=extra_k, extra_v=extra_v, global_rows=global_rows,
+        )  # fmt: skip
     seed = torch.randint(2**31, ()) if dropout else None
     return _operator(
         q, k, v, extra_k, extra_v, visible, positions, None, seed, pattern.to_ints(), [], global_rows, dropout
@@ -70,6 +77,11 @@ def block_sparse_attention(
     rules = Pattern(block_size=block_size, causal=causal).to_ints()
     seed = torch.randint(2**31, ()) if dropout else None
     return _operator(q, k, v, None, None, visible, None, table, seed, rules, list(dense), True, dropout)[0]
+
+
+def _refuse_dropout(dropout: float) -> None:
+    if dropout:
+        raise ValueError("attention_dropout has no form in FlexAttention: on CUDA build the layer with 0")
 
 
 @torch.library.custom_op("longtape::block_sparse", mutates_args=())
