@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import polars as pl
 
@@ -57,7 +59,7 @@ def delistings(bars, end):
     found = {}
     for (symbol,), frame in bars.group_by("symbol"):
         own = sorted(frame["timestamp"].to_list())
-        gaps = [later - earlier for earlier, later in zip(own, own[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in pairwise(own)]
         if end - own[-1] > max(gaps, default=end - end):
             found[symbol] = own[-1]
     return found
