@@ -11,10 +11,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from longtape.attention import mechanism_class
 from longtape.backtest.costs import Costs
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.build import FeaturesConfig
+from longtape.features.marks import MarksConfig
 from longtape.features.splits import SplitConfig
 from longtape.market.load import DataConfig
 from longtape.models.config import ModelConfig
@@ -69,6 +71,7 @@ class Experiment(BaseModel):
     symbols: list[str] | None = Field(
         None, description="symbols to forecast; the others are only read by of(…). All by default"
     )
+    marks: MarksConfig | None = Field(None, description="moments of market time that become global tokens")
     missing: Literal["error", "forward_fill", "drop", "mask"] = "error"
     split: SplitConfig = SplitConfig()
     model: ModelConfig = ModelConfig()
@@ -84,6 +87,14 @@ class Experiment(BaseModel):
         perpetual = self.data.category in ("linear", "inverse")
         if perpetual and self.backtest.costs.funding is None:
             raise ValueError("backtest.costs.funding must be named for a perpetual: excluded or rate")
+        return self
+
+    @model_validator(mode="after")
+    def _marks_have_an_effect(self) -> Experiment:
+        if self.marks is not None and "global_positions" not in mechanism_class(self.model.attention).inputs:
+            raise ValueError(
+                f"marks become global tokens, which '{self.model.attention}' does not have; use bigbird"
+            )
         return self
 
     @property
@@ -117,7 +128,16 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     for override in overrides or []:
         _override(document, override)
     experiment = parse_experiment(document, str(path))
-    return experiment.model_copy(update={"data": experiment.data.beside(path.parent)})
+    return _beside(experiment, path.parent)
+
+
+def _beside(experiment: Experiment, folder: Path) -> Experiment:
+    """Relative paths become those beside the experiment file."""
+    moved: dict[str, Any] = {"data": experiment.data.beside(folder)}
+    marks = experiment.marks
+    if marks is not None and marks.events is not None:
+        moved["marks"] = marks.model_copy(update={"events": (folder / marks.events).resolve()})
+    return experiment.model_copy(update=moved)
 
 
 def parse_experiment(document: dict[str, Any], where: str) -> Experiment:

@@ -14,6 +14,7 @@ from longtape.models.forecaster import Forecaster, ModelInputs
 from longtape.training.loop import batches, in_order
 from tests.candles import candles
 
+NO_MARKS = torch.empty(1, 0, dtype=torch.int64)
 FEATURES = ["log_return", "volatility(20)", "hour"]
 
 
@@ -56,7 +57,9 @@ def test_every_shape_of_model_gives_one_prediction_per_target(panel, pooling, po
     )
     x, _ = windows(panel, np.arange(300, 305)).batch(np.arange(5))
     with torch.no_grad():
-        out = model.predict(torch.from_numpy(x), torch.from_numpy(panel.known_at[300:305]))
+        out = model.predict(
+            torch.from_numpy(x), torch.from_numpy(panel.known_at[300:305]), NO_MARKS.expand(5, 0)
+        )
     assert out.shape == (5, 2)
     assert torch.isfinite(out).all()
     assert (out[:, 1] > 0).all()
@@ -67,7 +70,11 @@ def test_an_untrained_model_is_the_closed_form_baseline(panel):
     rows = np.arange(1150, 1200)
     x, y = windows(panel, rows).batch(np.arange(50))
     with torch.no_grad():
-        out = model.predict(torch.from_numpy(x), torch.from_numpy(panel.known_at[rows])).double().numpy()
+        out = (
+            model.predict(torch.from_numpy(x), torch.from_numpy(panel.known_at[rows]), NO_MARKS.expand(50, 0))
+            .double()
+            .numpy()
+        )
     scaled = np.clip(model.scaling(torch.from_numpy(x)).numpy(), -8, 8)
     means = np.concatenate([scaled[:, -span:].mean(axis=1) for span in (1, 4, 16, 64)], axis=1)
     skip = model.groups[0].skip
@@ -135,3 +142,20 @@ def test_log_har_refits_with_labels_known_by_then(panel):
     rows = np.arange(1000, 1400)
     forecast = log_har(panel, 1, np.arange(200, 900), rows)
     assert np.corrcoef(forecast, panel.targets[rows, 1])[0, 1] > 0.3
+
+
+@pytest.mark.parametrize("patch", [1, 6])
+def test_a_marked_bar_is_seen_from_everywhere(panel, patch):
+    """With one narrow layer, a change of a distant bar reaches the last token only where that bar is marked."""
+    options = {"attention": "bigbird", "patch": patch, "n_layers": 1, "skip": False}
+    options["attention_options"] = {"block_size": 1, "window_size": 3, "n_random": 0, "n_global": 0}
+    model = make(panel, **options)
+    torch.nn.init.normal_(model.groups[0].head.linear.weight)
+    x = torch.from_numpy(windows(panel, np.arange(300, 301)).batch([0])[0])
+    changed = x.clone()
+    changed[:, 20] += 0.01
+    when = torch.from_numpy(panel.known_at[300:301])
+    with torch.no_grad():
+        for marks, reaches in (([[20, -1]], True), ([[-1, -1]], False), ([[40, -1]], False)):
+            before, after = (model.predict(v, when, torch.tensor(marks)) for v in (x, changed))
+            assert (not torch.equal(before, after)) == reaches

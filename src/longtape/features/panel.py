@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,13 @@ class TargetColumn:
     symbol: str
     horizon: int  # bars after the origin at which the label is known
     options: tuple[tuple[str, float], ...] = ()
+
+
+class GlobalMarks(Protocol):
+    """Moments of market time that become global tokens (`longtape.features.marks.Marks`)."""
+
+    def positions(self, origins: npt.NDArray[np.int64], lookback: int) -> npt.NDArray[np.int64]:
+        """Positions [B, G] inside the windows that end at `origins`, 0 = oldest bar, −1 = none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +49,16 @@ class Panel:
     calendar: str
     warm_up: int
     closes: npt.NDArray[np.float64] = field(repr=False)  # [T, S], for baselines and original units
+    marks: GlobalMarks | None = None
 
     def __len__(self) -> int:
         return len(self.timestamps)
+
+    def mark_positions(self, origins: npt.NDArray[np.int64], lookback: int) -> npt.NDArray[np.int64]:
+        """Global positions [B, G] of the windows that end at `origins`; G = 0 without marks."""
+        if self.marks is None:
+            return np.empty((len(origins), 0), np.int64)
+        return self.marks.positions(origins, lookback)
 
     def columns_of(self, symbol: str) -> npt.NDArray[np.int64]:
         """Indices of the features that tell of `symbol`: its own, then those that all symbols share."""

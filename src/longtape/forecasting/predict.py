@@ -31,8 +31,10 @@ def predict(
     with progress(label, len(origins), "windows") as bar:
         for rows, wanted in _fixed_batches(panel, model.config.lookback, origins, batch_size):
             x, _ = Windows(panel, model.config.lookback, rows).batch(np.arange(batch_size))
-            when = torch.from_numpy(panel.known_at[rows])
-            mean = model.predict(torch.from_numpy(x).to(device), when.to(device)).double().cpu().numpy()
+            given = (x, panel.known_at[rows], panel.mark_positions(rows, model.config.lookback))
+            mean = (
+                model.predict(*(torch.from_numpy(part).to(device) for part in given)).double().cpu().numpy()
+            )
             out[wanted] = mean[origins[wanted] % batch_size]
             bar.advance(len(wanted))
     return out

@@ -29,12 +29,13 @@ class EncoderLayer(nn.Module):
         )
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, d_model] → [B, N, d_model]."""
+    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
+        """[B, N, d_model] and global positions [B, G] → [B, N, d_model]."""
+        extra = {} if marks is None else {"global_positions": marks}
         if self.pre_norm:
-            x = x + self.attention(self.norm1(x))
+            x = x + self.attention(self.norm1(x), **extra)
             return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self.attention(x))
+        x = self.norm1(x + self.attention(x, **extra))
         return self.norm2(x + self.feed_forward(x))
 
 
@@ -51,12 +52,12 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.checkpointing = config.gradient_checkpointing
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, d_model] → [B, N, d_model]."""
+    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
+        """[B, N, d_model] and global positions [B, G] → [B, N, d_model]."""
         for layer in self.layers:
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False)
+                x = checkpoint(layer, x, marks, use_reentrant=False)
             else:
-                x = layer(x)
+                x = layer(x, marks)
         out: Tensor = self.norm(x)
         return out

@@ -59,18 +59,26 @@ class Forecaster(nn.Module):
         self.pooling = build_pooling(config.pooling, config.d_model)
         self.groups = nn.ModuleList(_build_groups(config, inputs))
 
-    def encode(self, scaled: Tensor) -> Tensor:
-        """Scaled windows [B, L, C] → tokens after the last layer [B, N, d_model]."""
+    def encode(self, scaled: Tensor, marks: Tensor) -> Tensor:
+        """Scaled windows [B, L, C] and marked bars [B, G] → tokens after the last layer [B, N, d_model]."""
         tokens = self.embedding(scaled)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
-        encoded: Tensor = self.encoder(self.drop(self.positions(tokens)))
+        encoded: Tensor = self.encoder(self.drop(self.positions(tokens)), self._token_of(marks))
         return encoded
 
-    def forward(self, x: Tensor, when: Tensor) -> list[Tensor]:
-        """x [B, L, C], when [B] int64 ms → the parameters of each group's prediction, [B, n, P]."""
+    def _token_of(self, bars: Tensor) -> Tensor | None:
+        """Positions of bars in the window → positions of their tokens; −1 stays. None where nothing is marked."""
+        if bars.shape[1] == 0:
+            return None
+        short = -self.config.lookback % self.config.patch
+        tokens = (bars + short) // self.config.patch + (self.class_token is not None)
+        return tokens.masked_fill(bars < 0, -1)
+
+    def forward(self, x: Tensor, when: Tensor, marks: Tensor) -> list[Tensor]:
+        """x [B, L, C], when [B] int64 ms, marks [B, G] → the parameters of each group's prediction, [B, n, P]."""
         scaled = self.scaling(x)
-        vector = self.pooling(self.encode(scaled))
+        vector = self.pooling(self.encode(scaled, marks))
         return [g.head(vector, g.skip(x, scaled, when)) for g in self._groups()]
 
     def loss(self, parameters: list[Tensor], y: Tensor) -> Tensor:
@@ -80,9 +88,10 @@ class Forecaster(nn.Module):
         ]
         return torch.cat(losses).mean()
 
-    def predict(self, x: Tensor, when: Tensor) -> Tensor:
+    def predict(self, x: Tensor, when: Tensor, marks: Tensor) -> Tensor:
         """Point predictions [B, K] in original units."""
-        return self._gather(x, [g.head.mean(p) for g, p in zip(self._groups(), self(x, when), strict=True)])
+        parameters = self(x, when, marks)
+        return self._gather(x, [g.head.mean(p) for g, p in zip(self._groups(), parameters, strict=True)])
 
     def _gather(self, x: Tensor, parts: list[Tensor]) -> Tensor:
         out = x.new_empty(len(x), len(self.inputs.targets))
@@ -102,7 +111,7 @@ class Forecaster(nn.Module):
 
     def _skip_rows(self, batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
         rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.groups]
-        for x, when, y in batches:
+        for x, when, _, y in batches:
             scaled = self.scaling(x)
             for into, group in zip(rows, self._groups(), strict=True):
                 target = group.skip.target(y[:, group.members].double())
@@ -110,7 +119,7 @@ class Forecaster(nn.Module):
         return [(torch.cat([f for f, _ in part]), torch.cat([t for _, t in part])) for part in rows]
 
 
-Batch = tuple[Tensor, Tensor, Tensor]  # x [B, L, C], when [B], y [B, K]
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # x [B, L, C], when [B], marks [B, G], y [B, K]
 
 
 def _build_groups(config: ModelConfig, inputs: ModelInputs) -> list[TargetGroup]:

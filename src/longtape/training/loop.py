@@ -24,11 +24,17 @@ from longtape.training.schedule import rate_factor
 
 
 def batches(windows: Windows, order: Iterable[npt.NDArray[np.int64]]) -> Iterator[Batch]:
-    """x [B, L, C], when [B], y [B, K] of the windows that each entry of `order` names, read ahead by a thread."""
-    named, read = tee(order)
+    """x [B, L, C], when [B], marks [B, G], y [B, K] of the windows that `order` names, read ahead by a thread."""
+    panel, (named, read) = windows.panel, tee(order)
     for chosen, (x, y) in zip(named, prefetch(windows, read), strict=True):
-        when = windows.panel.known_at[windows.rows(chosen)]
-        yield torch.from_numpy(x), torch.from_numpy(when), torch.from_numpy(y).float()
+        rows = windows.rows(chosen)
+        when, marks = panel.known_at[rows], panel.mark_positions(rows, windows.lookback)
+        yield (
+            torch.from_numpy(x),
+            torch.from_numpy(when),
+            torch.from_numpy(marks),
+            torch.from_numpy(y).float(),
+        )
 
 
 def in_order(n_windows: int, batch_size: int, stride: int = 1) -> Iterator[npt.NDArray[np.int64]]:
@@ -120,8 +126,8 @@ class Trainer:
             group["lr"] = config.learning_rate * factor
         total = 0.0
         parts = zip(*(t.split(config.batch_size) for t in batch), strict=True)
-        for x, when, y in parts:
-            loss = self._loss(x, when, y) * (len(x) / len(batch[0]))
+        for part in parts:
+            loss = self._loss(*part) * (len(part[0]) / len(batch[0]))
             loss.backward()
             total += float(loss.detach())
         if not np.isfinite(total):
@@ -131,11 +137,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _loss(self, x: Tensor, when: Tensor, y: Tensor) -> Tensor:
-        x, when, y = x.to(self.device), when.to(self.device), y.to(self.device)
+    def _loss(self, *batch: Tensor) -> Tensor:
+        x, when, marks, y = (part.to(self.device) for part in batch)
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            parameters = self.model(x, when)
+            parameters = self.model(x, when, marks)
         return self.model.loss(parameters, y)
 
     @torch.no_grad()
@@ -144,9 +150,9 @@ class Trainer:
         self.model.eval()
         order = in_order(len(self.validation), self.config.batch_size, self.config.validation_stride)
         total, count = 0.0, 0
-        for x, when, y in batches(self.validation, order):
-            total += float(self._loss(x, when, y)) * len(x)
-            count += len(x)
+        for batch in batches(self.validation, order):
+            total += float(self._loss(*batch)) * len(batch[0])
+            count += len(batch[0])
         return total / max(1, count)
 
     def _judge(self, at: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:

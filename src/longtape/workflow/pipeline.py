@@ -21,6 +21,7 @@ from longtape.backtest.signals import weights_from_forecast
 from longtape.core.errors import UserError
 from longtape.experiment import Experiment
 from longtape.features.build import build
+from longtape.features.marks import Events, build_marks, read_events
 from longtape.features.panel import Panel
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, chronological
@@ -45,8 +46,12 @@ class FittedForecaster:
     history: tuple[dict[str, float], ...] = ()
 
     def inputs(self, panel: Panel, origins: Rows) -> Mapping[str, npt.NDArray[Any]]:
-        """What the network is given: scaled windows `x` [n, L, C] and the time `when` [n] each is known."""
-        return {"x": model_inputs(self.model, panel, origins), "when": panel.known_at[origins]}
+        """What the network is given: scaled windows `x` [n, L, C], the time each is known, and its marks [n, G]."""
+        return {
+            "x": model_inputs(self.model, panel, origins),
+            "when": panel.known_at[origins],
+            "marks": panel.mark_positions(origins, self.model.config.lookback),
+        }
 
     def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
         """Forecast frame of the windows that end at `origins`."""
@@ -62,6 +67,7 @@ class ExperimentPipeline:
     """The steps that an experiment describes."""
 
     experiment: Experiment
+    events: Events | None = None  # as they were known at some time; None: the experiment's file
 
     @property
     def lookback(self) -> int:
@@ -69,8 +75,9 @@ class ExperimentPipeline:
         return self.experiment.model.lookback
 
     def panel(self, bars: Sequence[Bars]) -> Panel:
-        """Features and targets of `bars`."""
-        return build(bars, self.experiment.feature_config)
+        """Features, targets and marks of `bars`."""
+        panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
+        return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
         """Training, validation and test origins, as configured or at the borders of `periods`."""
@@ -129,8 +136,11 @@ class ExperimentPipeline:
         return self.backtest(weights, bars).fills
 
     def as_of(self, time: int) -> ExperimentPipeline:
-        """Itself: nothing beside the bars is held."""
-        return self
+        """The same with the events that had been announced by `time`."""
+        marks = self.experiment.marks
+        if marks is None or marks.events is None:
+            return self
+        return replace(self, events=(self.events or read_events(marks.events)).as_of(time))
 
     def _model_inputs(self, panel: Panel, train: Rows) -> ModelInputs:
         scaler = self.scaler(panel, train)
