@@ -63,10 +63,11 @@ def forward_tiles(
 ) -> tuple[Tensor, Tensor]:
     """For each tile of queries: running maximum m, running sum l and unnormalised output a over the key tiles."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=wide)
+    out = q.new_empty(*q.shape[:3], v.shape[-1])
+    lse = q.new_empty(q.shape[:-1], dtype=wide)
     for rows in _spans(q.shape[2], tile):
         m = torch.full((*q.shape[:2], rows.stop - rows.start, 1), float("-inf"), dtype=wide, device=q.device)
-        l, a = torch.zeros_like(m), torch.zeros_like(q[:, :, rows], dtype=wide)  # noqa: E741 (the paper's name)
+        l, a = torch.zeros_like(m), torch.zeros_like(out[:, :, rows], dtype=wide)  # noqa: E741 (the paper's name)
         for keys in _spans(rows.stop if causal else k.shape[2], tile, k.shape[2]):
             s = _scores(q, k, visible, rows, keys, causal)
             new_m = torch.maximum(m, s.amax(-1, keepdim=True))
