@@ -27,7 +27,7 @@ from longtape.backtest.costs import Costs
 from longtape.backtest.frames import Market, frozen, long_bars, read_market, read_weights, rows_on_clock
 from longtape.backtest.result import BacktestResult, Setup
 from longtape.core.clock import DAY, Milliseconds
-from longtape.core.errors import UserError
+from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
 from longtape.market.bars import Bars
 
@@ -206,6 +206,9 @@ def _ends(market: Market) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 def _lots(lot_size: float | Mapping[str, float] | None, symbols: Sequence[str]) -> Floats:
     if isinstance(lot_size, Mapping):
+        for name in lot_size:
+            if name not in symbols:
+                raise unknown_name("symbol", name, symbols, "lot_size")
         lots = np.array([lot_size.get(symbol, 0.0) for symbol in symbols])
     else:
         lots = np.full(len(symbols), lot_size or 0.0)
@@ -248,7 +251,7 @@ def _per_year(
 ) -> tuple[float, str]:
     if given is None:
         return annual.periods_per_year(clock, known)
-    if not given > 0:
+    if not (np.isfinite(given) and given > 0):
         raise UserError(f"periods_per_year must be above zero (given: {given})")
     return float(given), "as given"
 
