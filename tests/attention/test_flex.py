@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from longtape.attention.block_sparse import pattern_attention
-from longtape.attention.flex import block_maps, flex_pattern_attention, mask_function, rules_of
+from longtape.attention.block_sparse import block_sparse_attention, pattern_attention
+from longtape.attention.flex import (
+    block_maps,
+    flex_pattern_attention,
+    flex_table_attention,
+    mask_function,
+    rules_of,
+)
 from longtape.attention.pattern import Pattern
 
 PATTERNS = [
@@ -97,3 +103,19 @@ def test_flex_attention_gives_what_the_cpu_kernel_gives(pattern: Pattern, n_extr
     y = flex_pattern_attention(q, k, v, pattern, **given, compiled=False)
     rows = visible[:, None, :, None].expand_as(y)
     assert (y - expected)[rows].abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 2)], ids=["all", "head", "sample-head"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_table_with_repeats_gives_what_the_cpu_kernel_gives(shape: tuple[int, ...], causal: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 120, 8, dtype=torch.float64).unbind()
+    own = torch.arange(8)[:, None].expand(*shape, 8, 1)
+    table = torch.randint(-1, 7, (*shape, 8, 4))
+    table = torch.cat([table.masked_fill(table >= own, -1), own], -1)
+    visible = torch.arange(120) < torch.tensor([[120], [70]])
+    given = {"block_size": 16, "dense": (2,), "visible": visible, "causal": causal}
+    expected = block_sparse_attention(q, k, v, table, **given)
+    y = flex_table_attention(q, k, v, table, **given, compiled=False)
+    rows = visible[:, None, :, None].expand_as(y)
+    assert (y - expected)[rows].abs().max() < 1e-6  # ln k in float32

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtape.attention.flex import flex_pattern_attention
+from longtape.attention.flex import flex_pattern_attention, flex_table_attention
 from longtape.attention.kernel import Inputs, backward, forward
 from longtape.attention.pattern import Pattern
 from longtape.attention.plan import Plan, plan_pattern, plan_table
@@ -74,6 +74,11 @@ def block_sparse_attention(
         raise ValueError(f"table must be [{n_blocks}, W], [H, {n_blocks}, W] or [B, H, {n_blocks}, W]")
     if table.dim() == 4:
         table = table.expand(q.shape[0], q.shape[1], -1, -1)
+    if q.is_cuda:
+        _refuse_dropout(dropout)
+        return flex_table_attention(
+            q, k, v, table, block_size=block_size, dense=dense, visible=visible, causal=causal
+        )
     rules = Pattern(block_size=block_size, causal=causal).to_ints()
     seed = torch.randint(2**31, ()) if dropout else None
     return _operator(q, k, v, None, None, visible, None, table, seed, rules, list(dense), True, dropout)[0]

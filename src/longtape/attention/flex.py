@@ -7,7 +7,7 @@ measured by `benchmarks/attention_cuda.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -197,3 +197,50 @@ def _with_extra(rules: Rules, x: Tensor, extra: Tensor | None) -> Tensor:
     return torch.cat(
         [_filled(x, rules.n_padded), _filled(extra[None], blocks * rules.block).expand(len(x), -1, -1, -1)], 2
     )
+
+
+def flex_table_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    *,
+    block_size: int,
+    dense: Sequence[int] = (),
+    visible: Tensor | None = None,
+    causal: bool = False,
+    compiled: bool = True,
+) -> Tensor:
+    """`block_sparse_attention` through FlexAttention; same arguments. A block named k times adds ln k to its scores."""
+    n = q.shape[2]
+    counts = _table_counts(table, -(-n // block_size), dense).to(q.device)
+    hidden = None if visible is None else (~visible).to(q.device)
+
+    def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        key = j.clamp(max=n - 1)
+        shown = (j < n) & ((j <= i) if causal else (j >= 0))
+        return shown if hidden is None else shown & ~hidden[b, key]
+
+    def weigh(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        at = counts[b if len(counts) > 1 else b * 0, h if counts.shape[1] > 1 else h * 0]
+        return score + at[i // block_size, j // block_size].log()
+
+    none = torch.zeros_like(counts, dtype=torch.bool)
+    length = counts.shape[-1] * block_size
+    mask = BlockMask.from_kv_blocks(
+        *_lists(counts > 0), *_lists(none), BLOCK_SIZE=block_size, mask_mod=seen, seq_lengths=(length, length)
+    )
+    if visible is not None:
+        k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
+    attend = _compiled() if compiled else flex_attention
+    q, k, v = (_filled(x, length) for x in (q, k, v))
+    return attend(q, k, v, score_mod=weigh, block_mask=mask, scale=q.shape[-1] ** -0.5)[:, :, :n]
+
+
+def _table_counts(table: Tensor, n_blocks: int, dense: Sequence[int]) -> Tensor:
+    """How often each query block sees each key block, float32 [1 or B, 1 or H, blocks, blocks]."""
+    table = table.cpu()[(None,) * (4 - table.dim())]
+    counts = torch.zeros(*table.shape[:3], n_blocks + 1)
+    counts.scatter_add_(3, torch.where(table < 0, n_blocks, table), torch.ones(table.shape))
+    counts[:, :, list(dense)] = 1.0
+    return counts[..., :n_blocks]
