@@ -284,7 +284,8 @@ def _trade(state: State, at: Floats, volumes: Floats, rules: Rules, t: int, equi
             units = np.sign(units) * np.floor(abs(units) / book[s, LOT] + 1e-9) * book[s, LOT]
         delta = units - book[s, UNITS]
         book[s, PENDING] = 0.0
-        if delta != 0:
+        # What rounding alone asks for is no trade.
+        if abs(delta) > 1e-12 * abs(book[s, UNITS]):
             _fill(state, rules, t, s, delta, price, volume, END if book[s, LAST_BAR] == t else SIGNAL)
 
 
@@ -311,13 +312,14 @@ def _stops(
         side = 1.0 if held > 0 else -1.0
         entry = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
         stop, target = entry * (1 - side * rules.stop_loss), entry * (1 + side * rules.take_profit)
-        worst = prices.open[t, s] if at_open else (prices.low[t, s] if side > 0 else prices.high[t, s])
-        best = prices.open[t, s] if at_open else (prices.high[t, s] if side > 0 else prices.low[t, s])
+        opened = prices.open[t, s]
+        worst = opened if at_open else (prices.low[t, s] if side > 0 else prices.high[t, s])
+        best = opened if at_open else (prices.high[t, s] if side > 0 else prices.low[t, s])
+        # A level that the open is already beyond fills at the open, also after an order at that open.
         if rules.stop_loss > 0 and side * worst <= side * stop:
-            price = worst if at_open else stop
-            _leave(state, rules, t, s, price, prices.volume[t, s], STOP)
+            _leave(state, rules, t, s, side * min(side * stop, side * opened), prices.volume[t, s], STOP)
         elif rules.take_profit > 0 and side * best >= side * target:
-            price = best if at_open else target
+            price = side * max(side * target, side * opened)
             _leave(state, rules, t, s, price, prices.volume[t, s], TAKE_PROFIT)
 
 

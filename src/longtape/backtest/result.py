@@ -173,7 +173,8 @@ class BacktestResult:
     @property
     def _use(self) -> dict[str, float]:
         totals, years = self.books.totals, len(self.clock) / self.periods_per_year
-        traded = float(totals[books_of.TRADED] / self.books.equity.mean())
+        mean = float(self.books.equity.mean())
+        traded = float(totals[books_of.TRADED]) / mean if mean > 0 else float("nan")
         paid = {name: value for name, value in self.account.items() if name not in ("start", "end", "profit")}
         return {
             "n_fills": float(totals[books_of.N_FILLS]),

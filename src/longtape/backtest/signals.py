@@ -202,6 +202,7 @@ def weights_from_forecast(
         capped = sizing.restrain(
             capped, expected, config.band, limit, -np.inf if config.cost is None else config.cost
         )
+    capped = np.round(capped, 12)  # sums of tranches differ in the last digit, which is no change of weight
     columns = {symbol: capped[:, s] for s, symbol in enumerate(view.symbols)}
     return pl.DataFrame({"timestamp": pl.Series(view.times).cast(TIME_TYPE), **columns})
 
