@@ -138,6 +138,18 @@ def learning_curve(history: Sequence[Mapping[str, float]]) -> go.Figure:
     return figure
 
 
+def standing(draws: npt.NDArray[np.float64], own: float) -> go.Figure:
+    """Histogram of the Sharpe ratios of random strategies, and where the strategy stands (a line)."""
+    figure = _figure("Sharpe ratio", "random strategies", 280)
+    known = draws[np.isfinite(draws)]
+    figure.add_trace(
+        go.Histogram(x=known, nbinsx=30, marker_color=MUTED, name="random strategies", opacity=0.8)
+    )
+    if np.isfinite(own):
+        figure.add_vline(x=own, line_color=ACCENT, line_width=3)
+    return figure
+
+
 def bars(rows: Sequence[Mapping[str, Any]], x: str, y: str, unit: str) -> go.Figure:
     """One bar per row."""
     figure = _figure(x, unit, 280)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from longtape.backtest.judgement import Judgement
 from longtape.experiment import Experiment
 from longtape.report import figures
 from longtape.report.page import Block, Facts, Figure, Figures, Table, write
@@ -72,10 +74,10 @@ def _audit(found: Mapping[str, Any] | None) -> Block:
 
 
 def _money(results: Results) -> list[Block]:
-    curves = {MODEL: results.account.equity} | {name: r.equity for name, r in results.beside.items()}
-    account = results.account
-    panels = [
-        Figure("Equity", "Marked at the close of every bar, after all costs.", figures.equity(curves)),
+    judgement, account = results.judgement, results.account
+    curves = {MODEL: account.equity} | {name: one.equity for name, one in judgement.beside.items()}
+    equity = Figure("Equity", "Marked at the close of every bar, after all costs.", figures.equity(curves))
+    shape = [
         Figure("Drawdown", "Loss from the highest equity so far.", figures.drawdown(account.equity)),
         Figure("Distribution of returns", "Per bar.", figures.return_distribution(account.equity)),
     ]
@@ -85,11 +87,30 @@ def _money(results: Results) -> list[Block]:
     )
     return [
         Table("Backtest", caption, results.strategies, own_first=True),
-        Figures(panels[:1]),
-        Figures(panels[1:]),
+        Figures([equity]),
+        Figures(shape),
+        *_judgement(judgement),
         Facts(
             "Account", "start + profit − fees − spread − slippage − funding − borrow = end", account.account
         ),
+    ]
+
+
+def _judgement(judgement: Judgement) -> list[Block]:
+    tables = judgement.tables()
+    costs = [
+        {"cost": f"{row['cost bp a side']:g} bp", "return": 100 * row["total_return"]}
+        for row in tables["costs"]
+    ]
+    bars = figures.bars(costs, "cost", "return", "total return, %")
+    caption = "Total return if fees, spread and slippage together came to so many basis points a side."
+    draws = np.asarray(judgement.random.sharpe)
+    chance = figures.standing(draws, judgement.random.own_sharpe)
+    shown = "The strategy (line) among random ones with its turnover and exposure."
+    pair = [Figure("Cost sensitivity", caption, bars), Figure("Luck", shown, chance)]
+    return [
+        Figures(pair),
+        Table("Stationary bootstrap", "Blocks of returns drawn again.", tables["bootstrap"]),
     ]
 
 
