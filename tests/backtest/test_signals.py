@@ -1,0 +1,252 @@
+"""Forecasts to weights: every signal, every way of holding, and every limit, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from longtape.backtest import Costs, run_backtest
+from longtape.backtest.signals import SIGNALS, SignalConfig, signal_options, weights_from_forecast
+from longtape.core.errors import UserError
+from tests.backtest.markets import HOUR, START, bars
+
+NAN = math.nan
+TIME = pl.Datetime("ms", "UTC")
+
+
+def forecast(means, h=1, symbols=None, kind="return", every=1, **columns):
+    """A forecast frame of means [R] or [R, S], origins `every` bars apart; NaN leaves the row out."""
+    means = np.asarray(means, float).reshape(len(means), -1)
+    symbols = symbols or [chr(65 + s) for s in range(means.shape[1])]
+    frames = []
+    for s, symbol in enumerate(symbols):
+        opens = START + np.arange(len(means)) * every * HOUR
+        frame = pl.DataFrame(
+            {
+                "timestamp": pl.Series(opens).cast(TIME),
+                "known_at": pl.Series(opens + HOUR).cast(TIME),
+                "symbol": symbol,
+                "target": f"{kind}({h})",
+                "kind": kind,
+                "horizon": h,
+                "end": pl.Series(opens + (h + 1) * HOUR).cast(TIME),
+                "mean": means[:, s],
+                **{name: np.asarray(values, float).reshape(means.shape)[:, s] for name, values in columns.items()},
+            }
+        )  # fmt: skip
+        frames.append(frame.filter(pl.col("mean").is_not_nan()))
+    return pl.concat(frames)
+
+
+def config(name="threshold", holding="newest", **options):
+    sizing = {k: options.pop(k) for k in list(options) if k in SignalConfig.model_fields}
+    return SignalConfig(name=name, options=options, holding=holding, **sizing)
+
+
+def weigh(frame, *args, **options):
+    out = weights_from_forecast(frame, config(*args, **options))
+    return out.drop("timestamp").to_numpy().tolist()
+
+
+def column(frame, *args, **options):
+    return [row[0] for row in weigh(frame, *args, **options)]
+
+
+def test_threshold_is_long_flat_or_short():
+    means = [0.02, 0.005, 0.0, -0.005, -0.02]
+    assert column(forecast(means), threshold=0.01) == [1, 0, 0, 0, -1]
+    assert column(forecast(means)) == [1, 1, 0, -1, -1]
+    assert column(forecast(means, threshold=[0.03, 0.001, 0, 0.001, 0.001])) == [0, 1, 0, -1, -1]
+    assert column(forecast(means), long_only=True) == [1, 1, 0, 0, 0]
+
+
+def test_tanh_and_proportional():
+    means = [0.01, -0.02, 0.5]
+    assert column(forecast(means), "tanh", gain=50) == pytest.approx(np.tanh([0.5, -1.0, 25]))
+    assert column(forecast(means), "proportional", gain=10) == pytest.approx([0.1, -0.2, 1.0])
+
+
+def test_symbols_share_the_equity():
+    means = [[0.02, -0.02], [0.02, 0.0]]
+    assert weigh(forecast(means)) == [[0.5, -0.5], [0.5, 0.0]]
+    assert weigh(forecast(means), "equal") == [[0.5, -0.5], [1.0, 0.0]]
+    assert weigh(forecast([[0.0, 0.0]]), "equal") == [[0.0, 0.0]]
+
+
+def test_volatility_target_by_hand():
+    returns = forecast([0.01, -0.01, 0.01], h=4, periods=[0, 0, 0]).drop("periods")
+    spread = forecast([0.02, 0.01, 1e-9], h=4, kind="volatility")
+    yearly = 0.02 * math.sqrt(8760 / 4)
+    got = weights_from_forecast(
+        pl.concat([returns, spread]), config("volatility_target", volatility=0.5, max_leverage=1.5), 8760
+    )["A"]
+    assert got.to_list() == pytest.approx([0.5 / yearly, -0.5 / (yearly / 2), 1.5])
+    with pytest.raises(UserError, match="needs forecasts of kind 'volatility'"):
+        weigh(returns, "volatility_target", volatility=0.5)
+
+
+def test_interval_must_exclude_zero():
+    frame = forecast([0.01, 0.01, -0.01], lower=[0.001, -0.1, -0.05], upper=[0.1, 0.1, -0.001])
+    assert column(frame, "interval") == [1, 0, -1]
+    with pytest.raises(UserError, match="needs forecasts with lower and upper"):
+        column(forecast([0.1]), "interval")
+
+
+def test_rank_is_neutral_across_symbols():
+    means = [[0.03, 0.01, -0.01, -0.02, 0.02], [NAN, 0.01, NAN, -0.02, 0.02], [NAN, NAN, 0.01, NAN, NAN]]
+    got = weigh(forecast(means), "rank", quantile=0.4)
+    assert got[0] == [0.25, 0, -0.25, -0.25, 0.25]
+    assert got[1] == [0, 0, 0, -0.5, 0.5]  # those without a forecast are left
+    assert got[2] == got[1]  # one forecast has no rank
+    for quantile in (0.0, 0.6):
+        with pytest.raises(UserError, match=r"quantile must lie in \(0, 0.5\]"):
+            weigh(forecast(means), "rank", quantile=quantile)
+    with pytest.raises(UserError, match="compares symbols"):
+        weigh(forecast([0.1]), "rank")
+
+
+def test_allocation_is_taken_as_it_is():
+    assert weigh(forecast([[0.7, 0.3], [-0.2, 0.9]]), "allocation") == [[0.7, 0.3], [-0.2, 0.9]]
+
+
+def test_a_symbol_without_a_forecast_keeps_its_weight():
+    means = [[NAN, 0.1], [0.1, NAN], [NAN, -0.1]]
+    assert weigh(forecast(means)) == [[0.0, 0.5], [0.5, 0.5], [0.5, -0.5]]
+
+
+def test_overlapping_forecasts_are_held_replaced_or_laddered():
+    frame = forecast([0.1, -0.1, -0.1, 0.1, 0.1, -0.1], h=3)
+    assert column(frame, holding="newest") == [1, -1, -1, 1, 1, -1]
+    assert column(frame, holding="hold") == [1, 1, 1, 1, 1, 1]
+    assert column(frame, holding="ladder") == pytest.approx(np.array([1, 0, -1, -1, 1, 1]) / 3)
+
+
+def test_a_forecast_runs_out():
+    gap = forecast([0.1, NAN, NAN, NAN, NAN, NAN], h=2)
+    other = forecast([0.0] * 6, h=2, symbols=["B"])
+    frame = pl.concat([gap, other])
+    assert [row[0] for row in weigh(frame, holding="hold")] == [0.5, 0.5, 0, 0, 0, 0]
+    assert [row[0] for row in weigh(frame, holding="ladder")] == [0.25, 0.25, 0, 0, 0, 0]
+    assert [row[0] for row in weigh(frame, holding="newest")] == [0.5] * 6
+
+
+def test_a_ladder_of_sparse_origins_has_one_tranche_an_origin():
+    frame = forecast([0.1, -0.1, 0.1, 0.1, -0.1], h=4, every=2)
+    assert column(frame, holding="ladder") == pytest.approx([0.5, 0, 0, 1, 0])
+    alone = forecast([0.1, -0.1, 0.1], h=4, every=4)
+    assert column(alone, holding="ladder") == [1, -1, 1]
+
+
+def test_the_sum_of_a_ladder_does_not_change_by_rounding():
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(3000, 5))
+    got = weights_from_forecast(forecast(means, h=7), config(holding="ladder")).drop("timestamp").to_numpy()
+    moves = np.abs(np.diff(got, axis=0))
+    assert moves[moves > 0].min() > 0.02  # a fifth of a seventh
+
+
+@pytest.mark.parametrize("holding", ["newest", "hold", "ladder"])
+def test_a_perfectly_foreseen_market_pays_its_return_once(holding):
+    """1 % a bar, foreseen over six bars (6 % each time): long throughout, the account earns 1 % a bar."""
+    n, h, rate = 60, 6, 0.01
+    prices = 100 * (1 + rate) ** np.arange(n + 1)
+    frame = bars(prices[:-1], prices[1:])  # opens where the last one closed
+    weights = weights_from_forecast(forecast([h * math.log1p(rate)] * n, h=h), config(holding=holding))
+    result = run_backtest(weights, frame, costs=Costs(), rebalance="every_bar")
+    got = result.equity["equity"].to_numpy() / 100_000
+    if holding == "ladder":  # a sixth more each bar, until all six are there
+        invested = np.minimum(np.arange(n) / h, 1.0)
+        assert got == pytest.approx(np.cumprod(1 + rate * invested))
+    else:
+        assert got == pytest.approx((1 + rate) ** np.arange(n))
+        assert result.fills.height == 1
+
+
+@pytest.mark.parametrize("holding", ["hold", "ladder"])
+def test_each_forecast_is_paid_over_its_own_bars_and_no_others(holding):
+    """Only the bars t+1 … t+h that a forecast speaks of earn: a market that moves in one block of h bars."""
+    h, n = 4, 20
+    moves = np.zeros(n)
+    moves[9:13] = 0.1  # foreseen at the close of bar 8
+    closes = 100 * np.cumprod(1 + moves)
+    opens = np.concatenate([[100.0], closes[:-1]])
+    means = np.zeros(n)
+    means[8] = 4 * math.log1p(0.1)
+    means[[4, 0]] = -1e-9 if holding == "hold" else 0.0
+    weights = weights_from_forecast(forecast(means, h=h), config(holding=holding))
+    result = run_backtest(weights, bars(opens, closes), costs=Costs())
+    part = 1.0 if holding == "hold" else 0.25
+    assert result.equity["equity"][-1] == pytest.approx(100_000 * (1 + part * (1.1**4 - 1)))
+    assert result.trades["bars"].to_list()[-1] == h
+
+
+def test_caps_of_weight_and_gross():
+    means = [[0.9, -0.6], [0.1, 0.1]]
+    assert weigh(forecast(means), "allocation", max_weight=0.5) == [[0.5, -0.5], [0.1, 0.1]]
+    assert weigh(forecast(means), "allocation", max_gross=0.75) == [
+        pytest.approx([0.45, -0.3]),
+        [0.1, 0.1],
+    ]
+
+
+def test_a_band_leaves_small_moves_alone():
+    means = [0.5, 0.55, 0.6, 0.45, 0.75]
+    assert column(forecast(means), "allocation", band=0.1) == [0.5, 0.5, 0.5, 0.5, 0.75]
+
+
+def test_turnover_is_limited_per_decision():
+    means = [[0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5]]
+    got = weigh(forecast(means), "allocation", max_turnover=0.5)
+    assert got[0] == pytest.approx([0.25, 0.25])
+    assert got[1] == pytest.approx([0.25 - 0.375, 0.25 + 0.125])
+    assert np.abs(np.diff(np.array([[0, 0], *got]), axis=0)).sum(axis=1).max() <= 0.5 + 1e-12
+
+
+def test_a_move_must_be_worth_its_cost():
+    means = np.log1p([0.003, 0.0005, -0.0005, -0.003])
+    assert column(forecast(means), cost=0.001) == [1, 1, 1, -1]
+    assert column(forecast(means), cost=0.0) == [1, 1, -1, -1]
+    assert column(forecast(means), cost=0.01) == [0, 0, 0, 0]
+
+
+def test_one_target_and_horizon_must_be_meant():
+    both = pl.concat([forecast([0.1, 0.2], h=1), forecast([-0.1, -0.2], h=4)])
+    with pytest.raises(UserError, match=r"return\(1\) at 1 bars, return\(4\) at 4 bars"):
+        weigh(both)
+    assert column(both, horizon=4) == [-1, -1]
+    assert column(both, target="return(1)") == [1, 1]
+    with pytest.raises(UserError, match="none that fits"):
+        weigh(both, horizon=9)
+
+
+def test_forecasts_that_cannot_be():
+    good = forecast([0.1, 0.2])
+    holed = good.with_columns(pl.Series("mean", [0.1, None]))
+    for bad, message in (
+        (good.clear(), "the frame is empty"),
+        (good.drop("end"), "column 'end' is missing"),
+        (holed, r"no finite mean for A at 2024-01-01 01:00Z \(1 such rows\)"),
+        (pl.concat([good, good]), "two forecasts at one time"),
+    ):
+        with pytest.raises(UserError, match=message):
+            weigh(bad)
+
+
+def test_a_forecast_frame_of_pandas_gives_the_same_weights():
+    frame = forecast([[0.1, -0.2], [0.0, 0.3]])
+    assert weigh(frame.to_pandas()) == weigh(frame)
+
+
+def test_every_signal_has_its_options_and_refuses_others():
+    assert signal_options("tanh") == {"gain": None}
+    with pytest.raises(UserError, match="needs its option 'gain'"):
+        weigh(forecast([0.1]), "tanh")
+    with pytest.raises(ValueError, match="unknown signal 'tan'; did you mean 'tanh'"):
+        SignalConfig(name="tan")
+    with pytest.raises(ValueError, match="unknown option 'gains'; did you mean 'gain'"):
+        SignalConfig(name="tanh", options={"gains": 1.0})
+    for name in SIGNALS:
+        assert SIGNALS.load(name).__doc__
