@@ -20,7 +20,7 @@ from longtape.attention.plan import LOW, Group, Plan
 
 LN2 = log(2.0)
 STAGED = 1 << 19  # elements of keys staged at once
-SCORES = 1 << 19  # scores computed at once, and gathered elements alike
+SCORES = 1 << 20  # scores computed at once: fewer, longer parallel regions bear a busy machine better
 DENSE_SCORES = 1 << 21  # scores of global queries at once
 _NEVER = 1e30  # log-sum-exp of a row that has no share in a sum: exp2(score − it) is 0
 
