@@ -99,6 +99,12 @@ def test_new_bars_are_forecast_by_a_kept_model(made):
     assert frame["timestamp"][0] == more.frame["timestamp"][-1]
 
 
+def test_other_bars_are_traded_by_a_kept_model(made):
+    account = load_run(made.root).backtest(candles(600, seed=9))
+    assert account.books.equity.shape == (600 - 20 - 64 + 1,)
+    assert account.fills.height > 0
+
+
 def test_the_account_balances_and_fills_at_the_next_open(made):
     account = made.backtest()
     books = account.account

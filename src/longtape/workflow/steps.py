@@ -19,6 +19,7 @@ from longtape.evaluation.audit import AuditReport, audit
 from longtape.experiment import Experiment, load_experiment, parse_experiment
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, latest
+from longtape.features.windows import first_origin
 from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
 from longtape.market.load import load
@@ -208,14 +209,28 @@ class Run:
             self.fitted_pipeline, self._work.panel, self._work.split, self._work.bars, self.forecasts
         )
 
-    def backtest(self) -> BacktestResult:
-        """Trade the test period's forecasts; equity, positions, trades and measures are kept in the run."""
+    def backtest(self, bars: Sequence[Bars] | Bars | None = None) -> BacktestResult:
+        """Trade the test period's forecasts; equity, positions, trades and measures are kept in the run.
+
+        With other `bars` of the same symbols, every window of theirs is forecast and traded, and nothing is kept.
+        """
+        if bars is not None:
+            return self._backtest_on([bars] if isinstance(bars, Bars) else bars)
         results = self.results
         account = results.account
         for name in ("equity", "positions", "trades", "fills"):
             write_frame(getattr(account, name), self.path(f"backtest/{name}.parquet"))
         write_json(self.path("metrics.json"), results.to_dict())
         return account
+
+    def _backtest_on(self, bars: Sequence[Bars]) -> BacktestResult:
+        pipeline = self.fitted_pipeline
+        panel = pipeline.panel(bars)
+        first = first_origin(panel, pipeline.lookback)
+        frame = self.fitted.forecast(panel, np.arange(first, len(panel)))
+        return pipeline.backtest(
+            pipeline.weights(frame), [one.between(int(panel.timestamps[first])) for one in bars]
+        )
 
     def audit(self, **counts: int) -> AuditReport:
         """Cut and change the data and see whether anything decided before moves; kept in audit.json.
