@@ -315,3 +315,30 @@ def test_two_bars_are_no_record():
 def test_no_random_strategy_is_refused():
     with pytest.raises(UserError, match="n_random must be at least 1"):
         judged(n_random=0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_odd_accounts_are_judged_in_plain_json_too(seed):
+    """Ruined, delisted, silent, with holes, levered, a few bars long."""
+    draw = np.random.default_rng(seed)
+    n, symbols = int(draw.integers(3, 60)), "ABC"[: draw.integers(1, 4)]
+    frames = [random_bars(draw, n, symbols[0])]
+    frames += [
+        random_bars(draw, n, name, 0.3, 0.3, int(draw.integers(0, n)) if draw.random() < 0.5 else None)
+        for name in symbols[1:]
+    ]
+    size = draw.choice([0.0, 1.0, 20.0])
+    path = pl.DataFrame({"timestamp": times(n), **{name: draw.normal(size=n) * size for name in symbols}})
+    path = path.filter(pl.Series(draw.random(n) < draw.choice([0.1, 1.0])))
+    costs = Costs(fee=0.001, borrow=0.1, impact=0.1)
+    rebalance = str(draw.choice(["on_change", "every_bar"]))
+    result = run_backtest(path, pl.concat(frames), costs=costs, rebalance=rebalance)
+    found = judge(result, n_random=3, n_bootstrap=10)
+    assert json.dumps(found.to_dict(), allow_nan=False)
+    assert len(found.verdict) >= 5
+
+
+def test_a_short_record_that_compounds_beyond_any_number_is_infinite_and_not_a_crash():
+    result = run_backtest(weights([1.0] * 4), bars([90.0, 100.0, 300.0, 500.0]), costs=FREE)
+    assert result.metrics["annual_return"] == float("inf")
+    assert judge(result, n_random=2, n_bootstrap=2).to_dict()["strategies"][0]["annual_return"] is None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numba import njit
 
 from longtape.backtest import metrics
-from longtape.backtest.summary import as_returns
+from longtape.backtest.summary import as_returns, summarise
 from longtape.core.errors import UserError
 
 Floats = npt.NDArray[np.float64]
@@ -111,10 +111,11 @@ def bootstrap_metrics(
     series, block = as_returns(returns), strategy_block_length(returns)
 
     def figures(sample: Floats) -> tuple[float, float, float]:
+        s = summarise(sample)
         return (
-            metrics.annual_return(sample, periods_per_year),
-            metrics.sharpe(sample, periods_per_year),
-            metrics.max_drawdown(sample),
+            metrics.annual_return_of(s, periods_per_year),
+            metrics.sharpe_of(s, periods_per_year),
+            s.drawdown,
         )
 
     drawn = stationary_bootstrap(series, figures, block=block, resamples=resamples, seed=seed)
@@ -128,8 +129,10 @@ def bootstrap_metrics(
 
 def _between(values: Floats, tail: float) -> tuple[float, float]:
     """The central quantiles; resamples in which the figure does not exist are left out."""
-    known = values[np.isfinite(values)]
+    known = values[~np.isnan(values)]
     if len(known) == 0:
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [tail, 1 - tail])
+    low, high = np.quantile(
+        known, [tail, 1 - tail], method="inverted_cdf"
+    )  # no mean with an infinite neighbour
     return float(low), float(high)

@@ -39,13 +39,14 @@ def total_return(returns: Any) -> float:
 
 def annual_return(returns: Any, periods_per_year: float) -> float:
     """Compounded return a year; −1 once everything was lost."""
-    return _annual(summarise(returns), periods_per_year)
+    return annual_return_of(summarise(returns), periods_per_year)
 
 
-def _annual(s: Summary, periods: float) -> float:
+def annual_return_of(s: Summary, periods: float) -> float:
+    """`annual_return` of a summarised series; infinite where a short record compounds beyond any number."""
     if s.known == 0:
         return NAN
-    return -1.0 if s.ruined or s.total <= -1 else float((1 + s.total) ** (periods / s.length) - 1)
+    return -1.0 if s.ruined or s.total <= -1 else _power(1 + s.total, periods / s.length) - 1
 
 
 def volatility(returns: Any, periods_per_year: float) -> float:
@@ -57,12 +58,15 @@ def sharpe(
     returns: Any, periods_per_year: float, risk_free: float = 0.0, convention: Convention = "arithmetic"
 ) -> float:
     """Excess return over deviation, a year. `risk_free` is a rate a year. NaN without variance."""
-    return _sharpe(summarise(returns), periods_per_year, risk_free, convention)
+    return sharpe_of(summarise(returns), periods_per_year, risk_free, convention)
 
 
-def _sharpe(s: Summary, periods: float, risk_free: float, convention: Convention) -> float:
+def sharpe_of(
+    s: Summary, periods: float, risk_free: float = 0.0, convention: Convention = "arithmetic"
+) -> float:
+    """`sharpe` of a summarised series."""
     if convention == "geometric":
-        return _over(_annual(s, periods) - risk_free, _geometric_deviation(s, periods))
+        return _over(annual_return_of(s, periods) - risk_free, _geometric_deviation(s, periods))
     return _over(s.mean - risk_free / periods, s.deviation) * float(np.sqrt(periods))
 
 
@@ -71,7 +75,12 @@ def _geometric_deviation(s: Summary, periods: float) -> float:
     if s.known < 2 or s.ruined or s.deviation == 0:
         return NAN
     growth = (1 + s.total) ** (1 / s.known)
-    return float(np.sqrt((s.deviation**2 + growth**2) ** periods - growth ** (2 * periods)))
+    return float(np.sqrt(_power(s.deviation**2 + growth**2, periods) - _power(growth, 2 * periods)))
+
+
+def _power(base: float, exponent: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.power(base, exponent))
 
 
 def downside_deviation(returns: Any, periods_per_year: float, risk_free: float = 0.0) -> float:
@@ -87,7 +96,7 @@ def sortino(
 
 
 def _sortino(s: Summary, periods: float, risk_free: float, convention: Convention) -> float:
-    gain = s.mean * periods if convention == "arithmetic" else _annual(s, periods)
+    gain = s.mean * periods if convention == "arithmetic" else annual_return_of(s, periods)
     return _over(gain - risk_free, s.downside * float(np.sqrt(periods)))
 
 
@@ -111,7 +120,7 @@ def max_drawdown_length(returns: Any) -> int:
 def calmar(returns: Any, periods_per_year: float) -> float:
     """Annual return over the size of the deepest drawdown; NaN where there was none."""
     s = summarise(returns)
-    return _over(_annual(s, periods_per_year), -s.drawdown)
+    return _over(annual_return_of(s, periods_per_year), -s.drawdown)
 
 
 def value_at_risk(returns: Any, level: float = 0.95) -> float:
@@ -222,15 +231,15 @@ def _of_returns(returns: Floats, periods: float, risk_free: float) -> dict[str, 
         "bars": float(len(returns) + 1),
         "periods_per_year": periods,
         "total_return": s.total,
-        "annual_return": _annual(s, periods),
+        "annual_return": annual_return_of(s, periods),
         "volatility": float(s.deviation * np.sqrt(periods)),
-        "sharpe": _sharpe(s, periods, risk_free, "arithmetic"),
+        "sharpe": sharpe_of(s, periods, risk_free, "arithmetic"),
         "sharpe_standard_error": statistics.standard_error_of(s, periods),
-        "sharpe_geometric": _sharpe(s, periods, risk_free, "geometric"),
+        "sharpe_geometric": sharpe_of(s, periods, risk_free, "geometric"),
         "probabilistic_sharpe": statistics.probability_of(s),
         "sortino": _sortino(s, periods, risk_free, "arithmetic"),
         "sortino_geometric": _sortino(s, periods, risk_free, "geometric"),
-        "calmar": _over(_annual(s, periods), -s.drawdown),
+        "calmar": _over(annual_return_of(s, periods), -s.drawdown),
         "max_drawdown": s.drawdown,
         "max_drawdown_length": float(s.drawdown_length),
         "value_at_risk": border,
