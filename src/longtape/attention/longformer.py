@@ -17,6 +17,26 @@ from longtape.attention.pattern import Pattern
 from longtape.attention.patterned import explicit_tokens
 
 
+@torch.library.custom_op("longtape::global_positions", mutates_args=())
+def _all_positions(q: Tensor, given: Tensor | None, placement: list[int], listed: list[int]) -> Tensor:
+    """Placed, listed and given global tokens, each once: [B, G], −1 = none; an operator, so that N may be symbolic."""
+    placed = Pattern.from_ints(placement).global_units(q.shape[2])
+    missing = Pattern.from_ints(placement).n_global - len(placed)
+    fixed = torch.tensor([*placed, *[-1] * missing, *listed], dtype=torch.int64, device=q.device)
+    named = fixed.expand(len(q), -1)
+    if given is not None:
+        named = torch.cat([named, given.to(q.device)], 1)
+    ordered = named.sort(1).values
+    repeated = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+    return ordered.masked_fill(repeated, -1)
+
+
+@_all_positions.register_fake
+def _(q: Tensor, given: Tensor | None, placement: list[int], listed: list[int]) -> Tensor:
+    count = Pattern.from_ints(placement).n_global + len(listed) + (0 if given is None else given.shape[1])
+    return q.new_empty((q.shape[0], count), dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class LongformerConfig(AttentionConfig):
     """All sizes in tokens. `dilation`: step of the window, one for all heads or one for each.
@@ -97,7 +117,7 @@ class LongformerAttention(Attention):
         y = windows(q, k, v, self.patterns, positions, visible, dropout)
         if positions.shape[1] == 0:
             return y
-        chosen = positions.clamp(min=0)[..., None].expand(len(source), -1, source.shape[-1])
+        chosen = positions.clamp(min=0)[..., None].expand(-1, -1, source.shape[-1])
         rows = global_rows(
             self.split_heads(self.global_q_proj(source.gather(1, chosen))),
             self.split_heads(self.global_k_proj(source)),
@@ -151,11 +171,10 @@ class LongformerAttention(Attention):
 
     def positions(self, q: Tensor, global_positions: Tensor | None) -> Tensor:
         """All global tokens, each once: [B, G] int64, −1 = none."""
-        fixed = self._named(q.shape[2]).to(q.device).expand(len(q), -1)
-        named = fixed if global_positions is None else torch.cat([fixed, global_positions.to(q.device)], 1)
-        ordered = named.sort(1).values
-        repeated = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
-        return ordered.masked_fill(repeated, -1)
+        found: Tensor = _all_positions(
+            q, global_positions, self.placement.to_ints(), list(self.global_tokens)
+        )
+        return found
 
     def _named(self, n_tokens: int) -> Tensor:
         return torch.tensor([*self.placement.global_units(n_tokens), *self.global_tokens], dtype=torch.int64)
@@ -211,7 +230,9 @@ def global_rows(
     """The global queries q [B, H, G, D] at `positions` [B, G] over all keys [B, H, N, D] → [B, H, G, D]."""
     bias = None
     if visible is not None or causal:
-        seen = q.new_ones(len(q), 1, k.shape[2], dtype=torch.bool) if visible is None else visible[:, None]
+        seen = (
+            q.new_ones(q.shape[0], 1, k.shape[2], dtype=torch.bool) if visible is None else visible[:, None]
+        )
         if causal:
             seen = seen & (torch.arange(k.shape[2], device=q.device) <= positions.clamp(min=0)[..., None])
         bias = q.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(q.dtype).min)[:, None]
