@@ -109,7 +109,7 @@ def test_momentum_and_reversion_hold_the_sign_of_the_past_return_at_the_next_ope
     for name, lookback, side in (("momentum", 10, 0.5), ("mean reversion", 3, -0.5)):
         past = pl.exclude("timestamp") - pl.exclude("timestamp").shift(lookback)
         signs = wide.with_columns(past.sign().fill_null(0.0) * side)
-        by_hand = run_backtest(signs, frame, costs=costs)
+        by_hand = run_backtest(signs, frame, costs=costs, rebalance="every_bar")
         assert np.array_equal(judged[name].books.equity, by_hand.books.equity)
         assert judged[name].metrics["n_fills"] > 0
 

@@ -37,17 +37,19 @@ def lookbacks_of(result: BacktestResult) -> Lookbacks:
 def beside(result: BacktestResult, lookbacks: Lookbacks) -> dict[str, BacktestResult]:
     """The simple strategies in the account of `result`: every symbol has an equal share of the equity.
 
-    Momentum holds the sign of a symbol's return over the lookback (Moskowitz, Ooi and Pedersen 2012), long or short;
-    mean reversion its opposite (Lehmann 1990). Both decide at each close and are flat until the lookback is there.
+    Buy & hold buys once; flat is what a forecast of zero trades. Momentum holds the sign of a symbol's return over the
+    lookback (Moskowitz, Ooi and Pedersen 2012), long or short; mean reversion its opposite (Lehmann 1990). Both decide
+    at each close, are flat until the lookback is there, and are traded back to their share at every bar: a short that
+    is left alone grows with its losses.
     """
     closes = _filled(result.setup.prices.close)
     share = 1 / len(result.symbols)
-    held = result.setup.rules._replace(every_bar=False)
+    held, kept = (result.setup.rules._replace(every_bar=every_bar) for every_bar in (False, True))
     return {
         HOLD: with_weights(result, np.full(closes.shape, share), held),
         FLAT: with_weights(result, np.zeros(closes.shape)),
-        MOMENTUM: with_weights(result, share * _signs(closes, lookbacks.momentum)),
-        REVERSION: with_weights(result, -share * _signs(closes, lookbacks.reversion)),
+        MOMENTUM: with_weights(result, share * _signs(closes, lookbacks.momentum), kept),
+        REVERSION: with_weights(result, -share * _signs(closes, lookbacks.reversion), kept),
     }
 
 
