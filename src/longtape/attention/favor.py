@@ -82,6 +82,12 @@ class _Favor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """In the precision of the forward, whatever autocast is on."""
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return _Favor.differentiate(ctx, *grads)
+
+    @staticmethod
+    def differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, directions, visible, state, top = ctx.saved_tensors
         features = Features.of(directions, q)
         d_state, d_q = torch.zeros_like(state), _empty_like(q)
@@ -136,6 +142,12 @@ class _FavorCausal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """In the precision of the forward, whatever autocast is on."""
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return _FavorCausal.differentiate(ctx, *grads)
+
+    @staticmethod
+    def differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Onward with the state for q and for what happens within a chunk, then back with the gradient of the state."""
         q, k, v, directions, visible, run = ctx.saved_tensors
         features = Features.of(directions, q)

@@ -99,6 +99,12 @@ class _Lsh(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """In the precision of the forward, whatever autocast is on."""
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return _Lsh.differentiate(ctx, *grads)
+
+    @staticmethod
+    def differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, v, order, hidden, out, total = ctx.saved_tensors
         d_q, d_v = torch.empty_like(q), torch.empty_like(v)
         for groups in _parts(q):
