@@ -48,7 +48,7 @@ def summarise(returns: Any, rate: float = 0.0) -> Summary:
     return Summary(len(values), known, total, *moments, *path)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _path(returns: Floats) -> tuple[float, float, int, int, int, float, float, bool]:
     value = high = 1.0
     deepest, below, longest = 0.0, 0, 0
@@ -73,7 +73,7 @@ def _path(returns: Floats) -> tuple[float, float, int, int, int, float, float, b
     return value - 1, deepest, longest, wins, losses, gained, lost, ruined
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _moments(returns: Floats, rate: float) -> tuple[int, float, float, float, float, float]:
     count, total, largest = 0, 0.0, 0.0
     for r in returns:
