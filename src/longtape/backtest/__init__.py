@@ -2,6 +2,8 @@
 
 from longtape.backtest.costs import Costs
 from longtape.backtest.engine import Limits, run_backtest
+from longtape.backtest.judgement import Judgement, judge
+from longtape.backtest.overfitting import TrialSet
 from longtape.backtest.result import BacktestResult
 
-__all__ = ["BacktestResult", "Costs", "Limits", "run_backtest"]
+__all__ = ["BacktestResult", "Costs", "Judgement", "Limits", "TrialSet", "judge", "run_backtest"]
