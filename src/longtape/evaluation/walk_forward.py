@@ -80,7 +80,8 @@ def walk_forward(
 
 
 def _begin(out: Path, plan: dict[str, Any], resume: bool) -> None:
-    if not out.exists() or not any(out.iterdir()):
+    # A hidden file is what a killed writer left: it is no part of a record.
+    if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
         write_json(out / PLAN, plan)
         return
     if not resume:
