@@ -5,6 +5,7 @@ Shapes: B batch, H heads, N tokens, M keys, D head width, d_model = H·D.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
@@ -53,7 +54,7 @@ class AttentionConfig:
         return self.d_model // self.n_heads
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Base of the mechanisms. A subclass gives `attend` (fast), `attend_reference` (the definition) and `weigh`."""
 
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
@@ -94,19 +95,19 @@ class Attention(nn.Module):
         """The slow, dense, readable definition with the same weights: the specification of `forward`."""
         return self._run(self.attend_reference, x, visible, extra)
 
+    @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """Fast path. q [B, H, N, D], k and v [B, H, M, D], visible [B, M] → [B, H, N, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
     ) -> Tensor:
         """Dense maths of the definition; same arguments as `attend`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
         """Attention weights of the chosen query rows, [B, H, len(rows), M]; each row of a visible query sums to 1."""
-        raise NotImplementedError
 
     def visible_pairs(self, n_tokens: int) -> Tensor:
         """Bool [N, N]: which key (column) each query (row) sees. Only where the pattern is fixed."""

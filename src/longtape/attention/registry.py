@@ -58,7 +58,7 @@ def build_attention(
     """Build one attention layer, `[B, N, d_model] → [B, N, d_model]`.
 
     `options` are the fields of the mechanism's `Config`; an unknown one, a value out of range, or `causal=True` where
-    it is not defined raises ValueError. `shared` takes the sequence projection of another Linformer (layer-wise sharing).
+    it is not defined raises ValueError. `shared` takes another Linformer's projection.
     """
     cls = mechanism_class(name)
     known = {f.name: f for f in fields(cls.Config)}

@@ -1,1 +1,1 @@
-"""evaluation"""
+"""How good it is, and whether it is honest: skill, statistics, walk forward, audit, benchmarks."""

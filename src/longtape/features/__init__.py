@@ -1,1 +1,1 @@
-"""features"""
+"""What a model may see: expressions, targets, scaling, windows, splits, marks of market time."""
