@@ -233,7 +233,7 @@ PEERS: dict[str, Peer] = {
     "original Informer": Peer(
         "neuralforecast", "probsparse", "factor 5, as in neuralforecast", _original_informer
     ),
-    "linformer": Peer("linformer", "linformer", "k 256, E and F shared by the heads", _linformer),
+    "linformer package": Peer("linformer", "linformer", "k 256, E and F shared by the heads", _linformer),
     "performer-pytorch": Peer(
         "performer_pytorch", "performer", "110 features at width 32", _performer_pytorch
     ),
