@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal --durations 15
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak
