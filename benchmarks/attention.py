@@ -278,7 +278,7 @@ def rate_part(results: dict) -> str:
         row = first(rows, name, 16_384)
         ratio = row.ratio(dense, "attend_s") if row else None
         share = ratio and ratio * visible_flops(name, 16_384) / dense_flops(16_384)
-        pairs = zip(row.rounds, dense.rounds, strict=True) if row else ()
+        pairs = zip(row.rounds, dense.rounds, strict=False) if row else ()
         steps = sorted(
             d["attend_s"] / dense_flops(16_384) * step_flops(name, 16_384) / r["train_s"] for r, d in pairs
         )

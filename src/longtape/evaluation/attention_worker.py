@@ -183,7 +183,10 @@ def attend_alone(layer: nn.Module, x: Tensor) -> Callable[[], None]:
         with torch.no_grad():
             if not held:
                 held.extend(layer.project(x))
-            layer.attend(*held, *([None] if isinstance(layer, Attention) else []))
+            if isinstance(layer, Attention):
+                layer.attend(*held, None, **layer.project_more(x))
+            else:
+                layer.attend(*held)
 
     return run
 
