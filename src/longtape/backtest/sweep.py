@@ -39,7 +39,7 @@ def sweep(
 
     UserError naming the candidate whose weights do not fit.
     """
-    shape = result.books.units.shape
+    shape = result.setup.prices.close.shape
     if len(weights) == 0:
         raise UserError("sweep: no candidates were given")
     returns = np.empty((shape[0] - 1, len(weights)), order="F") if keep_returns else None
