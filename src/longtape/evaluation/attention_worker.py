@@ -184,9 +184,9 @@ def attend_alone(layer: nn.Module, x: Tensor) -> Callable[[], None]:
             if not held:
                 held.extend(layer.project(x))
             if isinstance(layer, Attention):
-                layer.attend(*held, None, **layer.project_more(x))
+                layer.attend(held[0], held[1], held[2], None, **layer.project_more(x))
             else:
-                layer.attend(*held)
+                layer.attend(held[0], held[1], held[2])
 
     return run
 
