@@ -82,10 +82,17 @@ class Books(NamedTuple):
     equity: Floats  # [T] at the close
     cash: Floats  # [T]
     gross: Floats  # [T] Σ|units × price| at the close
-    units: Floats  # [T, S] at the close
     fills: Floats  # [F, 8] bar, symbol, reason, units, price, fee, spread, slippage
     trades: Floats  # [F, 9] symbol, entry bar, exit bar, reason, signed units, entry price, exit price, costs, carry
     totals: Floats  # [TOTALS]
+    book: Floats  # [S, BOOK_FIELDS] at the end
+
+    @property
+    def units(self) -> Floats:
+        """Units held at each close [T, S], added up from the fills."""
+        units = np.zeros((len(self.equity), len(self.book)))
+        add_up(self.fills, units)
+        return units
 
 
 def new_books(bars: int, symbols: int, orders: int) -> Books:
@@ -93,8 +100,8 @@ def new_books(bars: int, symbols: int, orders: int) -> Books:
     operating system gives pages only to rows that are written.
     """
     rows = 2 * orders + symbols
-    series = (np.empty(bars), np.empty(bars), np.empty(bars), np.empty((bars, symbols)))
-    return Books(*series, np.empty((rows, 8)), np.empty((rows, 9)), np.zeros(TOTALS))
+    written = (np.empty((rows, 8)), np.empty((rows, 9)), np.zeros(TOTALS), np.zeros((symbols, BOOK_FIELDS)))
+    return Books(np.empty(bars), np.empty(bars), np.empty(bars), *written)
 
 
 class State(NamedTuple):
@@ -107,15 +114,16 @@ class State(NamedTuple):
 
 
 def _compiled(function: Any) -> Any:
-    return njit(cache=True, nogil=True, error_model="numpy")(function)
+    """Nothing here makes an array, so none is counted: references counted at each call are half the time."""
+    return njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
 
 
 def _inlined(function: Any) -> Any:
-    """For what runs at every bar: a call would count references to every array it is given."""
-    return njit(cache=True, nogil=True, error_model="numpy", inline="always")(function)
+    """For what runs at every bar."""
+    return njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
 
 
-@_inlined
+@_compiled
 def _close_trade(state: State, t: int, s: int, reason: int) -> None:
     """Write the finished round trip of symbol s and clear its row."""
     book, totals = state.book, state.totals
@@ -131,7 +139,7 @@ def _close_trade(state: State, t: int, s: int, reason: int) -> None:
         book[s, field] = 0.0
 
 
-@_inlined
+@_compiled
 def _note_trade(
     state: State,
     t: int,
@@ -370,15 +378,12 @@ def _settle_delisted(state: State, rules: Rules, t: int) -> None:
 
 
 @_inlined
-def _write(
-    book: Floats, cash: float, equity_at: Floats, cash_at: Floats, gross_at: Floats, units_at: Floats, t: int
-) -> float:
+def _write(book: Floats, cash: float, equity_at: Floats, cash_at: Floats, gross_at: Floats, t: int) -> float:
     equity, gross = cash, 0.0
     for s in range(len(book)):
         value = book[s, UNITS] * book[s, MARK]
         equity += value
         gross += abs(value)
-        units_at[t, s] = book[s, UNITS]
     equity_at[t], cash_at[t], gross_at[t] = equity, cash, gross
     return equity
 
@@ -387,10 +392,12 @@ def _write(
 def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None:
     """Run the account over all bars and fill `books`."""
     bars, symbols = prices.close.shape
-    book = np.zeros((symbols, BOOK_FIELDS))
-    book[:, LOT], book[:, BORROW_RATE] = plan.lots, plan.borrow
-    book[:, LAST_BAR], book[:, SETTLED_AT] = plan.last_bars, plan.settled_at
-    totals = books.totals
+    book, totals = books.book, books.totals
+    delistings = False
+    for s in range(symbols):
+        book[s, LOT], book[s, BORROW_RATE] = plan.lots[s], plan.borrow[s]
+        book[s, LAST_BAR], book[s, SETTLED_AT] = plan.last_bars[s], plan.settled_at[s]
+        delistings |= plan.settled_at[s] >= 0
     state = State(book, books.fills, books.trades, totals)
     totals[CASH] = rules.capital
     opens, closes, volumes, weights, row_of = (
@@ -400,9 +407,8 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
         plan.weights,
         plan.row_of,
     )
-    equity_at, cash_at, gross_at, units_at = books.equity, books.cash, books.gross, books.units
+    equity_at, cash_at, gross_at = books.equity, books.cash, books.gross
     watched = rules.stop_loss > 0 or rules.take_profit > 0
-    delistings = plan.settled_at.max() >= 0
     borrowing, funding = len(plan.years) > 0, len(plan.funding_at_open) > 0
     dense, every_bar, at_close, margin = (
         len(row_of) == 0,
@@ -436,9 +442,22 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
                 equity -= _pay_funding(book, totals, plan.funding_within, t)
             if due and at_close and equity > 0:
                 _trade(state, closes, volumes, rules, t, equity)
-            if delistings:
+            if delistings and equity > 0:
                 _settle_delisted(state, rules, t)
-        if _write(book, totals[CASH], equity_at, cash_at, gross_at, units_at, t) <= 0 and totals[ENDED] == 0:
+        if _write(book, totals[CASH], equity_at, cash_at, gross_at, t) <= 0 and totals[ENDED] == 0:
             _end(state, prices, rules, t)
-            _write(book, totals[CASH], equity_at, cash_at, gross_at, units_at, t)
-    totals[UNFILLED] = book[:, PENDING].sum()
+            _write(book, totals[CASH], equity_at, cash_at, gross_at, t)
+    for s in range(symbols):
+        totals[UNFILLED] += book[s, PENDING]
+
+
+@_compiled
+def add_up(fills: Floats, units: Floats) -> None:
+    """Units [T, S] held at each close, from the fills in order of time; `units` begins as zeros."""
+    n = 0
+    for t in range(len(units)):
+        for s in range(units.shape[1] if t > 0 else 0):
+            units[t, s] = units[t - 1, s]
+        while n < len(fills) and fills[n, 0] == t:
+            units[t, int(fills[n, 1])] += fills[n, 3]
+            n += 1
