@@ -192,16 +192,16 @@ def _ends(market: Market) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
     """Each symbol's last bar, and the same again where it was delisted: silent for longer than ever before,
     else −1.
     """
-    if len(market.symbols) == 1 and not np.isnan(market.prices.close[-1, 0]):
-        return np.array([len(market.clock) - 1]), np.array([-1])
-    traded, last, settled = ~np.isnan(market.prices.close), [], []
-    for s in range(len(market.symbols)):
-        bars = np.flatnonzero(traded[:, s])
+    close = market.prices.close
+    last = np.full(len(market.symbols), len(market.clock) - 1)
+    settled = np.full(len(market.symbols), -1)
+    for s in np.flatnonzero(np.isnan(close[-1])):
+        bars = np.flatnonzero(~np.isnan(close[:, s]))
         times = market.clock[bars]
-        silent = market.clock[-1] - times[-1]
-        last.append(bars[-1])
-        settled.append(bars[-1] if silent > np.diff(times).max(initial=0) else -1)
-    return np.array(last, np.int64), np.array(settled, np.int64)
+        last[s] = bars[-1]
+        if market.clock[-1] - times[-1] > np.diff(times).max(initial=0):
+            settled[s] = bars[-1]
+    return last, settled
 
 
 def _lots(lot_size: float | Mapping[str, float] | None, symbols: Sequence[str]) -> Floats:
@@ -273,7 +273,8 @@ def _notes(
     if unfilled := int(books.totals[UNFILLED]):
         notes.append(f"{unfilled} orders never filled: no later bar with volume")
     if zero_volume == "wait":
-        silent = [s for s, v in zip(market.symbols, market.prices.volume.T, strict=True) if not (v > 0).any()]
+        most = np.nan_to_num(market.prices.volume).max(axis=0)
+        silent = [s for s, volume in zip(market.symbols, most, strict=True) if volume == 0]
         notes += [
             f"{s} has no volume on any bar, so no order fills; zero_volume='fill' trades it" for s in silent
         ]

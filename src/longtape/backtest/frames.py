@@ -94,7 +94,7 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
 
 def _numbers(values: pl.Series, what: str) -> Floats:
     try:
-        numbers = values.cast(pl.Float64)
+        numbers = values if values.dtype == pl.Float64 else values.cast(pl.Float64)
     except pl.exceptions.PolarsError:
         raise UserError(f"{what}: column '{values.name}' holds {values.dtype}, not numbers") from None
     return (numbers.fill_null(float("nan")) if numbers.null_count() else numbers).to_numpy()
@@ -142,8 +142,9 @@ def _first_fault(
             return row, 6
         last[code] = times[row]
         # A comparison with NaN is False, so that NaN is a fault as well.
-        good = 0 < opens[row] < np.inf and 0 < lows[row] <= highs[row] < np.inf and 0 < closes[row] < np.inf
-        if not (good and 0 <= volumes[row] < np.inf):
+        good = (opens[row] > 0) & (opens[row] < np.inf) & (closes[row] > 0) & (closes[row] < np.inf)
+        good &= (lows[row] > 0) & (lows[row] <= highs[row]) & (highs[row] < np.inf)
+        if not (good & (volumes[row] >= 0) & (volumes[row] < np.inf)):
             for field in range(5):
                 value = columns[field][row]
                 if not (0 <= value < np.inf) or (field < 4 and value == 0):

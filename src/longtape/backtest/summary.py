@@ -63,13 +63,12 @@ def _path(returns: Floats) -> tuple[float, float, int, int, int, float, float, b
             deepest = min(deepest, value / high - 1)
             below += 1
             longest = max(longest, below)
-        if r > 0:
-            wins += 1
-            gained += r
-        elif r < 0:
-            losses += 1
-            lost -= r
-            ruined |= r <= -1
+        # Without branches: the sign of a return is what a processor cannot foresee.
+        wins += r > 0
+        losses += r < 0
+        gained += max(r, 0.0)
+        lost -= min(r, 0.0)
+        ruined |= r <= -1
     return value - 1, deepest, longest, wins, losses, gained, lost, ruined
 
 
