@@ -335,7 +335,7 @@ def report(results: dict) -> str:
     method = (
         "float32, batch 1, d_model 256, 8 heads, whole layers with projections unless said otherwise. Each measurement "
         "runs in a process of its own, the subjects in turn; times are medians, ratios medians over the rounds; memory "
-        "is the extra peak of the process. Other work ran on the same cores at the lowest priority."
+        "is the extra peak of the process."
     )
     parts = [f"## {heading}\n\n{text}" for heading, text in chapters(results).items() if text]
     head = ["# Attention: results of record", machine_line(results["machine"]) + ".", method]

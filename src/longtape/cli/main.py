@@ -61,6 +61,8 @@ def execute(arguments: list[str]) -> int:
         if debug:
             raise
         return _explain(error)
+    finally:
+        set_silent(False)
 
 
 def _explain(error: Exception) -> int:
