@@ -187,3 +187,19 @@ def test_the_deflated_sharpe_of_the_published_example():
     assert deflated == pytest.approx(0.9004, abs=5e-5)
     single = statistics.deflated_sharpe(0.1, 1250, 0, 3, 1, 0.5)
     assert single == statistics.probabilistic_sharpe_of(0.1, 1250, 0, 3)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "falling", "mostly zero"])
+def test_the_tail_of_many_returns_is_the_quantile(kind):
+    """Above 100,000 returns the tail is found in a part of them, with the same result."""
+    draws = np.random.default_rng(4).normal(0, 0.01, 150_001)
+    returns = {
+        "normal": draws,
+        "ties": np.round(draws, 2),
+        "falling": np.sort(draws)[::-1],
+        "mostly zero": np.where(np.arange(len(draws)) % 50 == 0, draws, 0.0),
+    }[kind]
+    lowest = np.quantile(returns, 0.05)
+    assert metrics.value_at_risk(returns) == pytest.approx(lowest, rel=1e-12, abs=1e-18)
+    tail = returns[returns <= lowest].mean()
+    assert metrics.conditional_value_at_risk(returns) == pytest.approx(tail, rel=1e-9, abs=1e-18)

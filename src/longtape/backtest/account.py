@@ -114,7 +114,7 @@ class State(NamedTuple):
 
 
 def _compiled(function: Any) -> Any:
-    """Nothing here makes an array, so none is counted: references counted at each call are half the time."""
+    """Nothing here makes an array, so numba need not count references to those passed at every call."""
     return njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
 
 
