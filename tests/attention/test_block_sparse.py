@@ -104,16 +104,39 @@ def test_a_table_of_the_wrong_length_is_refused() -> None:
 
 
 @pytest.mark.parametrize("pattern", [BLOCKS, TOKENS], ids=str)
-def test_small_buffers_change_nothing(pattern: Pattern, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads staged one by one, one tile and one global query at a time."""
+def test_threads_and_the_size_of_their_tasks_change_no_bit(
+    pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = [x.requires_grad_() for x in qkv(100)]
-    at_once = pattern_attention(*inputs, pattern)
-    for limit in ("STAGED", "SCORES", "DENSE_SCORES"):
-        monkeypatch.setattr(kernel, limit, 1)
-    singly = pattern_attention(*inputs, pattern)
-    assert (at_once - singly).abs().max() < 1e-12
-    a, b = (torch.autograd.grad((y * y.detach()).sum(), inputs) for y in (at_once, singly))
-    assert all((x - y).abs().max() < 1e-12 for x, y in zip(a, b, strict=True))
+
+    def results() -> list[torch.Tensor]:
+        y = pattern_attention(*inputs, pattern)
+        return [y, *torch.autograd.grad((y * y.detach()).sum(), inputs)]
+
+    threads = torch.get_num_threads()
+    alone = results()
+    monkeypatch.setattr(kernel, "AT_ONCE", 1)
+    torch.set_num_threads(3)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(alone, results(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [16, 40, 100, 128, 200])
+@pytest.mark.parametrize("width", [16, 20, 32, 48])
+def test_blocks_and_heads_of_any_size(size: int, width: int) -> None:
+    """Blocks longer than the loops take at once or no multiple of it; heads read in place or filled up."""
+    pattern = Pattern(block_size=size, window_size=3, n_random=1, n_global=1, placement="last")
+    q, k, v = (
+        torch.randn(2, 450, 2, width, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3)
+    )
+    seen = pattern.rows(450, torch.arange(450))[0]
+    y, exact = pattern_attention(q, k, v, pattern), full_attention(q, k, v, seen)
+    assert (y - exact).abs().max() < 1e-12
+    weights = torch.randn_like(y)
+    a, b = (torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (y, exact))
+    assert all((x - z).abs().max() < 1e-10 for x, z in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,15 +6,16 @@ units that hold the keys of single global tokens and of learned tokens, so that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from longtape.attention.pattern import Pattern
+from longtape.attention.tiles import LOW
 
-LOW = -1e30  # added to a hidden score: finite, so that a row that sees nothing stays finite
 SMALLEST_BLOCK = 16  # blocks below this are tiled as tokens: their own products would be too small
 UNIT, UNITS_PER_TILE = 16, 4  # about so many tokens at token granularity, rounded down to whole blocks
 
@@ -42,6 +43,9 @@ class Plan:
     n_extra: int = 0  # learned tokens
     scattered: Tensor | None = None  # [slots, r] slots of the keys of single queries, −1 = none
     order: Tensor | None = None  # [slots] the token in each slot, −1 = filling; None: as they come
+    prepared: dict[Any, Any] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )  # by `works_of`
 
     @property
     def n_padded(self) -> int:
@@ -55,16 +59,6 @@ class Plan:
             return self.order
         tokens = torch.arange(self.n_padded)
         return tokens.masked_fill(tokens >= self.n_tokens, -1)
-
-    def bring(self, source: Tensor, slots: Tensor, filling: float = 0.0) -> None:
-        """Copy [B, H, N, D] into [B, H, ≥ slots, D] in the plan's order; what is left over takes `filling`."""
-        if self.order is None:
-            slots[:, :, : self.n_tokens] = source
-            slots[:, :, self.n_tokens :] = filling
-        else:
-            slots[:, :, : len(self.order)] = source[:, :, self.order.clamp(min=0)]
-            slots[:, :, : len(self.order)].masked_fill_((self.order < 0)[:, None], filling)
-            slots[:, :, len(self.order) :] = filling
 
     def take_home(self, slots: Tensor) -> Tensor:
         """The inverse: [B, H, ≥ slots, …] → [B, H, N, …]."""

@@ -29,6 +29,8 @@ BYTES = 64 if _WIDE else 32  # of a vector
 
 # "contract" lets a·b + c be one instruction; sums keep their order, NaN and infinity their meaning.
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+# The same, and a sum over one array may be taken in lanes: in a fixed order, but not that of the array.
+summing = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
 def lanes(dtype: torch.dtype) -> int:
@@ -186,6 +188,22 @@ def product(
                 a, a0 + i * a_row, a_row, a_step, b, b0 + j, b_step, c, c0 + i * c_row + j, c_row, depth, add
             )
             i += 1
+
+
+@intrinsic
+def prefetch(context: Any, x: Any, offset: Any) -> Any:
+    """Bring the cache line of x[offset] into the second cache, in the background; no effect on any value."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(start, [arguments[1]]), ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(fetch, [place, flag(0), flag(3), flag(1)])  # to read, level 2, data
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), generate
 
 
 @intrinsic
