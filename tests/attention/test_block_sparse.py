@@ -172,9 +172,45 @@ def test_any_layout_of_memory_gives_the_same() -> None:
 def test_the_operator_keeps_its_promises(pattern: Pattern) -> None:
     """Schema, shapes without data, autograd registration: what torch.compile and torch.export rely on."""
     q, k, v = (x.float().requires_grad_() for x in qkv(40))
-    given = (None, None, None, None, None, None, pattern.to_ints(), [], True, 0.0)
+    of_global = [x.detach().clone().requires_grad_() for x in (q[:, :, [3, 9]], k, v)]
+    positions = torch.tensor([[3, 9], [-1, 12]])
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(torch.ops.longtape.block_sparse.default, (q, k, v, *given), test_utils=tests)
+    for more, at in (([None] * 3, None), (of_global, positions)):
+        given = (q, k, v, None, None, *more, None, at, None, None, pattern.to_ints(), [], 0.0)
+        torch.library.opcheck(torch.ops.longtape.block_sparse.default, given, test_utils=tests)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("width", [4, 16])
+def test_global_queries_look_through_projections_of_their_own(causal: bool, padded: bool, width: int) -> None:
+    n, pattern = 90, Pattern(window_size=9, causal=causal)
+    q, k, v, global_k, global_v = (torch.randn(2, 2, n, width, dtype=torch.float64) for _ in range(5))
+    positions = torch.tensor([[0, 7, 88], [-1, 40, -1]])
+    global_q = torch.randn(2, 2, 3, width, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (q, k, v, global_q, global_k, global_v)]
+    visible = torch.arange(n) < torch.tensor([[n], [70]]) if padded else None
+    y = pattern_attention(
+        q, k, v, pattern, visible=visible, positions=positions, of_global=(global_q, global_k, global_v)
+    )
+    seen = pattern.rows(n, torch.arange(n), positions)[:, None]
+    if visible is not None:
+        seen = seen & visible[:, None, None]
+    index = positions.clamp(min=0)[:, None, :, None].expand_as(global_q)
+    sparse = torch.zeros_like(q).scatter_add(2, index, global_q * (positions >= 0)[:, None, :, None])
+    is_global = torch.zeros(2, n, dtype=torch.bool)
+    for sample, row in enumerate(positions.tolist()):
+        is_global[sample, [token for token in row if token >= 0]] = True
+    exact = torch.where(
+        is_global[:, None, :, None],
+        full_attention(sparse, global_k, global_v, seen),
+        full_attention(q, k, v, seen),
+    )
+    shown = torch.ones(2, 1, n, 1) if visible is None else visible[:, None, :, None]
+    assert ((y - exact) * shown).abs().max() < 1e-12
+    weights = torch.randn_like(y) * shown
+    a, b = (torch.autograd.grad((out * weights).sum(), inputs) for out in (y, exact))
+    assert all((x - z).abs().max() < 1e-10 for x, z in zip(a, b, strict=True))
 
 
 def test_a_plain_window_is_banded_full_attention() -> None:

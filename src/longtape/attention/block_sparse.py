@@ -7,7 +7,7 @@ As registered operators both pass through `torch.compile(fullgraph=True)` and `t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,25 +30,27 @@ def pattern_attention(
     positions: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
-    global_rows: bool = True,
+    of_global: tuple[Tensor, Tensor, Tensor] | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention on the pairs that `pattern` shows. q, k, v [B, H, N, D] → [B, H, N, D].
 
     visible [B, N] bool; explicit global `positions` [1 or B, G] int64, −1 = none; keys and values of learned tokens
-    that every query sees, [H, E, D]; `dropout` on the weights. Without `global_rows` the global tokens are seen by all
-    but see no more than others. ValueError for a position outside the sequence.
+    that every query sees, [H, E, D]; `dropout` on the weights. The global tokens at `positions` see everything, through
+    q [B, H, G, D], k and v [B, H, N, D] `of_global` where these are given. ValueError for a position outside the
+    sequence.
     """
     if q.is_cuda:
         _refuse_dropout(dropout)
         return flex_pattern_attention(
             q, k, v, pattern,
-            visible=visible, positions=positions, extra_k=extra_k, extra_v=extra_v, global_rows=global_rows,
+            visible=visible, positions=positions, extra_k=extra_k, extra_v=extra_v, of_global=of_global,
         )  # fmt: skip
     seed = torch.randint(2**31, ()) if dropout else None
     return _operator(
-        q, k, v, extra_k, extra_v, visible, positions, None, seed, pattern.to_ints(), [], global_rows, dropout
-    )[0]
+        q, k, v, extra_k, extra_v, *(of_global or (None, None, None)), visible, positions, None, seed,
+        pattern.to_ints(), [], dropout,
+    )[0]  # fmt: skip
 
 
 def block_sparse_attention(
@@ -81,12 +83,17 @@ def block_sparse_attention(
         )
     rules = Pattern(block_size=block_size, causal=causal).to_ints()
     seed = torch.randint(2**31, ()) if dropout else None
-    return _operator(q, k, v, None, None, visible, None, table, seed, rules, list(dense), True, dropout)[0]
+    return _operator(
+        q, k, v, None, None, None, None, None, visible, None, table, seed, rules, list(dense), dropout
+    )[0]
 
 
 def _refuse_dropout(dropout: float) -> None:
     if dropout:
         raise ValueError("attention_dropout has no form in FlexAttention: on CUDA build the layer with 0")
+
+
+_TENSORS = 12  # arguments of the operator that are tensors; they come first
 
 
 @torch.library.custom_op("longtape::block_sparse", mutates_args=())
@@ -96,18 +103,23 @@ def _operator(
     v: Tensor,
     extra_k: Tensor | None,
     extra_v: Tensor | None,
+    global_q: Tensor | None,
+    global_k: Tensor | None,
+    global_v: Tensor | None,
     visible: Tensor | None,
     positions: Tensor | None,
     table: Tensor | None,
     seed: Tensor | None,
     rules: list[int],
     dense: list[int],
-    global_rows: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    x = Inputs(q, k, v, extra_k, extra_v, visible, dropout, 0 if seed is None else int(seed))
+    x = Inputs(
+        q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
+        0 if seed is None else int(seed),
+    )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):  # the kernel keeps its own precision
-        return forward(*_plans(x, positions, table, rules, dense, global_rows), x)
+        return forward(*_plans(x, positions, table, rules, dense), x)
 
 
 @_operator.register_fake
@@ -125,37 +137,44 @@ def _backward_operator(
     v: Tensor,
     extra_k: Tensor | None,
     extra_v: Tensor | None,
+    global_q: Tensor | None,
+    global_k: Tensor | None,
+    global_v: Tensor | None,
     visible: Tensor | None,
     positions: Tensor | None,
     table: Tensor | None,
     seed: Tensor | None,
     rules: list[int],
     dense: list[int],
-    global_rows: bool,
     dropout: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x = Inputs(q, k, v, extra_k, extra_v, visible, dropout, 0 if seed is None else int(seed))
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x = Inputs(
+        q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
+        0 if seed is None else int(seed),
+    )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):
-        return backward(*_plans(x, positions, table, rules, dense, global_rows), x, grad, out, lse)
+        found = backward(*_plans(x, positions, table, rules, dense), x, grad, out, lse)
+    return tuple(getattr(found, part.name) for part in fields(found))
 
 
 @_backward_operator.register_fake
 def _(grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-    extra = [q.new_empty(0) if e is None else torch.empty_like(e) for e in rest[:2]]
+    extra = [q.new_empty(0) if e is None else torch.empty_like(e) for e in rest[:5]]
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), *extra
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.options = inputs[9:]
-    ctx.save_for_backward(*output, *inputs[:9])
+    ctx.options = inputs[_TENSORS:]
+    ctx.save_for_backward(*output, *inputs[:_TENSORS])
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    dq, dk, dv, dek, dev = _backward_operator(grad, *saved, *ctx.options)
-    extra = (None, None) if saved[5] is None else (dek, dev)
-    return (dq, dk, dv, *extra, *[None] * 8)
+    found = _backward_operator(grad, *saved, *ctx.options)
+    given = saved[2 : 2 + len(found)]
+    gradients = [None if x is None else d for x, d in zip(given, found, strict=True)]
+    return (*gradients, *[None] * (_TENSORS - len(found) + len(ctx.options)))
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)
@@ -167,7 +186,6 @@ def _plans(
     table: Tensor | None,
     rules: list[int],
     dense: list[int],
-    global_rows: bool,
 ) -> tuple[list[Plan], bool]:
     """One plan for all, for each sample, or for each head; and whether it is for each head."""
     n = x.q.shape[2]
@@ -178,13 +196,14 @@ def _plans(
         plans = [plan_table(t, n, pattern.block_size, pattern.causal, dense) for t in tables]
         return plans, table.dim() > 2
     named = [()] if positions is None else [tuple(row) for row in positions.tolist()]
-    return [_plan_cached(tuple(rules), n, n_extra, row, global_rows) for row in named], False
+    own = x.global_q is not None
+    return [_plan_cached(tuple(rules), n, n_extra, row, own) for row in named], False
 
 
 @lru_cache(maxsize=256)
 def _plan_cached(
-    rules: tuple[int, ...], n_tokens: int, n_extra: int, positions: tuple[int, ...], global_rows: bool
+    rules: tuple[int, ...], n_tokens: int, n_extra: int, positions: tuple[int, ...], own_projections: bool
 ) -> Plan:
     named = torch.tensor(positions, dtype=torch.int64) if positions else None
     plan = plan_pattern(Pattern.from_ints(rules), n_tokens, named, n_extra)
-    return plan if global_rows else replace(plan, dense=plan.dense[:0])
+    return replace(plan, asked=named) if own_projections else plan

@@ -168,11 +168,12 @@ def flex_pattern_attention(
     positions: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
-    global_rows: bool = True,
+    of_global: tuple[Tensor, Tensor, Tensor] | None = None,
     compiled: bool = True,
 ) -> Tensor:
     """`pattern_attention` through FlexAttention; same arguments. Rows of padded queries are not zeroed."""
     n, n_extra = q.shape[2], 0 if extra_k is None else extra_k.shape[1]
+    global_rows = of_global is None
     if visible is None and positions is None:
         rules, mask = _fixed_mask(tuple(pattern.to_ints()), n, n_extra, global_rows, q.device)
     else:
@@ -183,7 +184,35 @@ def flex_pattern_attention(
     k, v = (_with_extra(rules, x, e) for x, e in ((k, extra_k), (v, extra_v)))
     attend = _compiled() if compiled else flex_attention
     out = attend(_filled(q, rules.n_padded), k, v, block_mask=mask, scale=q.shape[-1] ** -0.5)
-    return out[:, :, :n]
+    if of_global is None or positions is None:
+        return out[:, :, :n]
+    return put_rows(
+        out[:, :, :n], look_at_all(*of_global, positions, visible, causal=pattern.causal), positions
+    )
+
+
+def look_at_all(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, visible: Tensor | None, *, causal: bool
+) -> Tensor:
+    """The global queries q [B, H, G, D] at `positions` [B, G] over all keys [B, H, N, D] → [B, H, G, D]."""
+    bias = None
+    if visible is not None or causal:
+        seen = (
+            q.new_ones(q.shape[0], 1, k.shape[2], dtype=torch.bool) if visible is None else visible[:, None]
+        )
+        if causal:
+            seen = seen & (torch.arange(k.shape[2], device=q.device) <= positions.clamp(min=0)[..., None])
+        bias = q.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(q.dtype).min)[:, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=q.shape[-1] ** -0.5)
+
+
+def put_rows(y: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """Y [B, H, N, D] with rows [B, H, G, D] in place of those at `positions` [B, G]; −1 goes nowhere."""
+    n = y.shape[2]
+    spare = F.pad(y.transpose(1, 2), (0, 0, 0, 0, 0, 1))  # a copy with one row more, for the −1
+    index = torch.where(positions < 0, n, positions)[..., None, None]
+    rows = rows.transpose(1, 2).to(y.dtype)
+    return spare.scatter_(1, index.expand_as(rows), rows)[:, :n].transpose(1, 2)
 
 
 def _filled(x: Tensor, length: int) -> Tensor:

@@ -34,6 +34,9 @@ class Inputs:
     v: Tensor
     extra_k: Tensor | None
     extra_v: Tensor | None
+    global_q: Tensor | None  # [B, H, G, D] of the global queries, where these have projections of their own
+    global_k: Tensor | None  # [B, H, N, D], likewise
+    global_v: Tensor | None
     visible: Tensor | None
     dropout: float
     seed: int
@@ -42,6 +45,14 @@ class Inputs:
     def wide(self) -> torch.dtype:
         """What is computed in."""
         return torch.promote_types(self.q.dtype, torch.float32)
+
+    def projections(self, through_global: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of all or of the global queries."""
+        if not through_global:
+            return self.q, self.k, self.v
+        if self.global_q is None or self.global_k is None or self.global_v is None:
+            raise ValueError("global queries look through q, k and v of their own, or none of them is given")
+        return self.global_q, self.global_k, self.global_v
 
 
 @dataclass(frozen=True)
@@ -64,22 +75,23 @@ def parts(plans: Sequence[Plan], per_head: bool, x: Inputs) -> Iterator[Part]:
 
 
 class Stage:
-    """The operands of one part."""
+    """The operands of one part, with its own or (`through_global`) with the projections of the global queries."""
 
-    def __init__(self, part: Part, x: Inputs) -> None:
+    def __init__(self, part: Part, x: Inputs, through_global: bool = False) -> None:
         self.part, self.plan, self.x = part, part.plan, x
         self.width = padded(x.q.shape[-1], x.wide)
         self.visible = None if x.visible is None else x.visible[part.samples]
         if self.visible is not None and bool(self.visible.all()):
             self.visible = None
-        self.q = self.rows(x.q)
-        self.n_slices = self.q.shape[0] * self.q.shape[1]
-        self.k, self.v = self.slots(x.k), self.slots(x.v)
-        self.keys = self._keys(self.k, self.v, self.behind(x.k, x.extra_k), self.behind(x.v, x.extra_v))
+        q, k, v = x.projections(through_global)
+        extra = (None, None) if through_global else (x.extra_k, x.extra_v)
+        self.q, self.k, self.v = self.rows(q), self.slots(k), self.slots(v)
+        self.n_heads, self.n_slices = self.q.shape[1], self.q.shape[0] * self.q.shape[1]
+        self.keys = self.as_keys(self.k, self.v, self.behind(k, extra[0]), self.behind(v, extra[1]))
 
     def rows(self, source: Tensor) -> Tensor:
         """The part of a tensor by tokens [B, H, N, D]; itself where the loops can use it."""
-        return self._readable(source[self.part.samples, self.part.heads])
+        return readable(source[self.part.samples, self.part.heads], self.x.wide)
 
     def slots(self, source: Tensor) -> Tensor:
         """The part of keys or values by the plan's slots; hidden content becomes zero."""
@@ -88,7 +100,7 @@ class Stage:
             source = source.masked_fill(~self.visible[:, None, :, None], 0.0)
         if self.plan.order is not None:
             source = source[:, :, self.plan.order.clamp(min=0)]
-        return self._readable(source)
+        return readable(source, self.x.wide)
 
     def behind(self, source: Tensor, learned: Tensor | None) -> Tensor:
         """Learned keys or values, then copies of single global tokens."""
@@ -99,18 +111,7 @@ class Stage:
             both = both.masked_fill(~self.visible[:, None, tokens, None], 0.0)
         if learned is not None:
             both = torch.cat([learned[self.part.heads].expand(len(both), -1, -1, -1), both], 2)
-        return self._readable(both)
-
-    def room(self, like: Tensor) -> Tensor:
-        """Where the loops write what belongs into `like` [B, H, N, D]: this part of it, or a tensor beside it."""
-        mine = like[self.part.samples, self.part.heads]
-        return mine if self._is_readable(mine) else self._empty(mine)
-
-    def bring_home(self, written: Tensor, target: Tensor) -> None:
-        """What `room` gave → its place."""
-        mine = target[self.part.samples, self.part.heads]
-        if written.data_ptr() != mine.data_ptr():
-            mine.copy_(written[..., : mine.shape[-1]])
+        return readable(both, self.x.wide)
 
     def dropout(self) -> Dropout:
         """In the form of the loops."""
@@ -122,11 +123,8 @@ class Stage:
         """In the dtype of the loops, so that they need not widen."""
         return np.float64(value) if self.x.wide == torch.float64 else np.float32(value)
 
-    def gradient_keys(self, dk: Tensor, dv: Tensor, extra_k: Tensor, extra_v: Tensor) -> Keys:
-        """Where the gradients of keys and values go."""
-        return self._keys(dk, dv, extra_k, extra_v)
-
-    def _keys(self, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor) -> Keys:
+    def as_keys(self, k: Tensor, v: Tensor, extra_k: Tensor, extra_v: Tensor) -> Keys:
+        """Keys and values by slot, or where their gradients go."""
         return Keys(
             Operand.of(k), Operand.of(v), Operand.of(extra_k), Operand.of(extra_v),
             k.shape[2], self.plan.n_padded, extra_k.shape[2], self._hidden(),
@@ -141,99 +139,150 @@ class Stage:
         hidden = torch.cat([by_slot, learned, by_slot[:, self.plan.shared]], 1)
         return hidden.to(torch.uint8).numpy()
 
-    def _readable(self, x: Tensor) -> Tensor:
-        if self._is_readable(x):
-            return x
-        staged = self._empty(x)
-        staged[..., : x.shape[-1]] = x
-        staged[..., x.shape[-1] :] = 0.0
-        return staged
 
-    def _is_readable(self, x: Tensor) -> bool:
-        return x.dtype == self.x.wide and x.shape[-1] == self.width and x.stride(-1) == 1
+def is_readable(x: Tensor, wide: torch.dtype) -> bool:
+    """Whether the loops can work on it where it lies."""
+    return x.dtype == wide and x.shape[-1] == padded(x.shape[-1], wide) and x.stride(-1) == 1
 
-    def _empty(self, x: Tensor) -> Tensor:
-        return torch.empty(*x.shape[:-1], self.width, dtype=self.x.wide)
+
+def readable(x: Tensor, wide: torch.dtype) -> Tensor:
+    """Itself, or a copy that the loops can read."""
+    if is_readable(x, wide):
+        return x
+    staged = room(x, wide)
+    staged[..., : x.shape[-1]] = x
+    return staged
+
+
+def room(target: Tensor, wide: torch.dtype) -> Tensor:
+    """Where the loops write what belongs into `target`: itself, or a tensor beside it."""
+    if is_readable(target, wide):
+        return target
+    return torch.zeros(*target.shape[:-1], padded(target.shape[-1], wide), dtype=wide)
+
+
+def bring_home(written: Tensor, target: Tensor) -> None:
+    """What `room` gave → its place."""
+    if written.data_ptr() != target.data_ptr():
+        target.copy_(written[..., : target.shape[-1]])
+
+
+def looks(part: Part, x: Inputs) -> Iterator[tuple[Stage, list[Work], bool]]:
+    """What is computed through which projections: tiles and dense queries, together or each through their own."""
+    tiled, dense = works_of(part.plan, x.wide)
+    if x.global_q is None:
+        yield Stage(part, x), tiled + dense, False
+        return
+    yield Stage(part, x), tiled, False
+    if dense:
+        yield Stage(part, x, through_global=True), dense, True
 
 
 def forward(plans: Sequence[Plan], per_head: bool, x: Inputs) -> tuple[Tensor, Tensor]:
     """Output like q [B, H, N, D] and log-sum-exp [B, H, N] in units of log 2."""
     out, lse = torch.empty_like(x.q), x.q.new_empty(x.q.shape[:-1], dtype=x.wide)
     for part in parts(plans, per_head, x):
-        stage = Stage(part, x)
-        written = stage.room(out)
-        _forward_part(stage, written, lse[part.samples, part.heads, :, None])
-        stage.bring_home(written, out)
+        written = room(out[part.samples, part.heads], x.wide)
+        for stage, works, _ in looks(part, x):
+            _forward_part(stage, works, written, lse[part.samples, part.heads, :, None])
+        bring_home(written, out[part.samples, part.heads])
     return out, lse
 
 
-def _forward_part(stage: Stage, out: Tensor, lse: Tensor) -> None:
+def _forward_part(stage: Stage, works: list[Work], out: Tensor, lse: Tensor) -> None:
     operands = (Operand.of(stage.q), stage.keys, Operand.of(out), Operand.of(lse))
-    scale = stage.scalar(stage.x.q.shape[-1] ** -0.5 / LN2)
-    dropout, n_heads = stage.dropout(), stage.q.shape[1]
-    for work in works_of(stage.plan, stage.x.wide):
+    scale, dropout = stage.scalar(stage.x.q.shape[-1] ** -0.5 / LN2), stage.dropout()
+    for work in works:
         n_tiles, tile = work.rows.shape
         products = 2 * tile * int(work.sizes.sum()) * stage.width
 
         def run(start: int, stop: int, work: Work = work) -> None:
-            forward_tiles(*operands, work, dropout, n_heads, stage.width, scale, start, stop)
+            forward_tiles(*operands, work, dropout, stage.n_heads, stage.width, scale, start, stop)
 
         in_threads(run, n_tiles * stage.n_slices, max(AT_ONCE // max(products, 1), 1))
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward gives; of what was not there, an empty tensor."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    extra_k: Tensor
+    extra_v: Tensor
+    global_q: Tensor
+    global_k: Tensor
+    global_v: Tensor
+
+    @classmethod
+    def zeros(cls, x: Inputs) -> Gradients:
+        """Like the inputs; q's are written and not added to."""
+        rest = (x.extra_k, x.extra_v, x.global_q, x.global_k, x.global_v)
+        more = (x.q.new_zeros(0) if y is None else torch.zeros_like(y) for y in rest)
+        return cls(torch.empty_like(x.q), torch.zeros_like(x.k), torch.zeros_like(x.v), *more)
+
+    def projections(self, through_global: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of `Inputs.projections`."""
+        return (self.global_q, self.global_k, self.global_v) if through_global else (self.q, self.k, self.v)
+
+
 def backward(
     plans: Sequence[Plan], per_head: bool, x: Inputs, grad: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and of the learned keys and values (empty where there are none)."""
-    dq, dk, dv = torch.empty_like(x.q), torch.zeros_like(x.k), torch.zeros_like(x.v)
-    dek, dev = (x.q.new_zeros(0) if e is None else torch.zeros_like(e) for e in (x.extra_k, x.extra_v))
+) -> Gradients:
+    """Gradients of all inputs."""
+    total = Gradients.zeros(x)
     for part in parts(plans, per_head, x):
-        stage = Stage(part, x)
-        written = stage.room(dq)
-        sums = [_zeros_for(stage, staged, whole) for staged, whole in ((stage.k, dk), (stage.v, dv))]
-        extra = [
-            torch.zeros(*stage.q.shape[:2], e, stage.width, dtype=x.wide) for e in [stage.keys.n_extra] * 2
-        ]
-        d_keys = stage.gradient_keys(*sums, *extra)
-        _backward_part(stage, grad, out, lse, written, d_keys)
-        stage.bring_home(written, dq)
-        for target, learned, staged, more in zip((dk, dv), (dek, dev), sums, extra, strict=True):
-            _bring_keys_home(stage, target, learned, staged, more)
-    return dq, dk, dv, dek, dev
+        for stage, works, through_global in looks(part, x):
+            dq, dk, dv = total.projections(through_global)
+            target = dq[part.samples, part.heads]
+            written = room(target, x.wide)
+            staged = [_zeros_for(stage, *pair) for pair in ((stage.k, dk), (stage.v, dv))]
+            shape = (*stage.q.shape[:2], stage.keys.n_extra, stage.width)
+            behind = [torch.zeros(shape, dtype=x.wide) for _ in staged]
+            _backward_part(stage, works, grad, out, lse, written, stage.as_keys(*staged, *behind))
+            bring_home(written, target)
+            if x.global_q is not None and not through_global:  # of these, nobody asked the ordinary query
+                target[:, :, part.plan.tokens[part.plan.dense]] = 0.0
+            learned = (total.extra_k, total.extra_v)
+            for into in zip((dk, dv), learned, staged, behind, strict=True):
+                _bring_keys_home(stage, *into)
+    return total
 
 
 def _zeros_for(stage: Stage, staged: Tensor, whole: Tensor) -> Tensor:
     """Where gradients of keys are summed: their place, or zeros where the keys were staged."""
     in_place = stage.visible is None and stage.plan.order is None
     mine = whole[stage.part.samples, stage.part.heads]
-    return mine if in_place and stage._is_readable(mine) else torch.zeros_like(staged)
+    return mine if in_place and is_readable(mine, stage.x.wide) else torch.zeros_like(staged)
 
 
-def _backward_part(stage: Stage, grad: Tensor, out: Tensor, lse: Tensor, dq: Tensor, d_keys: Keys) -> None:
-    part, width = stage.part, stage.width
-    log = lse[part.samples, part.heads, :, None]
+def _backward_part(
+    stage: Stage, works: list[Work], grad: Tensor, out: Tensor, lse: Tensor, dq: Tensor, d_keys: Keys
+) -> None:
+    log = lse[stage.part.samples, stage.part.heads, :, None]
     operands = (
         Operand.of(stage.q), stage.keys, Operand.of(stage.rows(out)), Operand.of(log),
         Operand.of(stage.rows(grad)), Operand.of(dq), d_keys,
     )  # fmt: skip
     natural = stage.x.q.shape[-1] ** -0.5
     scales, dropout = (stage.scalar(natural / LN2), stage.scalar(natural)), stage.dropout()
-    for work in works_of(stage.plan, stage.x.wide):
+    for work in works:
 
         def run(start: int, stop: int, work: Work = work) -> None:
-            backward_tiles(*operands, work, dropout, stage.q.shape[1], width, *scales, start, stop)
+            backward_tiles(*operands, work, dropout, stage.n_heads, stage.width, *scales, start, stop)
 
         in_threads(run, stage.n_slices)
 
 
-def _bring_keys_home(stage: Stage, target: Tensor, learned: Tensor, staged: Tensor, more: Tensor) -> None:
-    """Gradients of keys by slot and those of the extra ones → keys and learned tokens."""
+def _bring_keys_home(stage: Stage, target: Tensor, learned: Tensor, staged: Tensor, behind: Tensor) -> None:
+    """Gradients of keys by slot and of those behind them → keys and learned tokens."""
     plan, part = stage.plan, stage.part
     if len(plan.shared):
-        staged.index_add_(2, plan.shared, more[:, :, plan.n_extra :])
+        staged.index_add_(2, plan.shared, behind[:, :, -len(plan.shared) :])
     width = target.shape[-1]
     if plan.n_extra:
-        learned[part.heads] += more[:, :, : plan.n_extra, :width].sum(0)
+        learned[part.heads] += behind[:, :, : plan.n_extra, :width].sum(0)
     mine = target[part.samples, part.heads]
     if staged.data_ptr() == mine.data_ptr():
         return

@@ -16,6 +16,8 @@ from longtape.attention.full import full_attention
 from longtape.attention.pattern import Pattern
 from longtape.attention.patterned import explicit_tokens
 
+Projections = tuple[Tensor, Tensor, Tensor]  # q, k, v
+
 
 @torch.library.custom_op("longtape::global_positions", mutates_args=())
 def _all_positions(q: Tensor, given: Tensor | None, placement: list[int], listed: list[int]) -> Tensor:
@@ -114,17 +116,20 @@ class LongformerAttention(Attention):
         assert source is not None  # noqa: S101 (project_more gives it)
         positions = self.positions(q, global_positions)
         dropout = self.config.attention_dropout if self.training else 0.0
-        y = windows(q, k, v, self.patterns, positions, visible, dropout)
+        return windows(
+            q, k, v, self.patterns, positions, self.project_global(source, positions), visible, dropout
+        )
+
+    def project_global(self, source: Tensor, positions: Tensor) -> Projections | None:
+        """Queries at `positions`, keys and values of all tokens, through the projections of the global tokens."""
         if positions.shape[1] == 0:
-            return y
+            return None
         chosen = positions.clamp(min=0)[..., None].expand(-1, -1, source.shape[-1])
-        rows = global_rows(
+        return (
             self.split_heads(self.global_q_proj(source.gather(1, chosen))),
             self.split_heads(self.global_k_proj(source)),
             self.split_heads(self.global_v_proj(source)),
-            positions, visible, causal=bool(self.config.causal), dropout=dropout,
-        )  # fmt: skip
-        return put_rows(y, rows, positions)
+        )
 
     def attend_reference(
         self,
@@ -196,55 +201,28 @@ def windows(
     k: Tensor,
     v: Tensor,
     patterns: Sequence[Pattern],
-    positions: Tensor,
+    positions: Tensor | None,
+    of_global: Projections | None,
     visible: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The local queries: window of each head and global keys at `positions` [B, G], through ordinary q, k, v."""
+    """Window of each head and global keys at `positions` [B, G] for all; global queries through q, k, v `of_global`."""
+    if of_global is None:
+        positions = None
     if len(set(patterns)) == 1:
         return pattern_attention(
-            q, k, v, patterns[0], visible=visible, positions=positions, global_rows=False, dropout=dropout
+            q, k, v, patterns[0], visible=visible, positions=positions, of_global=of_global, dropout=dropout
         )
     out: list[Tensor] = [q] * len(patterns)
     for pattern in set(patterns):
         heads = [h for h, other in enumerate(patterns) if other == pattern]
+        theirs: Projections | None = None
+        if of_global is not None:
+            theirs = (of_global[0][:, heads], of_global[1][:, heads], of_global[2][:, heads])
         y = pattern_attention(
             q[:, heads], k[:, heads], v[:, heads], pattern,
-            visible=visible, positions=positions, global_rows=False, dropout=dropout,
+            visible=visible, positions=positions, of_global=theirs, dropout=dropout,
         )  # fmt: skip
         for i, head in enumerate(heads):
             out[head] = y[:, i]
     return torch.stack(out, 1)
-
-
-def global_rows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    positions: Tensor,
-    visible: Tensor | None = None,
-    *,
-    causal: bool = False,
-    dropout: float = 0.0,
-) -> Tensor:
-    """The global queries q [B, H, G, D] at `positions` [B, G] over all keys [B, H, N, D] → [B, H, G, D]."""
-    bias = None
-    if visible is not None or causal:
-        seen = (
-            q.new_ones(q.shape[0], 1, k.shape[2], dtype=torch.bool) if visible is None else visible[:, None]
-        )
-        if causal:
-            seen = seen & (torch.arange(k.shape[2], device=q.device) <= positions.clamp(min=0)[..., None])
-        bias = q.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(q.dtype).min)[:, None]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, dropout_p=dropout, scale=q.shape[-1] ** -0.5
-    )
-
-
-def put_rows(y: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-    """Y [B, H, N, D] with rows [B, H, G, D] in place of those at `positions` [B, G]; −1 goes nowhere."""
-    n = y.shape[2]
-    spare = F.pad(y.transpose(1, 2), (0, 0, 0, 0, 0, 1))  # a copy with one row more, for the −1
-    index = torch.where(positions < 0, n, positions)[..., None, None]
-    rows = rows.transpose(1, 2).to(y.dtype)
-    return spare.scatter_(1, index.expand_as(rows), rows)[:, :n].transpose(1, 2)

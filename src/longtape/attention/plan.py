@@ -43,6 +43,7 @@ class Plan:
     n_extra: int = 0  # learned tokens
     scattered: Tensor | None = None  # [slots, r] slots of the keys of single queries, −1 = none
     order: Tensor | None = None  # [slots] the token in each slot, −1 = filling; None: as they come
+    asked: Tensor | None = None  # [G] tokens (−1 = none) of dense queries that have projections of their own
     prepared: dict[Any, Any] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )  # by `works_of`

@@ -43,7 +43,8 @@ class Work(NamedTuple):
     added.
     """
 
-    rows: Ints  # [T, tile] the token of each query, −1 = idle
+    rows: Ints  # [T, tile] the row of each query in q, −1 = idle
+    queries: Ints  # [T, tile] the token it belongs to
     starts: Ints  # [T, P] the first slot of each panel
     sizes: Ints  # [P] its slots, some of which may lie behind the end
     columns: Ints  # [P] the number of its first key
@@ -94,7 +95,7 @@ def forward_tiles(
         piece, t = task // n_tiles, task % n_tiles
         b, h = piece // n_heads, piece % n_heads
         for first in range(0, tile, MOST):
-            rows = work.rows[t, first : first + MOST]
+            rows, queries = work.rows[t, first : first + MOST], work.queries[t, first : first + MOST]
             _take_rows(q, b, h, rows, width, natural)
             _turn(natural, width, scale, turned)
             o[:, :], top[:], total[:] = 0.0, _NO_SCORE, 0.0
@@ -104,14 +105,14 @@ def forward_tiles(
                 _fetch(keys, b, h, next_slot, next_count, width)
                 _take_keys(keys, b, h, slot, count, width, k, v)
                 product(k, 0, width, 1, turned, 0, MOST, s, 0, MOST, count, MOST, width, False)
-                _hide(s, count, keys, work, b, t, p, slot, rows, first)
+                _hide(s, count, keys, work, b, t, p, slot, queries, first)
                 _soften(s, count, top, total, o, width)
-                _drop(s, count, dropout, piece, rows, slot)
+                _drop(s, count, dropout, piece, queries, slot)
                 product(s, 0, 1, MOST, v, 0, width, o, 0, width, MOST, width, count, True)
             if work.scattered.size:
                 slots = work.scattered[work.scattered_from[t] + first :][: len(rows)]
                 _scatter_forward(keys, b, h, piece, slots, turned, s, top, total, o, width, dropout, rows)
-            _finish(out, lse, b, h, rows, o, top, total, width)
+            _finish(out, lse, b, h, queries, o, top, total, width)
 
 
 @compiled
@@ -151,14 +152,14 @@ def backward_tiles(
         b, h = piece // n_heads, piece % n_heads
         for t in range(work.rows.shape[0]):
             for first in range(0, work.rows.shape[1], MOST):
-                rows = work.rows[t, first : first + MOST]
+                rows, queries = work.rows[t, first : first + MOST], work.queries[t, first : first + MOST]
                 _take_rows(q, b, h, rows, width, natural)
                 _turn(natural, width, scale, turned)
-                _take_rows(grad, b, h, rows, width, g)
+                _take_rows(grad, b, h, queries, width, g)
                 _turn(g, width, one, g_turned)
-                _take_rows(out, b, h, rows, width, o)
+                _take_rows(out, b, h, queries, width, o)
                 _differ(g, o, width, delta)
-                _take_log(lse, b, h, rows, log)
+                _take_log(lse, b, h, queries, log)
                 o[:, :] = 0.0  # from here on dQ
                 for p in range(len(work.sizes)):
                     slot, count = _panel(keys, work, t, p)
@@ -168,9 +169,9 @@ def backward_tiles(
                     _take_keys(keys, b, h, slot, count, width, k, v)
                     dk, dv, dk_at, dv_at = _locate(d_keys, b, h, slot)
                     product(k, 0, width, 1, turned, 0, MOST, s, 0, MOST, count, MOST, width, False)
-                    _hide(s, count, keys, work, b, t, p, slot, rows, first)
+                    _hide(s, count, keys, work, b, t, p, slot, queries, first)
                     product(v, 0, width, 1, g_turned, 0, MOST, ds, 0, MOST, count, MOST, width, False)
-                    _weigh(s, ds, count, log, delta, natural_scale, dropout, piece, rows, slot)
+                    _weigh(s, ds, count, log, delta, natural_scale, dropout, piece, queries, slot)
                     product(s, 0, MOST, 1, g, 0, width, dv.data, dv_at, dv.token, count, width, MOST, True)
                     product(
                         ds, 0, MOST, 1, natural, 0, width, dk.data, dk_at, dk.token, count, width, MOST, True

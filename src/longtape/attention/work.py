@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from longtape.attention.plan import Group, Plan
 from longtape.attention.tiles import MOST, Work
 
 
-def works_of(plan: Plan, dtype: torch.dtype) -> list[Work]:
-    """The groups of a plan, then the queries that see everything; made once and kept with the plan."""
+def works_of(plan: Plan, dtype: torch.dtype) -> tuple[list[Work], list[Work]]:
+    """The groups of a plan, and the queries that see everything (one or none); made once and kept with the plan."""
     if dtype not in plan.prepared:
         dense = [_dense(plan, dtype)] if len(plan.dense) else []
-        plan.prepared[dtype] = [_work(plan, group, dtype) for group in plan.groups] + dense
-    works: list[Work] = plan.prepared[dtype]
+        plan.prepared[dtype] = [_work(plan, group, dtype) for group in plan.groups], dense
+    works: tuple[list[Work], list[Work]] = plan.prepared[dtype]
     return works
 
 
@@ -42,7 +43,7 @@ def _work(plan: Plan, group: Group, dtype: torch.dtype) -> Work:
         bias = by_key.flatten().to(dtype)
     scattered = torch.empty(0, 0, dtype=torch.int64) if plan.scattered is None else plan.scattered
     return Work(
-        rows.numpy(), panels.starts.numpy(), panels.sizes.numpy(), panels.columns.numpy(),
+        rows.numpy(), rows.numpy(), panels.starts.numpy(), panels.sizes.numpy(), panels.columns.numpy(),
         masked.numpy(), bias.numpy(), *steps,
         torch.empty(0, dtype=torch.int64).numpy(), False,
         scattered.contiguous().numpy(), (group.tiles * plan.tile).numpy(),
@@ -51,16 +52,16 @@ def _work(plan: Plan, group: Group, dtype: torch.dtype) -> Work:
 
 def _dense(plan: Plan, dtype: torch.dtype) -> Work:
     """Queries that see everything, as many at a time as the lanes take."""
-    count = -(-len(plan.dense) // MOST)
-    rows = torch.full((count * MOST,), -1)
-    rows[: len(plan.dense)] = plan.tokens[plan.dense]
-    panels = _panels(plan, torch.arange(plan.n_keys // plan.unit).expand(count, -1))
+    queries = plan.tokens[plan.dense] if plan.asked is None else plan.asked
+    rows = queries if plan.asked is None else torch.arange(len(queries)).masked_fill(queries < 0, -1)
+    rows, queries = (F.pad(x, (0, -len(x) % MOST), value=-1).view(-1, MOST) for x in (rows, queries))
+    panels = _panels(plan, torch.arange(plan.n_keys // plan.unit).expand(len(rows), -1))
     slots = torch.full((plan.n_keys,), -1)
     slots[: plan.n_padded] = plan.tokens
     slots[plan.n_padded : plan.n_padded + plan.n_extra] = 0  # learned tokens lie before all others
     none = torch.empty(0, dtype=torch.int64).numpy()
     return Work(
-        rows.view(count, MOST).numpy(), panels.starts.numpy(), panels.sizes.numpy(), panels.columns.numpy(),
+        rows.numpy(), queries.numpy(), panels.starts.numpy(), panels.sizes.numpy(), panels.columns.numpy(),
         torch.zeros(len(panels.sizes), dtype=torch.bool).numpy(), torch.empty(0, dtype=dtype).numpy(), 0, 0, 0,
         slots.numpy(), plan.causal, none.reshape(0, 0), none,
     )  # fmt: skip
