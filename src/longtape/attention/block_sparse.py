@@ -17,7 +17,7 @@ from torch import Tensor
 from longtape.attention.flex import flex_pattern_attention, flex_table_attention
 from longtape.attention.kernel import Inputs, backward, forward
 from longtape.attention.pattern import Pattern
-from longtape.attention.plan import Plan, plan_pattern, plan_table
+from longtape.attention.plan import Plan, plan_dense, plan_pattern, plan_table
 
 
 def pattern_attention(
@@ -86,6 +86,15 @@ def block_sparse_attention(
     return _operator(
         q, k, v, None, None, None, None, None, visible, None, table, seed, rules, list(dense), dropout
     )[0]
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """Exact attention of q [B, H, N, D] to all of k and v [B, H, M, D] through the kernel on CPU: [B, H, N, D].
+
+    PyTorch's fused attention gives the same; where keys are few and queries many, this is faster in float32.
+    """
+    seed = torch.randint(2**31, ()) if dropout else None
+    return _operator(q, k, v, None, None, None, None, None, None, None, None, seed, [], [], dropout)[0]
 
 
 def _refuse_dropout(dropout: float) -> None:
@@ -189,6 +198,8 @@ def _plans(
 ) -> tuple[list[Plan], bool]:
     """One plan for all, for each sample, or for each head; and whether it is for each head."""
     n = x.q.shape[2]
+    if not rules:
+        return [plan_dense(n, x.k.shape[2])], False
     n_extra = 0 if x.extra_k is None else x.extra_k.shape[1]
     if table is not None:
         pattern = Pattern.from_ints(rules)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, blank
+from longtape.attention.block_sparse import dense_attention
 
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
 PROJECTIONS = ("linear", "mean", "conv")
@@ -164,6 +165,8 @@ class LinformerAttention(Attention):
 
     def _look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.config.attention_dropout if self.training else 0.0
+        if q.device.type == "cpu" and q.dtype == torch.float32:
+            return dense_attention(q, k, v, dropout=dropout)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
     def _mix_tokens(self, x: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:

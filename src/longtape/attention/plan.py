@@ -7,6 +7,7 @@ units that hold the keys of single global tokens and of learned tokens, so that 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -93,6 +94,13 @@ def plan_table(table: Tensor, n_tokens: int, block_size: int, causal: bool, dens
     tiles = blocks[~torch.isin(blocks, torch.tensor(dense, dtype=torch.int64))]
     plan = Plan(n_tokens, block_size, block_size, causal, (), tokens, tokens[:0])
     return _with_groups(plan, tiles, table[tiles])
+
+
+@lru_cache(maxsize=16)
+def plan_dense(n_queries: int, n_keys: int) -> Plan:
+    """The plan of queries that see all keys of another sequence."""
+    every, none = torch.arange(n_queries), torch.empty(0, dtype=torch.int64)
+    return Plan(n_keys, UNIT, UNIT, False, (), every, none, asked=every)
 
 
 def _plan_blocks(pattern: Pattern, n_tokens: int, positions: Tensor | None, n_extra: int) -> Plan:

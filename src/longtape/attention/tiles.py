@@ -16,7 +16,8 @@ import numpy.typing as npt
 from longtape.attention.simd import Array, Operand, compiled, exp2, prefetch, product, summing
 
 LOW = -1e30  # a hidden score: finite, so that a row that sees nothing stays finite
-MOST = 64  # queries in the lanes, and keys at a time
+MOST = 64  # queries in the lanes
+PANEL = 64  # keys at a time
 _NEVER = 1e30  # log-sum-exp of an idle lane: exp2(score − it) is 0
 _NO_SCORE = -1e38  # the maximum before any key
 
@@ -83,8 +84,8 @@ def forward_tiles(
 ) -> None:
     """Outputs and log-sum-exp of tasks start … stop − 1, task = (sample·n_heads + head)·T + tile."""
     n_tiles, tile = work.rows.shape
-    s = np.empty((MOST, MOST), q.data.dtype)
-    k, v = np.empty((MOST, width), q.data.dtype), np.empty((MOST, width), q.data.dtype)
+    s = np.empty((PANEL, MOST), q.data.dtype)
+    k, v = np.empty((PANEL, width), q.data.dtype), np.empty((PANEL, width), q.data.dtype)
     natural, turned = np.empty((MOST, width), q.data.dtype), np.empty((width, MOST), q.data.dtype)
     o, top, total = (
         np.empty((MOST, width), q.data.dtype),
@@ -138,8 +139,8 @@ def backward_tiles(
     dV = PᵀdO, dS = P∘(dO·Vᵀ − Σ dO∘O)/√D, dQ = dS·K, dK = dSᵀ·Q.
     """
     kind = q.data.dtype
-    k, v = np.empty((MOST, width), kind), np.empty((MOST, width), kind)
-    s, ds = np.empty((MOST, MOST), kind), np.empty((MOST, MOST), kind)
+    k, v = np.empty((PANEL, width), kind), np.empty((PANEL, width), kind)
+    s, ds = np.empty((PANEL, MOST), kind), np.empty((PANEL, MOST), kind)
     natural, turned = np.empty((MOST, width), kind), np.empty((width, MOST), kind)
     g, g_turned, o = (
         np.empty((MOST, width), kind),
@@ -325,9 +326,12 @@ def _hide(
     if work.tokens.size:
         for j in range(count):
             token = work.tokens[slot + j]
-            for i in range(len(rows)):
-                if token < 0 or (work.causal and rows[i] < token):
-                    s[j, i] = LOW
+            if token < 0:
+                s[j, :] = LOW
+            elif work.causal:
+                for i in range(len(rows)):
+                    if rows[i] < token:
+                        s[j, i] = LOW
     if keys.hidden.size:
         for j in range(count):
             if keys.hidden[b, slot + j]:
@@ -338,10 +342,17 @@ def _hide(
 def _soften(s: Array, count: int, top: Array, total: Array, o: Array, width: int) -> None:
     """Scores → weights relative to the new maximum; what was summed so far follows it."""
     higher = np.empty(MOST, s.dtype)
-    higher[:] = top
-    for j in range(count):
+    for i in range(MOST):
+        higher[i] = top[i]
+    for j in range(0, count - 3, 4):  # four at a time: the maximum is loaded and stored once
         for i in range(MOST):
-            higher[i] = max(higher[i], s[j, i])
+            a = s[j, i] if s[j, i] > s[j + 1, i] else s[j + 1, i]
+            b = s[j + 2, i] if s[j + 2, i] > s[j + 3, i] else s[j + 3, i]
+            c = a if a > b else b
+            higher[i] = c if c > higher[i] else higher[i]
+    for j in range(count - count % 4, count):
+        for i in range(MOST):
+            higher[i] = s[j, i] if s[j, i] > higher[i] else higher[i]
     rose = False
     for i in range(MOST):
         rose |= higher[i] > top[i]

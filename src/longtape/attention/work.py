@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longtape.attention.plan import Group, Plan
-from longtape.attention.tiles import MOST, Work
+from longtape.attention.tiles import MOST, PANEL, Work
 
 
 def works_of(plan: Plan, dtype: torch.dtype) -> tuple[list[Work], list[Work]]:
@@ -72,10 +72,10 @@ def _panels(plan: Plan, units: Tensor) -> _Panels:
     follows = (units[:, 1:] == units[:, :-1] + 1).all(0) & (units[:, 1:] != plan.n_units).all(0)
     first = torch.cat([torch.zeros(1, dtype=torch.int64), (~follows).nonzero()[:, 0] + 1])  # of each run
     length = torch.diff(first, append=torch.tensor([units.shape[1]])) * plan.unit
-    pieces = -(-length // MOST)
+    pieces = -(-length // PANEL)
     run = torch.repeat_interleave(pieces)
-    within = (torch.arange(len(run)) - (pieces.cumsum(0) - pieces)[run]) * MOST
-    sizes = torch.minimum(length[run] - within, torch.tensor(MOST))
+    within = (torch.arange(len(run)) - (pieces.cumsum(0) - pieces)[run]) * PANEL
+    sizes = torch.minimum(length[run] - within, torch.tensor(PANEL))
     starts = units[:, first[run]] * plan.unit + within
     return _Panels(starts.contiguous(), sizes, first[run] * plan.unit + within)
 
