@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from longtape.attention.plan import plan_pattern
 from longtape.evaluation.attention_peers import PEERS, Projected, Shape
 
 MIB = 2**20
+WARM_UP = 1024  # tokens: enough for every peer's blocks
 FORWARD, TRAIN, ATTEND, BUILD, ERROR = "forward", "train", "attend", "build", "error"
 
 
@@ -144,10 +145,13 @@ def work(job: Job) -> dict[str, float]:
 
 
 def warm_up(job: Job) -> None:
-    """Load the libraries that the first matrix products load, so that they are in nobody's memory."""
-    a = torch.randn(256, 256, dtype=getattr(torch, job.dtype), device=job.device, requires_grad=True)
-    (a @ a).relu().sum().backward()
-    torch.nn.functional.scaled_dot_product_attention(a[None, None], a[None, None], a[None, None])
+    """A short sequence through the layer, so that what its first call loads or compiles is in nobody's figures."""
+    small = replace(job, tokens=min(job.tokens, WARM_UP))
+    x = torch.randn(job.batch, small.tokens, job.d_model, dtype=getattr(torch, job.dtype), device=job.device)
+    x.requires_grad_()
+    y = build_layer(small)(x)
+    if TRAIN in job.parts:
+        y.sum().backward()
 
 
 def lay_pattern(layer: Attention, n_tokens: int) -> None:
