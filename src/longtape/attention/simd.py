@@ -19,11 +19,12 @@ import numpy.typing as npt
 import torch
 from llvmlite import binding, ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-_WIDE = "+avx512f" in binding.get_host_cpu_features().flatten().split(",")
+_FEATURES: str = config.CPU_FEATURES or binding.get_host_cpu_features().flatten()  # what numba compiles for
+_WIDE = "+avx512f" in _FEATURES.split(",")
 ROWS = 8 if _WIDE else 4  # of a register block; it has two vectors of columns
 BYTES = 64 if _WIDE else 32  # of a vector
 
@@ -209,22 +210,13 @@ def prefetch(context: Any, x: Any, offset: Any) -> Any:
 @intrinsic
 def _bits(context: Any, x: Any) -> Any:
     """The bits of a float32 as int32."""
-    return types.int32(types.float32), lambda context, builder, _, args: builder.bitcast(
-        args[0], ir.IntType(32)
-    )
+    return types.int32(types.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
 
 
 @intrinsic
 def _float(context: Any, bits: Any) -> Any:
     """The float32 with these bits."""
-    return types.float32(types.int32), lambda context, builder, _, args: builder.bitcast(
-        args[0], ir.FloatType()
-    )
-
-
-_ROUND = np.float32(
-    1.5 * 2**23
-)  # x + this − this is x rounded to a whole number, which stands in the last bits
+    return types.float32(types.int32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
 
 
 def _interpolate_exp2(terms: int) -> tuple[np.float32, ...]:
@@ -234,6 +226,8 @@ def _interpolate_exp2(terms: int) -> tuple[np.float32, ...]:
 
 
 _C = _interpolate_exp2(7)
+# x plus this minus this is x rounded to a whole number, which then stands in the last bits of the sum.
+_ROUND = np.float32(1.5 * 2**23)
 
 
 def exp2(x: Any) -> Any:
