@@ -22,7 +22,7 @@ from longtape.attention.tiles import Dropout, Keys, Work, backward_tiles, forwar
 from longtape.attention.work import works_of
 
 LN2 = log(2.0)
-AT_ONCE = 1 << 26  # products of numbers in a task of the forward: some tenths of a millisecond
+AT_ONCE = 1 << 24  # products of numbers in a run of tiles: some tenths of a millisecond
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Stage:
     def dropout(self) -> Dropout:
         """In the form of the loops."""
         rate = self.x.dropout
-        seed = int(hash32(self.x.seed, self.part.number))
+        seed = int(hash32(self.x.seed, self.part.number)) if rate else 0
         return Dropout(int(rate * 2**32), seed, self.scalar(1 / (1 - rate)))
 
     def scalar(self, value: float) -> np.generic:

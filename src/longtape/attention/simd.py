@@ -193,7 +193,7 @@ def product(
 
 @intrinsic
 def prefetch(context: Any, x: Any, offset: Any) -> Any:
-    """Bring the cache line of x[offset] into the second cache, in the background; no effect on any value."""
+    """Bring the cache line of x[offset] near, in the background; no effect on any value."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         start = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -201,7 +201,7 @@ def prefetch(context: Any, x: Any, offset: Any) -> Any:
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(fetch, [place, flag(0), flag(3), flag(1)])  # to read, level 2, data
+        builder.call(fetch, [place, flag(0), flag(3), flag(1)])  # to read, for the nearest cache, data
         return context.get_dummy_value()
 
     return types.void(x, types.intp), generate
