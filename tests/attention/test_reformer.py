@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longtape.attention import Attention, attention_weights, build_attention
 from longtape.attention.lsh import lsh_attention
+from longtape.attention.lsh_tensors import lsh_in_tensors
 from longtape.attention.reformer import nearest_axis
 
 HEADS, WIDTH, SIZE, ROUNDS = 2, 16, 4, 3
@@ -109,35 +110,71 @@ def test_one_chunk_is_full_attention_to_the_others() -> None:
     assert (layer(x) - expected).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_gradients(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One group and two windows at a time."""
-    monkeypatch.setattr("longtape.attention.lsh._TOKENS", 1)
-    monkeypatch.setattr("longtape.attention.lsh._SCORES", 16)
+@pytest.mark.parametrize("padded", ["none", "right", "left"])
+@pytest.mark.parametrize("attention", [lsh_attention, lsh_in_tensors])
+def test_gradients(attention, padded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled loops, and the tensor operations one group and two windows at a time."""
+    monkeypatch.setattr("longtape.attention.lsh_tensors._TOKENS", 1)
+    monkeypatch.setattr("longtape.attention.lsh_tensors._SCORES", 16)
     generator = torch.Generator().manual_seed(2)
     q, v = (torch.randn(2, 2, 7, 3, dtype=torch.float64, generator=generator) for _ in range(2))
     bucket = torch.randint(4, (2, 2, 3, 7), generator=generator)
-    visible = torch.arange(7) < torch.tensor([[7], [4]]) if padded else None
+    visible = torch.arange(7) < torch.tensor([[7], [4]])
+    visible = {"none": None, "right": visible, "left": visible.flip(1)}[padded]
     if visible is not None:
         bucket = bucket.masked_fill(~visible[:, None, None], 4)
 
     def run(q: Tensor, v: Tensor) -> Tensor:
-        out = lsh_attention(q, v, bucket, visible, 2)
+        out = attention(q, v, bucket, visible, 2)
         return out if visible is None else out * visible[:, None, :, None]
 
     assert torch.autograd.gradcheck(run, (q.requires_grad_(), v.requires_grad_()))
 
 
-def test_cutting_the_work_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "width", "n"), [(5, 20, 333), (64, 32, 1000), (100, 16, 450), (64, 48, 63)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_compiled_loops_give_what_tensor_operations_give(size: int, width: int, n: int, padded: bool) -> None:
+    """Chunks longer than the lanes or no multiple of them, heads that are no whole vectors."""
+    q, v, g = (torch.randn(2, n, 3, width, dtype=torch.float64).transpose(1, 2) for _ in range(3))
+    visible = torch.arange(n) < torch.tensor([[n], [n - 20]]) if padded else None
+    bucket = torch.randint(6, (2, 3, 4, n))
+    if visible is not None:
+        bucket = bucket.masked_fill(~visible[:, None, None], 6)
+        g = g * visible[:, None, :, None]
+    found = []
+    for attention in (lsh_attention, lsh_in_tensors):
+        inputs = [x.clone().requires_grad_() for x in (q, v)]
+        y = attention(*inputs, bucket, visible, size)
+        shown = y if visible is None else y * visible[:, None, :, None]
+        found.append([shown, *torch.autograd.grad(y, inputs, g)])
+    assert all((a - b).abs().max() < 1e-11 for a, b in zip(*found, strict=True))
+
+
+def test_threads_change_no_bit() -> None:
     layer, x = build(), tokens(61).requires_grad_()
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            y = layer(x)
+            found.append([y, torch.autograd.grad(y.square().sum(), x)[0]])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_hashing_some_tokens_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = build(), tokens(61)
     whole = layer(x)
-    grads = torch.autograd.grad(whole.square().sum(), x)[0]
-    monkeypatch.setattr("longtape.attention.lsh._TOKENS", 61)
-    monkeypatch.setattr("longtape.attention.lsh._SCORES", 3 * 2 * SIZE * SIZE)
     monkeypatch.setattr("longtape.attention.reformer._ROTATED", 100)
-    cut = layer(x)
-    assert (cut - whole).abs().max() < 1e-12
-    assert (torch.autograd.grad(cut.square().sum(), x)[0] - grads).abs().max() < 1e-12
+    assert (layer(x) - whole).abs().max() < 1e-12
+
+
+def test_the_operator_keeps_its_promises() -> None:
+    q, v = (torch.randn(2, 2, 30, 8).requires_grad_() for _ in range(2))
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    given = (q, v, torch.randint(4, (2, 2, 3, 30)), None, 4)
+    torch.library.opcheck(torch.ops.longtape.lsh.default, given, test_utils=tests)
 
 
 def test_large_queries_give_numbers() -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
-from longtape.attention.lsh import lsh_attention, sort_tokens
+from longtape.attention.lsh import lsh_attention
+from longtape.attention.lsh_order import sort_tokens
 
 _DIGIT_BITS = 6  # a hash digit tells at most 64 buckets apart, by 32 rotations
 _DIGITS = 4  # 2^24 buckets

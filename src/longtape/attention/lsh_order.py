@@ -1,0 +1,13 @@
+"""Tokens of a round in the order of their buckets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sort_tokens(bucket: Tensor) -> Tensor:
+    """Positions by rising bucket, then position. int64 [..., N]."""
+    shift = bucket.shape[-1].bit_length()
+    position = torch.arange(bucket.shape[-1], device=bucket.device)
+    return ((bucket << shift) + position).sort(-1).values.bitwise_and_((1 << shift) - 1)
