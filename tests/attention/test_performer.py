@@ -10,9 +10,14 @@ from torch import Tensor
 
 from longtape.attention import Attention, attention_weights, build_attention
 from longtape.attention.favor import favor, favor_causal
+from longtape.attention.favor_loops import RUN
+from longtape.attention.favor_tensors import favor_causal_in_tensors, favor_in_tensors
 from longtape.attention.performer import orthogonal_directions
 
 HEADS, WIDTH = 2, 16
+CAUSAL = (favor_causal, favor_causal_in_tensors)
+COMPILED = (favor,)
+FORMS = (favor, favor_in_tensors, *CAUSAL)  # the tensor operations are what other devices than the CPU use
 
 
 def build(**options) -> Attention:
@@ -40,21 +45,84 @@ def quotient(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, causal: bool) 
     return weights @ v / weights.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("n", [1, 127, 128, 129, 300])
-def test_equation(n: int, causal: bool) -> None:
+@pytest.mark.parametrize("function", FORMS)
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 127, 128, 129, 300])
+def test_equation(n: int, function) -> None:
     q, k, v = (heads(n, seed) for seed in range(3))
     directions = orthogonal_directions(20, 8, seed=4)
-    found = (favor_causal if causal else favor)(q, k, v, directions)
-    assert (found - quotient(q, k, v, directions, causal)).abs().max() < 1e-12
+    found = function(q, k, v, directions)
+    assert (found - quotient(q, k, v, directions, function in CAUSAL)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("function", [favor, favor_causal])
+@pytest.mark.parametrize("function", FORMS)
+@pytest.mark.parametrize(("n", "width", "m"), [(RUN + 65, 8, 9), (130, 20, 37), (130, 33, 8), (65, 1, 1)])
+def test_values_and_gradients_of_the_equation(n: int, width: int, m: int, function) -> None:
+    """Several runs of tokens, the last tile cut; widths and features that fill no vector."""
+    q, k, v = (heads(n, seed, width) for seed in range(3))
+    directions, weighting = orthogonal_directions(m, width, seed=4), heads(n, 5, width)
+
+    def run(f, *more) -> list[Tensor]:
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = f(*inputs, directions, *more)
+        return [y, *torch.autograd.grad((y * weighting).sum(), inputs)]
+
+    for actual, expected in zip(run(function), run(quotient, function in CAUSAL), strict=True):
+        assert (actual - expected).abs().max() < 1e-10 * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.parametrize("function", COMPILED)
+def test_bits_depend_neither_on_threads_nor_on_strides(function) -> None:
+    q, k, v = (heads(RUN + 65, seed).float() for seed in range(3))
+    directions, threads = orthogonal_directions(9, 8, seed=4), torch.get_num_threads()
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        y = function(*inputs, directions)
+        return [y, *torch.autograd.grad(y.sum(), inputs)]  # the gradient of y has strides of 0
+
+    wanted = run(q, k, v)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert all(torch.equal(a, b) for a, b in zip(run(q, k, v), wanted, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+    turned = [x.mT.contiguous().mT for x in (q, k, v)]
+    assert all(torch.equal(a, b) for a, b in zip(run(*turned), wanted, strict=True))
+
+
+@pytest.mark.parametrize("function", COMPILED)
+def test_nothing_to_see_gives_zeros_and_no_gradient(function) -> None:
+    inputs = [(1e3 * heads(70, seed)).float().requires_grad_() for seed in range(3)]
+    visible = torch.zeros(2, 70, dtype=torch.bool)
+    y = function(*inputs, orthogonal_directions(9, 8, seed=4), visible)
+    assert y.abs().max() == 0
+    assert all(g.abs().max() == 0 for g in torch.autograd.grad((1e3 * y).sum(), inputs))
+
+
+def test_hidden_content_reaches_nothing() -> None:
+    q, k, v = (heads(70, seed) for seed in range(3))
+    visible = torch.arange(70) < torch.tensor([[70], [41]])
+    junk = [x.masked_fill(~visible[:, None, :, None], float("nan")) for x in (k, v)]
+    for function in FORMS:
+        given = [x.clone().requires_grad_() for x in (q, *junk)]
+        y = function(*given, orthogonal_directions(9, 8, seed=4), visible)
+        assert torch.equal(y, function(q, k, v, orthogonal_directions(9, 8, seed=4), visible))
+        assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), given))
+
+
+def test_operator_is_registered_as_torch_wants_it() -> None:
+    inputs = [heads(70, seed).float().requires_grad_() for seed in range(3)]
+    visible = torch.arange(70) < torch.tensor([[70], [41]])
+    torch.library.opcheck(torch.ops.longtape.favor, (*inputs, orthogonal_directions(9, 8, seed=4), visible))
+
+
+@pytest.mark.parametrize("function", FORMS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients(function, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of a few tokens each."""
-    monkeypatch.setattr("longtape.attention.favor._CHUNK", 48)
-    monkeypatch.setattr("longtape.attention.favor._CAUSAL_CHUNK", 3)
+    monkeypatch.setattr("longtape.attention.favor_tensors._CHUNK", 48)
+    monkeypatch.setattr("longtape.attention.favor_tensors._CAUSAL_CHUNK", 3)
     inputs = [heads(7, seed, 4).requires_grad_() for seed in range(3)]
     visible = torch.arange(7) < torch.tensor([[7], [5]]) if padded else None
     directions = orthogonal_directions(4, 4, seed=4)
