@@ -108,9 +108,7 @@ def _backward_operator(
         _Sums(sums, counts, top).state, shares.state,
     )  # fmt: skip
     in_threads(lambda *tasks: queries_backward(*queries, q.shape[2], n_heads, *tasks), n_runs * groups)
-    d_sums = _Sums(
-        shares.sums.unflatten(0, (n_runs, -1)).sum(0), shares.counts.unflatten(0, (n_runs, -1)).sum(0), top
-    )
+    d_sums = _merge(shares, torch.zeros(n_runs, groups, dtype=wide))
     keys = (
         Operand.of(_readable(k)), Operand.of(_readable(v)), _hidden(visible), Operand.of(dk), Operand.of(dv), features,
         top.numpy(), d_sums.state,
@@ -149,11 +147,15 @@ _operator.register_autograd(_differentiate, setup_context=_save)
 
 
 def _merge(runs: _Sums, tops: Tensor) -> _Sums:
-    """The runs of each head [R·G, …] added up, relative to the largest of their tops [R, G]."""
-    top = tops.amax(0)
-    shrink = torch.exp2(tops - top)[..., None]
-    sums = (runs.sums.unflatten(0, tops.shape) * shrink[..., None]).sum(0)
-    return _Sums(sums, (runs.counts.unflatten(0, tops.shape) * shrink).sum(0), top)
+    """The runs of each head [R·G, …] added up, relative to the largest of their tops [R, G].
+
+    By numpy: after a parallel operation torch's threads keep their cores busy for milliseconds, which ours then miss.
+    """
+    top = tops.numpy().max(0)
+    shrink = np.exp2(tops.numpy() - top)[..., None]
+    sums, counts = (x.unflatten(0, tops.shape).numpy() for x in (runs.sums, runs.counts))
+    merged = ((sums * shrink[..., None]).sum(0), (counts * shrink).sum(0), top)
+    return _Sums(*(torch.from_numpy(x) for x in merged))
 
 
 def _features(directions: Tensor, wide: torch.dtype) -> Features:
@@ -175,11 +177,10 @@ def _filled(directions: Tensor, wide: torch.dtype) -> tuple[int, int]:
 
 def _zeros(count: int, features: Features, wide: torch.dtype) -> _Sums:
     m, width = features.weight.shape
-    return _Sums(
-        torch.zeros(count, m, width, dtype=wide),
-        torch.zeros(count, m, dtype=wide),
-        torch.empty(0, dtype=wide),
-    )
+    room = _Sums(*(torch.empty(shape, dtype=wide) for shape in ((count, m, width), (count, m), (count,))))
+    for x in room:
+        x.numpy().fill(0)
+    return room
 
 
 def _wide(x: Tensor) -> torch.dtype:
