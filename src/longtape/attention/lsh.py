@@ -1,6 +1,7 @@
-"""Reformer's attention within sorted chunks: on CPU an operator over compiled loops, elsewhere tensor operations.
+"""Attention among tokens that hash alike, as one differentiable operator: the kernel of Reformer.
 
-Kept for the backward pass: the inputs, the outputs, the order of every round and one number for each token.
+As a registered operator it passes through `torch.compile(fullgraph=True)` and `torch.export` unbroken. The loops are in
+`lsh_loops.py`; tensors are read and written where they lie, only narrower dtypes are widened to float32.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from longtape.attention.simd import Operand, in_threads, padded
 def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int) -> Tensor:
     """softmax(q·(q/|q|)ᵀ/√D)v over the union of what the rounds show, in chunks of `size` tokens.
 
-    q, v [B, H, N, D]; bucket int64 [B, H, rounds, N], that of hidden tokens above all others; visible [B, N]
-    → [B, H, N, D], zeros for hidden tokens.
+    q, v [B, H, N, D]; bucket int64 [B, H, rounds, N] ≥ 0, that of hidden tokens above all others; visible [B, N]
+    → [B, H, N, D], zero for hidden tokens.
     """
     if q.device.type != "cpu":
         return lsh_in_tensors(q, v, bucket, visible, size)
@@ -33,24 +34,25 @@ def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, 
 def _operator(
     q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, log-sum-exp [B·H, N] and order of tokens [B·H, rounds, N]."""
-    out, lse, order = _empty(q, v, bucket)
-    written = torch.empty_like(out, dtype=lse.dtype)
-    operands = (Operand.of(_wide(q)), Operand.of(_wide(v)))
-    buckets, setting = bucket.flatten(0, 1).contiguous().numpy(), _setting(q, visible, size)
-
-    def run(start: int, stop: int) -> None:
-        forward_heads(
-            *operands, buckets, Operand.of(written), lse.numpy(), order.numpy(), setting, start, stop
-        )
-
-    in_threads(run, len(lse))
-    return out.copy_(written), lse, order
+    """Output, log-sum-exp [B, H, N] in units of log 2, and the tokens of every round sorted, int32 like bucket."""
+    wide_q, wide_v = _readable(q), _readable(v)
+    out = torch.zeros_like(wide_q)
+    lse, order = wide_q.new_empty(q.shape[:3]), bucket.new_empty(bucket.shape, dtype=torch.int32)
+    operands = (
+        Operand.of(wide_q), Operand.of(wide_v), bucket.flatten(0, 1).contiguous().numpy(),
+        Operand.of(out), lse.flatten(0, 1).numpy(), order.flatten(0, 1).numpy(), _setting(wide_q, visible, size),
+    )  # fmt: skip
+    in_threads(lambda start, stop: forward_heads(*operands, start, stop), *_heads(q))
+    return out.to(q.dtype), lse, order
 
 
 @_operator.register_fake
-def _(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int) -> Any:
-    return _empty(q, v, bucket)
+def _(
+    q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = _readable(q)
+    lse, order = wide.new_empty(q.shape[:3]), bucket.new_empty(bucket.shape, dtype=torch.int32)
+    return torch.empty_like(wide, dtype=q.dtype), lse, order
 
 
 @torch.library.custom_op("longtape::lsh_backward", mutates_args=())
@@ -58,36 +60,35 @@ def _backward_operator(
     grad: Tensor,
     q: Tensor,
     v: Tensor,
-    visible: Tensor | None,
     out: Tensor,
     lse: Tensor,
     order: Tensor,
+    visible: Tensor | None,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    given = [Operand.of(_wide(x)) for x in (q, v, out, grad)]
-    found = [torch.empty_like(x, dtype=lse.dtype) for x in (q, v)]
-    into = [Operand.of(x) for x in found]
-    setting = _setting(q, visible, size)
-
-    def run(start: int, stop: int) -> None:
-        backward_heads(*given, lse.numpy(), order.numpy(), *into, setting, start, stop)
-
-    in_threads(run, len(lse))
-    return found[0].to(q.dtype), found[1].to(v.dtype)
+    wide_q, wide_v = _readable(q), _readable(v)
+    dq, dv = torch.zeros_like(wide_q), torch.zeros_like(wide_v)
+    operands = (
+        Operand.of(wide_q), Operand.of(wide_v), Operand.of(_readable(out)), Operand.of(_readable(grad)),
+        lse.flatten(0, 1).numpy(), order.flatten(0, 1).numpy(), Operand.of(dq), Operand.of(dv),
+        _setting(wide_q, visible, size),
+    )  # fmt: skip
+    in_threads(lambda start, stop: backward_heads(*operands, start, stop), *_heads(q))
+    return dq.to(q.dtype), dv.to(v.dtype)
 
 
 @_backward_operator.register_fake
 def _(grad: Tensor, q: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(v)
+    return torch.empty_like(_readable(q), dtype=q.dtype), torch.empty_like(_readable(v), dtype=v.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q, v, _, visible, ctx.size = inputs
-    ctx.save_for_backward(q, v, visible, *output)
+    ctx.save_for_backward(q, v, *output, visible)
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     dq, dv = _backward_operator(grad, *ctx.saved_tensors, ctx.size)
     return dq, dv, None, None, None
 
@@ -95,25 +96,23 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, .
 _operator.register_autograd(_differentiate, setup_context=_save)
 
 
-def _empty(q: Tensor, v: Tensor, bucket: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    b, h, rounds, n = bucket.shape
-    order = torch.empty(b * h, rounds, n, dtype=torch.int32, device=q.device)
-    return torch.empty_like(v), q.new_empty(b * h, n, dtype=wide), order
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In at least float32, rows contiguous; itself where it is so."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _readable(x: Tensor) -> Tensor:
+    """X in what is computed in, its last dimension contiguous."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide if wide.stride(-1) == 1 else wide.contiguous()
 
 
 def _setting(q: Tensor, visible: Tensor | None, size: int) -> Setting:
-    batch, heads, n, width = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
-    kind = np.float64 if wide == torch.float64 else np.float32
-    counts = torch.full((batch,), n) if visible is None else visible.sum(-1)
-    natural = width**-0.5
+    batch, n_heads, n, depth = q.shape
+    counts = np.full(batch, n) if visible is None else visible.sum(-1).numpy()
+    kind = np.float64 if q.dtype == torch.float64 else np.float32
+    slope = depth**-0.5
     return Setting(
-        heads, size, width, padded(width, wide), kind(natural / math.log(2)), kind(natural), counts.numpy()
+        counts, n_heads, min(size, n), depth, padded(depth, q.dtype), kind(slope / math.log(2)), kind(slope)
     )
+
+
+def _heads(q: Tensor) -> tuple[int, int]:
+    """How many heads there are, and how many a thread takes at a time: all its share, for it makes room only once."""
+    heads = q.shape[0] * q.shape[1]
+    return heads, max(1, -(-heads // torch.get_num_threads()))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
 from longtape.attention.lsh import lsh_attention
-from longtape.attention.lsh_order import sort_tokens
+from longtape.attention.lsh_order import chunks_of, sort_tokens
 
 _DIGIT_BITS = 6  # a hash digit tells at most 64 buckets apart, by 32 rotations
 _DIGITS = 4  # 2^24 buckets
@@ -80,7 +80,6 @@ class ReformerAttention(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """Chunk by chunk, round by round. `k` is not used: it is q."""
         with torch.autocast(q.device.type, enabled=False):
-            q, v = _blank_heads(q, visible), _blank_heads(v, visible)
             return lsh_attention(q, v, self.hash(q, visible), visible, self.config.bucket_size)
 
     def attend_reference(
@@ -92,7 +91,7 @@ class ReformerAttention(Attention):
 
     def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
         """Weights [B, H, len(rows), N]."""
-        chunk = chunks_of(self.hash(q, visible), self.config.bucket_size)  # [B, H, R, N]
+        chunk = chunks_of(sort_tokens(self.hash(q, visible)), self.config.bucket_size)  # [B, H, R, N]
         behind = chunk[..., rows, None] - chunk[..., None, :]
         seen = ((behind == 0) | (behind == 1)).any(2)  # in some round, [B, H, len(rows), N]
         if visible is not None:
@@ -156,13 +155,6 @@ def nearest_axis(rotated: Tensor, width: int) -> Tensor:
     axis = torch.arange(rotated.shape[-2], dtype=whole, device=rotated.device)[:, None]
     magnitude = bits & (torch.iinfo(whole).max - low)
     return ((magnitude | axis | negative).amax(-2) & low).long()
-
-
-def chunks_of(bucket: Tensor, size: int) -> Tensor:
-    """Chunk of every token, int64 [..., N]: its rank when sorted by bucket and position, divided by `size`."""
-    order = sort_tokens(bucket)
-    position = torch.arange(bucket.shape[-1], device=bucket.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, position) // size
 
 
 def _bits(n_buckets: int) -> int:
