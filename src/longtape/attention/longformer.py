@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
 from longtape.attention.block_sparse import pattern_attention
 from longtape.attention.full import full_attention
-from longtape.attention.pattern import Pattern
+from longtape.attention.pattern import Pattern, check_positions
 from longtape.attention.patterned import explicit_tokens
 
 Projections = tuple[Tensor, Tensor, Tensor]  # q, k, v
@@ -28,6 +28,7 @@ def _all_positions(q: Tensor, given: Tensor | None, placement: list[int], listed
     named = fixed.expand(len(q), -1)
     if given is not None:
         named = torch.cat([named, given.to(q.device)], 1)
+    check_positions(named, q.shape[2])
     ordered = named.sort(1).values
     repeated = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
     return ordered.masked_fill(repeated, -1)

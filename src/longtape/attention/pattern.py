@@ -249,11 +249,16 @@ class Pattern:
         return flags if positions is None else flags | token_flags(positions, n_tokens)
 
 
-def token_flags(positions: Tensor, n_tokens: int) -> Tensor:
-    """Positions [P, G] (−1 = none) as bool [P, N]; ValueError for one outside the sequence."""
+def check_positions(positions: Tensor, n_tokens: int) -> None:
+    """ValueError for a position outside the sequence; −1 stands for none."""
     if positions.numel() and not (int(positions.min()) >= -1 and int(positions.max()) < n_tokens):
         outside = positions[(positions < -1) | (positions >= n_tokens)]
         raise ValueError(f"global position {int(outside[0])} lies outside the {n_tokens} tokens")
+
+
+def token_flags(positions: Tensor, n_tokens: int) -> Tensor:
+    """Positions [P, G] (−1 = none) as bool [P, N]; ValueError for one outside the sequence."""
+    check_positions(positions, n_tokens)
     flags = torch.zeros(positions.shape[0], n_tokens + 1, dtype=torch.bool)
     index = torch.where(positions < 0, n_tokens, positions).cpu()
     return flags.scatter(1, index, True)[:, :n_tokens]
