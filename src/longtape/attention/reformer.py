@@ -20,9 +20,9 @@ from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
 from longtape.attention.lsh import lsh_attention
+from longtape.attention.lsh_hash import AXES, digits_of, hash_tokens
 from longtape.attention.lsh_order import chunks_of, sort_tokens
 
-_DIGIT_BITS = 6  # a hash digit tells at most 64 buckets apart, by 32 rotations
 _DIGITS = 4  # 2^24 buckets
 _ROTATED = 1 << 20  # rotated coordinates in flight
 
@@ -56,8 +56,7 @@ class ReformerAttention(Attention):
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__(config)
-        columns = _DIGITS * 2 ** (_DIGIT_BITS - 1)
-        shape = (config.n_heads, config.n_hashes, columns, config.head_dim)
+        shape = (config.n_heads, config.n_hashes, _DIGITS * AXES, config.head_dim)
         self.register_buffer("rotations", torch.empty(shape))
         self.redraw(config.seed)
 
@@ -110,33 +109,32 @@ class ReformerAttention(Attention):
         There are 2^p buckets, the first power of two with at most `bucket_size` visible tokens each. The p bits are cut
         into digits of at most 6, each the nearest of ±(rotated axes), the paper's argmax([xR; −xR]), with its own R.
         """
-        n_tokens = q.shape[2]
-        wide = q.to(torch.promote_types(q.dtype, torch.float32))
-        bits = _bits(-(-n_tokens // self.config.bucket_size))
-        if visible is None:
-            return self._digits(wide, bits)
-        count = visible.sum(-1)
-        bucket = torch.zeros(*q.shape[:2], self.config.n_hashes, n_tokens, dtype=torch.int64, device=q.device)
-        for p in range(bits + 1):  # samples of one batch may differ in p
-            chunks = (count + self.config.bucket_size - 1) // self.config.bucket_size
-            mine = (chunks > 2 ** (p - 1) if p else chunks <= 1) & (chunks <= 2**p)
-            bucket = torch.where(mine[:, None, None, None], self._digits(wide, p), bucket)
-        return bucket.masked_fill(~visible[:, None, None], 2**bits)
+        if q.device.type == "cpu":
+            return hash_tokens(q, self.rotations, visible, self.config.bucket_size)
+        return self.hash_in_tensors(q, visible)
 
-    def _digits(self, q: Tensor, bits: int) -> Tensor:
-        """Bucket [B, H, R, N] in 0 … 2^bits − 1, some tokens at a time."""
-        n_digits = -(-bits // _DIGIT_BITS)
-        widths = [bits // n_digits + (digit < bits % n_digits) for digit in range(n_digits)]
-        step = max(
-            1, _ROTATED // (q.shape[0] * q.shape[1] * self.config.n_hashes * 2 ** max(widths, default=0))
+    def hash_in_tensors(self, q: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The same in tensor operations, for devices without compiled loops."""
+        n, size = q.shape[2], self.config.bucket_size
+        wide = q.to(torch.promote_types(q.dtype, torch.float32))
+        if visible is None:
+            return self._hash_parts(wide, digits_of(n, size))
+        digits = [digits_of(count, size) for count in visible.sum(-1).tolist()]
+        samples = [self._hash_parts(x[None], mine) for x, mine in zip(wide, digits, strict=True)]
+        return torch.cat(samples).masked_fill(~visible[:, None, None], 2 ** sum(digits_of(n, size)))
+
+    def _hash_parts(self, q: Tensor, widths: list[int]) -> Tensor:
+        """Bucket [B, H, R, N] in 0 … 2^Σwidths − 1, some tokens at a time."""
+        coordinates = q.shape[0] * q.shape[1] * self.config.n_hashes * 2 ** max(widths, default=0)
+        return torch.cat(
+            [self._hash_some(x, widths) for x in q.split(max(1, _ROTATED // coordinates), 2)], -1
         )
-        return torch.cat([self._hash_some(part, widths) for part in q.split(step, 2)], -1)
 
     def _hash_some(self, q: Tensor, widths: list[int]) -> Tensor:
         shape = (*q.shape[:2], self.config.n_hashes, q.shape[2])
         bucket = torch.zeros(shape, dtype=torch.int64, device=q.device)
         for digit, width in enumerate(widths):
-            start = digit * 2 ** (_DIGIT_BITS - 1)
+            start = digit * AXES
             rotations = self.rotations[:, :, start : start + 2 ** (width - 1)].flatten(1, 2).to(q.dtype)
             rotated = (rotations @ q.transpose(-2, -1)).unflatten(2, (self.config.n_hashes, -1))
             bucket = (bucket << width) + nearest_axis(rotated, width)
@@ -155,10 +153,6 @@ def nearest_axis(rotated: Tensor, width: int) -> Tensor:
     axis = torch.arange(rotated.shape[-2], dtype=whole, device=rotated.device)[:, None]
     magnitude = bits & (torch.iinfo(whole).max - low)
     return ((magnitude | axis | negative).amax(-2) & low).long()
-
-
-def _bits(n_buckets: int) -> int:
-    return max(0, (n_buckets - 1).bit_length())
 
 
 def _blank_heads(x: Tensor, visible: Tensor | None) -> Tensor:
