@@ -148,6 +148,23 @@ def test_compiled_loops_give_what_tensor_operations_give(size: int, width: int, 
     assert all((a - b).abs().max() < 1e-11 for a, b in zip(*found, strict=True))
 
 
+def test_any_strides_and_what_hidden_tokens_hold() -> None:
+    """Widths that are not the last in memory, a gradient that is one number everywhere, NaN where nobody looks."""
+    q, v = torch.randn(2, 2, 2, 9, 70, dtype=torch.float64).transpose(-2, -1)
+    visible = torch.arange(70) % 5 < torch.tensor([[3], [0]])
+    bucket = torch.randint(6, (2, 2, 3, 70)).masked_fill(~visible[:, None, None], 6)
+    hidden = ~visible[:, None, :, None]
+    found = []
+    for junk in (0.0, float("nan")):
+        inputs = [x.masked_fill(hidden, junk).requires_grad_() for x in (q, v)]
+        y = lsh_attention(*inputs, bucket, visible, 8)
+        found.append([y, *torch.autograd.grad(y.sum(), inputs)])
+        assert all(not x.masked_select(hidden).any() for x in found[-1])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    straight = lsh_attention(q.contiguous(), v.contiguous(), bucket, visible, 8)
+    assert torch.equal(straight, found[0][0])
+
+
 def test_threads_change_no_bit() -> None:
     layer, x = build(), tokens(61).requires_grad_()
     found, threads = [], torch.get_num_threads()

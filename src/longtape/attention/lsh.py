@@ -36,7 +36,7 @@ def _operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, log-sum-exp [B, H, N] in units of log 2, and the tokens of every round sorted, int32 like bucket."""
     wide_q, wide_v = _readable(q), _readable(v)
-    out = torch.zeros_like(wide_q)
+    out = _room_like(wide_q, visible)
     lse, order = wide_q.new_empty(q.shape[:3]), bucket.new_empty(bucket.shape, dtype=torch.int32)
     operands = (
         Operand.of(wide_q), Operand.of(wide_v), bucket.flatten(0, 1).contiguous().numpy(),
@@ -67,7 +67,7 @@ def _backward_operator(
     size: int,
 ) -> tuple[Tensor, Tensor]:
     wide_q, wide_v = _readable(q), _readable(v)
-    dq, dv = torch.zeros_like(wide_q), torch.zeros_like(wide_v)
+    dq, dv = _room_like(wide_q, visible), _room_like(wide_v, visible)
     operands = (
         Operand.of(wide_q), Operand.of(wide_v), Operand.of(_readable(out)), Operand.of(_readable(grad)),
         lse.flatten(0, 1).numpy(), order.flatten(0, 1).numpy(), Operand.of(dq), Operand.of(dv),
@@ -100,6 +100,11 @@ def _readable(x: Tensor) -> Tensor:
     """X in what is computed in, its last dimension contiguous."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return wide if wide.stride(-1) == 1 else wide.contiguous()
+
+
+def _room_like(x: Tensor, visible: Tensor | None) -> Tensor:
+    """Zeros only where the loops leave out tokens: torch's threads fill them, and stay on the cores for a while."""
+    return torch.empty_like(x) if visible is None else torch.zeros_like(x)
 
 
 def _setting(q: Tensor, visible: Tensor | None, size: int) -> Setting:
