@@ -53,7 +53,7 @@ def against_peers(name: str) -> list[Row]:
     rows = [ours(name, 16_384)]
     rows += [peer(other, 16_384) for other, p in PEERS.items() if p.mechanism == name and fits(other)]
     rows += [peer("SDPA", 16_384)] if name == "bigbird" else []
-    measure(rows, {"linformer": 3, "performer": 3}.get(name, 2))
+    measure(rows, 3)
     return rows
 
 

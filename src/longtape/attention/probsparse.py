@@ -92,12 +92,10 @@ class ProbSparseAttention(Attention):
         k, v = self.split_heads(self.k_proj(source)), self.split_heads(self.v_proj(source))
         with torch.no_grad():
             chosen = self.choose(self.split_heads(self.q_proj(x)), k, keys_visible, visible)
-        q = self._project_rows(x, chosen.queries)
+        looked = self._look(self._project_rows(x, chosen.queries), k, v, keys_visible, chosen)
         if self.config.causal:
-            looked = self._look(q, k, v, keys_visible, chosen)
             return self._finish(_place(running_mean(v, keys_visible), looked, chosen), visible)
-        looked, lazy = self._look_and_mean(q, k, v, keys_visible, chosen)
-        return self.dropout(self._finish_lazily(lazy, looked, chosen, x, visible))
+        return self.dropout(self._finish_lazily(mean(v, keys_visible), looked, chosen, x, visible))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """[B, H, N, D]; visible [B, M] of the keys, `query_visible` [B, N] of the queries."""
@@ -189,15 +187,6 @@ class ProbSparseAttention(Attention):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~sees, dropout_p=dropout)
         return out.masked_fill(~sees, 0.0)
 
-    def _look_and_mean(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, chosen: Chosen
-    ) -> tuple[Tensor, Tensor]:
-        """`_look`, and the mean of the values [B, H, 1, D]: what a query of zeros sees, in the same pass over them."""
-        if self.training and self.config.attention_dropout:
-            return self._look(q, k, v, visible, chosen), mean(v, visible)
-        both = self._look(F.pad(q, (0, 0, 0, 1)), k, v, visible, chosen)
-        return both[:, :, :-1], both[:, :, -1:]
-
     def _finish_lazily(
         self, lazy: Tensor, looked: Tensor, chosen: Chosen, x: Tensor, visible: Tensor | None
     ) -> Tensor:
@@ -213,8 +202,9 @@ class ProbSparseAttention(Attention):
         difference = (looked - lazy).masked_fill(~chosen.active[..., None], 0.0) @ by_head
         first = torch.arange(b, device=x.device)[:, None, None] * n
         place = (first + chosen.queries).flatten()
-        rows = common.clone(memory_format=torch.contiguous_format).view(b * n, d_model)
-        return rows.index_add_(0, place, difference.flatten(0, 2)).view(b, n, d_model)
+        return (
+            common.reshape(b * n, d_model).index_add(0, place, difference.flatten(0, 2)).view(b, n, d_model)
+        )
 
     def _take_context(
         self, x: Tensor, visible: Tensor | None, extra: dict[str, Any]
