@@ -339,7 +339,7 @@ def report(results: dict) -> str:
     )
     parts = [f"## {heading}\n\n{text}" for heading, text in chapters(results).items() if text]
     head = ["# Attention: results of record", machine_line(results["machine"]) + ".", method]
-    return "\n\n".join([*head, *parts]) + "\n"
+    return "\n\n".join([*head, *filter(None, [results.get("remarks")]), *parts]) + "\n"
 
 
 def draw(results: dict) -> None:
