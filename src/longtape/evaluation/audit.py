@@ -22,7 +22,7 @@ from longtape.core.progress import progress, silently
 from longtape.evaluation.audit_report import QUESTIONS, AuditReport, Check
 from longtape.evaluation.audit_start import Start, check_start
 from longtape.evaluation.differences import array_difference, frame_difference, other_bits
-from longtape.evaluation.protocol import Fitted, Pipeline, Rows
+from longtape.evaluation.protocol import Fitted, Pipeline
 from longtape.evaluation.tampering import (
     change_after,
     change_before,
@@ -30,7 +30,7 @@ from longtape.evaluation.tampering import (
     cut_before,
     telling_rows,
 )
-from longtape.features.panel import Panel
+from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Split, label_ends
 from longtape.features.windows import first_origin
 from longtape.market.bars import Bars
@@ -120,7 +120,7 @@ class _Study:
         self.panel = pipeline.panel(self.bars)
         self.split = pipeline.split(self.panel)
         self.first = first_origin(self.panel, pipeline.lookback)
-        self.fitted = fitted or pipeline.fit(self.panel, self.split.train, self.split.validation)
+        self.fitted = fitted or pipeline.fit(self.panel, self.split)
         self.learned = int(label_ends(self.panel, self.split.train).max())
         if len(self.panel) < self.first + 4:
             raise UserError(f"audit: {len(self.panel)} rows leave no room to cut behind row {self.first}")
@@ -184,10 +184,11 @@ class _Study:
 
 def _check_split(check: Check, study: _Study) -> None:
     panel, split = study.panel, study.split
-    check.compared = len(split.train) + len(split.validation)
+    check.compared = len(split.train) + len(split.validation) + len(split.calibration)
     parts = [
-        ("training", split.train, (split.validation, split.test)),
-        ("validation", split.validation, (split.test,)),
+        ("training", split.train, (split.validation, split.calibration, split.test)),
+        ("validation", split.validation, (split.calibration, split.test)),
+        ("calibration", split.calibration, (split.test,)),
     ]
     for name, rows, later in parts:
         decisions = [int(panel.known_at[other].min()) for other in later if len(other)]
@@ -229,7 +230,7 @@ def _check_labels(check: Check, study: _Study, future: _Future) -> None:
     early = (base.target_ends[:n] > future.time) & np.isfinite(other.targets[:n]) & future.is_cut
     check.compared += int(known.sum())
     for column, target in enumerate(base.target_columns):
-        name = f"label {target.name} of {target.symbol}"
+        name = f"label {target.name} of {target.asset}"
         for wrong, what in (
             (differ, "known label has other bits"),
             (early, "label has a value before its end"),

@@ -38,7 +38,7 @@ def check_start(
         checks["start: features"].found("the clock", base.timestamps[0], f"other rows when {start.how}")
         return
     _check_start_features(checks["start: features"], base, other, start, offset)
-    first = start.first + pipeline.lookback - 1
+    first = start.first + fitted.reach - 1
     half = max(n_origins // 2, 1)
     origins = np.unique(np.concatenate([rows[rows >= first][:half], rows[rows >= first][-half:]]))
     if len(origins) == 0:

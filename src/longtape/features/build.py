@@ -10,13 +10,13 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from longtape.core.calendars import CALENDAR_COLUMNS, calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target
-from longtape.features.clock import future_opens
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
-from longtape.features.panel import Panel, TargetColumn
+from longtape.features.panel import Column, Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
@@ -57,11 +57,10 @@ class FeaturesConfig(BaseModel):
 def build(bars: Sequence[Bars], config: FeaturesConfig) -> Panel:
     """Features and targets of one or many symbols on one clock.
 
-    With several symbols, columns are `SYMBOL:expression`, symbol by symbol; what is the same for all comes
-    once, at the end, as written. UserError with one line for anything that cannot be had.
+    Columns stand symbol by symbol; what is the same for all comes once, at the end. UserError with one line for
+    anything that cannot be had.
     """
-    tables = _one_clock(bars, config.missing)
-    return _panel(tables, config)
+    return _panel(_one_clock(bars, config.missing), config)
 
 
 def build_events(
@@ -146,48 +145,74 @@ def _columns(frame: pl.DataFrame, present: Flags) -> dict[str, Array]:
 
 def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
     first = next(iter(tables.values()))
-    symbols = tuple(config.symbols or tables)
-    for symbol in symbols:
-        if symbol not in tables:
-            raise unknown_name("symbol", symbol, tables, "features")
-    columns, computed = _features(tables, symbols, config)
-    values = _matrix([_usable(*column, first) for column in zip(columns, computed, strict=True)])
-    targets, target_columns, ends = _targets(tables, symbols, config)
+    assets = tuple(config.symbols or tables)
+    for asset in assets:
+        if asset not in tables:
+            raise unknown_name("symbol", asset, tables, "features")
+    columns, computed = _features(tables, assets, config)
+    values = _matrix([_usable(str(c), series, first) for c, series in zip(columns, computed, strict=True)])
+    targets, target_columns, ends = _targets(tables, assets, config)
     return Panel(
         timestamps=first.timestamps,
         known_at=first.known_at,
+        ordinals=_ordinals(first),
         values=values,
         columns=tuple(columns),
+        assets=assets,
+        present=np.stack([_presence(tables[asset]) for asset in assets], axis=1),
         targets=targets,
         target_columns=target_columns,
         target_ends=ends,
-        symbols=symbols,
         interval=first.interval,
         calendar=first.calendar,
         warm_up=max(series.ready for series in computed),
-        closes=np.stack([_level(tables[s]) for s in symbols], axis=1),
+        closes=np.stack([_level(tables[asset]) for asset in assets], axis=1),
+        calendar_values=_calendar_values(first, max(column.horizon for column in target_columns)),
     )
 
 
+def _ordinals(table: Table) -> Milliseconds:
+    """The calendar's number of a bar, the id of an event; without ids, its time and its place among equal times."""
+    if table.interval != EVENTS:
+        return ordinals(table.timestamps, table.interval)
+    for name in ("update_id", "id"):
+        if name in table.columns:
+            return table.columns[name].astype(np.int64)
+    first = np.searchsorted(table.timestamps, table.timestamps)
+    return table.timestamps + np.arange(len(table)) - first
+
+
+def _presence(table: Table) -> Flags:
+    return table.columns["present"] > 0 if "present" in table.columns else np.ones(len(table), bool)
+
+
+def _calendar_values(table: Table, ahead: int) -> npt.NDArray[np.float32]:
+    """The calendar of the rows and of those to come; events come at no fixed time, so theirs has no columns."""
+    if table.interval == EVENTS:
+        return np.empty((len(table), 0), np.float32)
+    opens, _ = _clock_ahead(table, ahead)
+    return calendar_features(opens, table.interval, table.calendar)
+
+
 def _features(
-    tables: Mapping[str, Table], symbols: Sequence[str], config: FeaturesConfig
-) -> tuple[list[str], list[Computed]]:
+    tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
+) -> tuple[list[Column], list[Computed]]:
     evaluator = Evaluator(tables)
     extra = ["present"] if config.missing == "mask" and "present" not in config.features else []
     expressions = [parse(text) for text in (*config.features, *extra)]
-    own = [e for e in expressions if not (len(symbols) > 1 and evaluator.is_shared(e))]
-    wanted = [(f"{s}:{e}" if len(symbols) > 1 else str(e), e, s) for s in symbols for e in own]
-    wanted += [(str(e), e, symbols[0]) for e in expressions if e not in own]
-    names: list[str] = []
-    columns: list[Computed] = []
-    for name, expression, symbol in wanted:
-        found = evaluator.compute(expression, symbol)
-        names += [f"{name}.{output}" for output in found.outputs] or [name]
-        columns += [Computed((values,), found.ready) for values in found.values]
-    repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    shared = [e for e in expressions if evaluator.is_shared(e)]
+    wanted = [(asset, e, asset) for asset in assets for e in expressions if e not in shared]
+    columns: list[Column] = []
+    computed: list[Computed] = []
+    for asset, expression, reader in [*wanted, *((None, e, assets[0]) for e in shared)]:
+        found = evaluator.compute(expression, reader)
+        names = [f"{expression}.{output}" for output in found.outputs] or [str(expression)]
+        columns += [Column(asset, name) for name in names]
+        computed += [Computed((values,), found.ready) for values in found.values]
+    repeated = next((column for i, column in enumerate(columns) if column in columns[:i]), None)
     if repeated:
-        raise UserError(f"features: '{repeated}' is listed twice")
-    return names, columns
+        raise UserError(f"features: '{repeated.name}' is listed twice")
+    return columns, computed
 
 
 def _usable(name: str, series: Computed, table: Table) -> Array:
@@ -212,11 +237,11 @@ def _matrix(series: Sequence[Array]) -> npt.NDArray[np.float32]:
 
 
 def _targets(
-    tables: Mapping[str, Table], symbols: Sequence[str], config: FeaturesConfig
+    tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
 ) -> tuple[Array, tuple[TargetColumn, ...], Milliseconds]:
-    labels = [pair for s in symbols for text in config.targets for pair in _labels(parse(text), tables[s])]
+    labels = [pair for a in assets for text in config.targets for pair in _labels(parse(text), tables[a])]
     columns = tuple(column for column, _ in labels)
-    first = tables[symbols[0]]
+    first = tables[assets[0]]
     opens, closes = _clock_ahead(first, max(column.horizon for column in columns))
     ends = [(opens if label.at_open else closes)[label.horizon :][: len(first)] for _, label in labels]
     values = np.stack([label.values for _, label in labels], axis=1)
@@ -237,13 +262,13 @@ def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, La
         table[name]
     labels: Sequence[Label] = spec.function(table, **arguments)
     name = str(expression)
-    return [(TargetColumn(name, x.kind, table.symbol, x.horizon, x.options), x) for x in labels]
+    return [(TargetColumn(name, spec.kind, table.symbol, x.horizon, x.options), x) for x in labels]
 
 
 def _hide_absent(values: Array, columns: Sequence[TargetColumn], tables: Mapping[str, Table]) -> None:
     """No label begins or ends at a bar that is not there."""
     for k, column in enumerate(columns):
-        absent = tables[column.symbol]["present"] == 0.0
+        absent = ~_presence(tables[column.asset])
         values[absent, k] = np.nan
         values[: -column.horizon][absent[column.horizon :], k] = np.nan
 

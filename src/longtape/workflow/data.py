@@ -1,0 +1,80 @@
+"""An experiment with its data: bars, panel and split, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from longtape.experiment import Experiment
+from longtape.features.panel import Panel
+from longtape.features.splits import Periods, Split
+from longtape.market.bars import Bars
+from longtape.market.load import describe, load, load_funding
+from longtape.training.run_folder import RunFolder
+from longtape.workflow.pipeline import ExperimentPipeline
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """What a run works on. `periods`: the borders of an earlier split; without them the experiment's hold."""
+
+    experiment: Experiment
+    pipeline: ExperimentPipeline
+    bars: Sequence[Bars]
+    periods: Periods | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, periods: Periods | None = None) -> RunData:
+        """Load the experiment's data. What its instruments rule out is said before any row is read."""
+        funding = None
+        if experiment.has_account:
+            instruments = describe(experiment.data)
+            for instrument in instruments:
+                experiment.refuse_instrument(instrument.category)
+            if experiment.backtest.costs.funding == "history":
+                funding = load_funding(experiment.data, instruments)
+        return cls(experiment, ExperimentPipeline(experiment, funding), load(experiment.data), periods)
+
+    @cached_property
+    def panel(self) -> Panel:
+        """Features and targets."""
+        return self.pipeline.panel(self.bars)
+
+    @cached_property
+    def split(self) -> Split:
+        """Origins of each period."""
+        return self.pipeline.split(self.panel, self.periods)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each instrument's data."""
+        return {one.instrument.key: one.fingerprint() for one in self.bars}
+
+    def create_folder(self, root: str | Path) -> RunFolder:
+        """The folder of a new run on these data."""
+        assert self.split.periods is not None
+        return RunFolder.create(root, self.experiment.to_yaml(), self.split.periods, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """What a run must remember of its data."""
+        return {
+            "name": self.experiment.name,
+            "seed": self.experiment.seed,
+            "fingerprints": self.fingerprints,
+            "bars": {one.symbol: len(one) for one in self.bars},
+            "windows": {
+                "training": len(self.split.train),
+                "validation": len(self.split.validation),
+                "calibration": len(self.split.calibration),
+                "test": len(self.split.test),
+            },
+        }
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        windows = ", ".join(f"{count:,} {name}" for name, count in self.facts()["windows"].items())
+        bars = ", ".join(f"{len(one):,} bars of {one.symbol} ({one.interval})" for one in self.bars)
+        return f"{bars}; {len(self.panel.columns)} features; windows: {windows}"
