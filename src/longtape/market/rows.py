@@ -65,19 +65,24 @@ def require_columns(frame: pl.DataFrame, names: tuple[str, ...], origin: str) ->
             raise UserError(f"{origin}: column '{name}' is missing; there are {listed}")
 
 
-def as_times(times: pl.Series, origin: str, unit: TimeUnit = "ms") -> pl.Series:
-    """A column of times, none missing, in UTC and `unit`; a time without zone is UTC."""
+def as_times(times: pl.Series, origin: str, unit: TimeUnit = "ms", sparse: bool = False) -> pl.Series:
+    """A column of times in UTC and `unit`, none missing unless `sparse`; a time without zone is UTC."""
     if not isinstance(times.dtype, pl.Datetime):
         raise UserError(f"{origin}: column '{times.name}' is {times.dtype}, not a date and time")
-    if times.null_count():
+    if times.null_count() and not sparse:
         raise UserError(f"{origin}: row {int(times.is_null().arg_max() or 0) + 1} has no {times.name}")
     return in_utc(times, unit)
 
 
-def as_numbers(values: pl.Series, origin: str) -> pl.Series:
-    """A column as Float64; UserError where it holds something else than numbers."""
+def in_full_milliseconds(times: pl.Series) -> Milliseconds:
+    """Times in µs → UTC milliseconds [T], rounded up: not before the event."""
+    return -(-times.dt.timestamp("us").to_numpy() // 1_000)
+
+
+def as_numbers(values: pl.Series, origin: str, dtype: type[pl.DataType] = pl.Float64) -> pl.Series:
+    """A column as Float64 or another type of number; UserError where it holds something else."""
     try:
-        return values.cast(pl.Float64)
+        return values.cast(dtype)
     except pl.exceptions.PolarsError:
         raise UserError(f"{origin}: column '{values.name}' holds {values.dtype}, not numbers") from None
 
