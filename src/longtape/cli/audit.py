@@ -52,7 +52,7 @@ def _audit(
     from longtape.core.files import write_json
     from longtape.evaluation.audit import audit as run_audit
     from longtape.experiment import load_experiment
-    from longtape.market.load import load
+    from longtape.market.load import load_bars
     from longtape.workflow import load_run
     from longtape.workflow.pipeline import ExperimentPipeline
 
@@ -62,7 +62,7 @@ def _audit(
     described = load_experiment(experiment, override) if run is None else run.experiment
     report = run_audit(
         ExperimentPipeline(described),
-        load(described.data),
+        load_bars(described.data),
         fitted=None if run is None else run.fitted,
         n_cuts=cuts,
         n_feature_cuts=feature_cuts,

@@ -59,9 +59,10 @@ def import_file(
     Example: longtape import 2024-12-01_XRPUSDT_ob500.data.zip --kind books --symbol XRPUSDT --category linear
     --source bybit --store data
     """
-    from longtape.core.instrument import Instrument
+    from longtape.core.instrument import Instrument, check_category
     from longtape.market.store import Store
 
+    check_category(category)
     named = (time_column, open_column, high_column, low_column, close_column, volume_column)
     columns = {ours: theirs for ours, theirs in zip(_COLUMNS, named, strict=True) if theirs is not None}
     instrument = Instrument(source, category, symbol, calendar=calendar)

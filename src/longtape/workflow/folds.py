@@ -12,7 +12,7 @@ from longtape.core.progress import say
 from longtape.evaluation.walk_forward import WalkForward, walk_forward
 from longtape.experiment import Experiment
 from longtape.features.splits import Split, WalkForwardConfig
-from longtape.market.load import load
+from longtape.market.load import load_bars
 from longtape.report.text import table
 from longtape.workflow.page import write_walk_report
 from longtape.workflow.pipeline import ExperimentPipeline
@@ -37,7 +37,7 @@ def run_walk_forward(
     experiment: Experiment, config: WalkForwardConfig, out: str | Path, resume: bool = False
 ) -> WalkedForward:
     """Refit `experiment` at every fold and judge the joined forecasts; `resume` keeps the folds that are there."""
-    bars = load(experiment.data)
+    bars = load_bars(experiment.data)
     pipeline = ExperimentPipeline(experiment)
     identity = {
         "experiment": experiment.to_yaml(),

@@ -22,7 +22,7 @@ from longtape.features.splits import Split, latest
 from longtape.features.windows import first_origin
 from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
-from longtape.market.load import load
+from longtape.market.load import load_bars
 from longtape.models.forecaster import Forecaster
 from longtape.report.text import table
 from longtape.training.checkpoint import load_weights, save_weights
@@ -53,7 +53,7 @@ def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = F
     resume = resume and folder.root.exists()
     if not resume:
         folder.refuse_existing()
-    work = _Work(experiment, load(experiment.data))
+    work = _Work(experiment, load_bars(experiment.data))
     say(work.summary())
     folder = (
         _reopened(folder.root, work) if resume else RunFolder.create(out, experiment.to_yaml(), work.facts())
@@ -164,7 +164,7 @@ class Run:
 
     @cached_property
     def _work(self) -> _Work:
-        work = _Work(self.experiment, load(self.experiment.data))
+        work = _Work(self.experiment, load_bars(self.experiment.data))
         if work.facts()["fingerprints"] != self.folder.facts["fingerprints"]:
             say(
                 "note: the data have changed since training; forecasts are made again from the data as they are now"
