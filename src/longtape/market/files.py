@@ -31,6 +31,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "turnover": ("turnover", "quotevolume", "quoteassetvolume", "amount"),
     "symbol": ("symbol", "ticker", "pair", "instrument"),
 }  # fmt: skip
+PARQUET = (".parquet", ".pq")
 _OPTIONAL = ("adj_close", "turnover")
 _BINANCE = ("timestamp", "open", "high", "low", "close", "volume", "close_time", "turnover")
 _EMPTY = ("", "nan", "null", "none", "na", "n/a", "-")
@@ -90,14 +91,26 @@ def read_raw(path: str | Path) -> pl.DataFrame:
 def _read_table(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix.lower() in (".parquet", ".pq"):
-        try:
-            return pl.read_parquet(path, hive_partitioning=False, glob=False)
-        except (pl.exceptions.PolarsError, OSError):
-            raise UserError(
-                f"{path}: not a readable Parquet file; it may be cut off, write it again"
-            ) from None
-    return _read_csv(path)
+    return read_parquet(path) if path.suffix.lower() in PARQUET else _read_csv(path)
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """The table of one Parquet file; UserError where it is absent or cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return pl.read_parquet(path, hive_partitioning=False, glob=False)
+    except (pl.exceptions.PolarsError, OSError):
+        raise UserError(f"{path}: not a readable Parquet file; it may be cut off, write it again") from None
+
+
+def refuse_other_symbols(frame: pl.DataFrame, symbol: str, what: str, path: str | Path) -> None:
+    """UserError where a column `symbol` names another one than `symbol`."""
+    if "symbol" not in frame.columns:
+        return
+    found = frame["symbol"].cast(pl.String).unique().sort()
+    if found.to_list() != [symbol]:
+        raise UserError(f"{path}: holds {what} of {', '.join(map(str, found[:5]))}, not of '{symbol}' alone")
 
 
 def _read_csv(path: Path) -> pl.DataFrame:
