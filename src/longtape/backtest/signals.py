@@ -42,6 +42,9 @@ SIGNALS = Registry(
     },
 )
 
+# Signals that divide the whole equity among the symbols that have a forecast; the others give each symbol its share.
+ACROSS_SYMBOLS = frozenset({"equal", "rank", "allocation"})
+
 
 class SignalConfig(BaseModel):
     """How forecasts become weights."""
@@ -182,7 +185,9 @@ def weights_from_forecast(
 ) -> pl.DataFrame:
     """Forecast frame → weights frame: `timestamp` and one column per symbol, decided at each origin's close.
 
-    A symbol without a forecast at an origin keeps its weight. `periods_per_year` serves the volatility
+    A symbol without a forecast at an origin keeps what it holds; where the others divide the whole equity among
+    themselves (`equal`, `rank`, `allocation`), the row is scaled to the gross weight that the signal has asked for so
+    far, at least 1. `periods_per_year` serves the volatility
     target; left out, it is read from the origins' times. UserError where the frame holds several targets or
     horizons and none is named.
     """
@@ -194,7 +199,9 @@ def weights_from_forecast(
     raw = SIGNALS.load(config.name)(view, **config.options)
     if config.long_only:
         raw = np.where(raw < 0, 0.0, raw)
-    held = sizing.hold(raw, view.known, view.ends, view.horizon, config.holding)
+    held = sizing.hold(raw, view.times, view.known, view.ends, view.horizon, config.holding)
+    if config.name in ACROSS_SYMBOLS:
+        held = sizing.within_gross_of(held, raw)
     capped = sizing.cap(held, config.max_weight, config.max_gross)
     if config.band or config.max_turnover or config.cost is not None:
         expected = np.expm1(np.nan_to_num(view.mean))
