@@ -110,6 +110,40 @@ def test_rank_is_neutral_across_symbols():
         weigh(forecast([0.1]), "rank")
 
 
+def test_ties_at_the_border_of_a_rank_share_what_is_left_of_their_side():
+    got = weigh(
+        forecast([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.1, -0.1], [0.1, 0.1, 0.1, -0.1]]), "rank", quantile=0.5
+    )
+    assert got == [pytest.approx(row) for row in ([0] * 4, [0, 0, 0.25, -0.25], [1 / 12] * 3 + [-0.25])]
+    # Two places for three that tie, and two more below for the same three: they are neither long nor short.
+    assert weigh(forecast([[0.2, 0.2, 0.2]]), "rank", quantile=0.5) == [[0, 0, 0]]
+    two = weigh(forecast([[0.2, 0.2, 0.1, 0.0, -0.1]]), "rank", quantile=0.2)
+    assert two == [pytest.approx([0.25, 0.25, 0, 0, -0.5])]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(2, 9),
+    levels=st.integers(1, 4),
+    absent=st.sampled_from([0.0, 0.3]),
+    quantile=st.sampled_from([0.01, 0.2, 0.34, 0.5]),
+)
+def test_a_rank_does_not_hang_on_the_order_of_the_symbols(seed, count, levels, absent, quantile):
+    rng = np.random.default_rng(seed)
+    means = rng.integers(0, levels, (6, count)) / 10
+    means[rng.random((6, count)) < absent] = NAN
+    means[0] = np.arange(count)  # every symbol is there once
+    moved = rng.permutation(count)
+    names = np.array([chr(65 + s) for s in range(count)])
+    there = weights_from_forecast(forecast(means), config("rank", quantile=quantile))
+    again = forecast(means[:, moved], symbols=names[moved].tolist())
+    assert weights_from_forecast(again, config("rank", quantile=quantile)).select(there.columns).equals(there)
+    values = there.drop("timestamp").to_numpy()
+    assert values.sum(axis=1) == pytest.approx(np.zeros(6), abs=1e-9)
+    assert (np.abs(values).sum(axis=1) <= 1 + 1e-9).all()
+
+
 def test_allocation_is_taken_as_it_is():
     assert weigh(forecast([[0.7, 0.3], [-0.2, 0.9]]), "allocation") == [[0.7, 0.3], [-0.2, 0.9]]
 
