@@ -66,9 +66,10 @@ def diebold_mariano(
     """Diebold and Mariano (1995) with the factor and the t distribution of Harvey, Leybourne and Newbold (1997).
 
     losses, baseline: [n] losses of two forecasts of the same labels in order of time, each `horizon` steps ahead; pairs
-    with a NaN are left out, and losses that are equal but for rounding tie (statistic 0, p 1). Overlapping horizons make the difference dependent over horizon − 1 steps at least:
-    `rectangular` weighs these lags equally, as in 1995, and is refused where the variance comes out negative;
-    `bartlett` (Newey and West 1987) is always positive, and takes max(2·horizon, √n) lags unless `lags` says so.
+    with a NaN are left out, and losses that differ by rounding alone tie (statistic 0, p 1). Overlapping horizons make
+    the difference dependent over horizon − 1 steps at least: `rectangular` weighs these lags equally, as in 1995, and
+    is refused where the variance comes out negative; `bartlett` (Newey and West 1987) is always positive, and takes
+    max(2·horizon, √n) lags unless `lags` says so.
     """
     own, other = _pairs(losses, baseline)
     n = len(own)
