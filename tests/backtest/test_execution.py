@@ -67,6 +67,54 @@ def test_a_gap_through_a_stop_fills_at_the_open_even_where_an_order_fills_there_
     assert result.equity["equity"].to_list() == pytest.approx([100, 100, 80, 80])
 
 
+def stopped_at(values, opens, **limits):
+    """Exit prices of a stop of 10 %, which the last bar's range reaches whatever the entry price, and the account."""
+    opens = np.array(opens, float)
+    low = np.append(opens[:-1], 1.0) if values[-1] > 0 else opens
+    high = opens if values[-1] > 0 else np.append(opens[:-1], 1e4)
+    frame = bars(opens, opens, high, low)
+    result = run_backtest(
+        weights(values), frame, costs=Costs(), limits=Limits(stop_loss=0.1), initial_capital=1e9
+    )
+    return result.fills.filter(pl.col("reason") == "stop_loss")["price"].to_list(), result
+
+
+def test_a_stop_counts_from_the_entry_price_of_the_units_that_are_held():
+    # Bought a little at 100, sold most of it at 200, bought much more at 200: what is held cost nearly 200.
+    prices = [100, 100, 200, 200, 200]
+    (level,), result = stopped_at([1e-3, 1e-5, 1e-2, 1e-2, 1e-2], prices)
+    units = np.abs(result.fills["units"].to_numpy())
+    kept = units[0] - units[1]
+    average = (kept * 100 + units[2] * 200) / (kept + units[2])
+    assert average > 199
+    assert level == pytest.approx(0.9 * average)
+    entry = (units[0] * 100 + units[2] * 200) / (units[0] + units[2])
+    assert result.trades["entry_price"].to_list() == pytest.approx([entry])  # of the whole round trip
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 12))
+def test_the_stop_level_is_that_of_the_average_cost_method(seed, n):
+    """Additions move the average, sales leave it, a reversal begins anew; against the books kept by hand."""
+    rng = np.random.default_rng(seed)
+    values = np.append(rng.choice([-1.0, -0.5, 0.0, 0.3, 0.5, 1.0], n), rng.choice([-0.7, 0.7])) / 1e3
+    opens = 100 * np.exp(np.cumsum(rng.normal(0, 0.01, n + 3)))
+    target = np.append(values, [values[-1]] * 2)
+    levels, result = stopped_at(target, opens)
+    held = average = 0.0
+    for units, price, reason in result.fills.select("units", "price", "reason").iter_rows():
+        if reason == "stop_loss":
+            assert price == pytest.approx(average * (1 - 0.1 * np.sign(held)))
+            break
+        grown = held + units
+        if held * grown <= 0:
+            average = price
+        elif abs(grown) > abs(held):
+            average = (average * held + price * units) / grown
+        held = grown
+    assert len(levels) == 1
+
+
 def test_a_gap_through_a_target_fills_at_the_open():
     for rebalance in ("on_change", "every_bar"):
         result = run_backtest(

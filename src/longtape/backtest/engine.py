@@ -26,7 +26,7 @@ from longtape.backtest.account import (
 from longtape.backtest.costs import Costs
 from longtape.backtest.frames import Market, frozen, long_bars, read_market, read_weights, rows_on_clock
 from longtape.backtest.result import BacktestResult, Setup
-from longtape.core.clock import DAY, Milliseconds
+from longtape.core.clock import DAY, Interval, Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
 from longtape.market.bars import Bars
@@ -95,14 +95,17 @@ def run_backtest(
     more than its longest gap) is settled at its last close without cost. Equity at or below zero ends the
     account. UserError for anything unusable.
     """
-    bars, instruments = _with_facts(bars, instruments)
+    bars, instruments, interval = _with_facts(bars, instruments)
     times, symbols, matrix = read_weights(weights)
     market = read_market(bars, symbols)
     known = costing.instruments_of(symbols, instruments)
     row_of = rows_on_clock(times, market.clock)
     matrix, capped = scaled_to(matrix, limits.max_leverage)
     multipliers = np.array([i.multiplier if i else 1.0 for i in known])
-    plan = _plan(matrix, row_of, market, costs, known, lot_size, close_at_end, funding_history)
+    funding = costing.funding_rates(
+        costs, known, market.clock, _closes(market.clock, interval), symbols, funding_history
+    )
+    plan = _plan(matrix, row_of, market, funding, costs, known, lot_size, close_at_end)
     rules = _rules(costs, limits, fill, rebalance, initial_capital, zero_volume)
     setup = Setup(_scaled(market.prices, multipliers), plan, rules, limits.max_leverage)
     books = simulate(setup.prices, plan, rules)
@@ -131,16 +134,30 @@ def _used(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
 
 def _with_facts(
     bars: Any, instruments: Mapping[str, Instrument] | None
-) -> tuple[Any, Mapping[str, Instrument] | None]:
-    """`Bars` bring their own instruments; a frame has only those that are named beside it."""
+) -> tuple[Any, Mapping[str, Instrument] | None, Interval | None]:
+    """`Bars` bring their own instruments and interval; a frame has only the facts that are named beside it."""
     several = [bars] if isinstance(bars, Bars) else bars
     if not isinstance(several, Sequence) or not all(isinstance(b, Bars) for b in several):
-        return bars, instruments
+        return bars, instruments, None
     if not several:
         raise UserError("bars: none were given")
     if len({b.symbol for b in several}) < len(several):
         raise UserError("bars: a symbol comes twice; one account holds one market of each symbol")
-    return long_bars(several), {**{b.symbol: b.instrument for b in several}, **(instruments or {})}
+    other = next((b for b in several if b.interval != several[0].interval), None)
+    if other is not None:
+        raise UserError(
+            f"bars: {several[0].symbol} comes in bars of {several[0].interval}, {other.symbol} of {other.interval};"
+            " one account is kept on one interval"
+        )
+    facts = {b.symbol: b.instrument for b in several}
+    return long_bars(several), {**facts, **(instruments or {})}, several[0].interval
+
+
+def _closes(clock: Milliseconds, interval: Interval | None) -> Milliseconds:
+    """Ends of the bars [T]: by their interval where it is known, else by the usual distance between opens."""
+    if interval is not None:
+        return interval.close_of(clock)
+    return clock + (annual.usual_step(clock) if len(clock) > 1 else 0)
 
 
 def scaled_to(weights: Floats, cap: float | None) -> tuple[Floats, int]:
@@ -164,13 +181,12 @@ def _plan(
     weights: Floats,
     row_of: npt.NDArray[np.int64],
     market: Market,
+    funding: tuple[Floats, Floats],
     costs: Costs,
     known: Sequence[Instrument | None],
     lot_size: float | Mapping[str, float] | None,
     close_at_end: bool,
-    funding_history: Any,
 ) -> Plan:
-    at_open, within = costing.funding_rates(costs, known, market.clock, market.symbols, funding_history)
     borrow = costing.borrow_rates(costs, known)
     years = np.diff(market.clock, prepend=market.clock[0]) / (365 * DAY) if borrow.any() else np.zeros(0)
     last, settled = _ends(market)
@@ -181,8 +197,7 @@ def _plan(
         _lots(lot_size, market.symbols),
         borrow,
         years,
-        at_open,
-        within,
+        *funding,
         last if close_at_end else nowhere,
         settled,
     )

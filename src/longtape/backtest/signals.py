@@ -42,6 +42,9 @@ SIGNALS = Registry(
     },
 )
 
+# Signals that divide the whole equity among the symbols that have a forecast; the others give each symbol its share.
+ACROSS_SYMBOLS = frozenset({"equal", "rank", "allocation"})
+
 
 class SignalConfig(BaseModel):
     """How forecasts become weights."""
@@ -157,19 +160,36 @@ def interval(view: View) -> Floats:
 
 
 def rank(view: View, quantile: float = 0.2) -> Floats:
-    """Across symbols: long the top quantile with half the equity, short the bottom one with the other half."""
+    """Across symbols: long the top quantile with half the equity, short the bottom one with the other half.
+
+    Forecasts that tie at the border of a side share the places that are left of it; where both sides ask for them,
+    what is long and short at once is left out.
+    """
     if not 0 < quantile <= 0.5:
         raise UserError(f"signal 'rank': quantile must lie in (0, 0.5] (given: {quantile})")
-    present = (~np.isnan(view.mean)).sum(axis=1, keepdims=True)
     if len(view.symbols) < 2:
         raise UserError("signal 'rank' compares symbols; the forecasts hold one only")
+    present = (~np.isnan(view.mean)).sum(axis=1, keepdims=True)
     count = np.maximum(np.floor(present * quantile + 1e-9), 1)
-    low = np.argsort(
-        np.argsort(view.mean, axis=1), axis=1
-    )  # NaN sorts last, so ranks of the present come first
-    sides = (low >= present - count) * 1.0 - (low < count) * 1.0
-    sides = np.where(present >= 2, sides, 0.0)
-    return np.where(np.isnan(view.mean), np.where(present >= 2, 0.0, np.nan), 0.5 * sides / count)
+    first, last = _tied_places(view.mean)
+    ties = last - first + 1
+    top, bottom = (np.clip((count - before) / ties, 0, 1) for before in (present - 1 - last, first))
+    return np.where(present < 2, np.nan, np.where(np.isnan(view.mean), 0.0, 0.5 * (top - bottom) / count))
+
+
+def _tied_places(values: Floats) -> tuple[Floats, Floats]:
+    """First and last place, from 0 for the lowest, of the values that equal each one in its row [R, S]; NaN is last."""
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    place = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    begins, ends = np.ones(values.shape, bool), np.ones(values.shape, bool)
+    begins[:, 1:] = ends[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    last = np.minimum.accumulate(np.where(ends, place, values.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    out = np.empty(values.shape), np.empty(values.shape)
+    for where, places in zip(out, (first, last), strict=True):
+        np.put_along_axis(where, order, places, axis=1)
+    return out
 
 
 def allocation(view: View) -> Floats:
@@ -182,7 +202,9 @@ def weights_from_forecast(
 ) -> pl.DataFrame:
     """Forecast frame → weights frame: `timestamp` and one column per symbol, decided at each origin's close.
 
-    A symbol without a forecast at an origin keeps its weight. `periods_per_year` serves the volatility
+    A symbol without a forecast at an origin keeps what it holds; where the others divide the whole equity among
+    themselves (`equal`, `rank`, `allocation`), the row is scaled to the gross weight that the signal has asked for so
+    far, at least 1. `periods_per_year` serves the volatility
     target; left out, it is read from the origins' times. UserError where the frame holds several targets or
     horizons and none is named.
     """
@@ -194,7 +216,9 @@ def weights_from_forecast(
     raw = SIGNALS.load(config.name)(view, **config.options)
     if config.long_only:
         raw = np.where(raw < 0, 0.0, raw)
-    held = sizing.hold(raw, view.known, view.ends, view.horizon, config.holding)
+    held = sizing.hold(raw, view.times, view.known, view.ends, view.horizon, config.holding)
+    if config.name in ACROSS_SYMBOLS:
+        held = sizing.within_gross_of(held, raw)
     capped = sizing.cap(held, config.max_weight, config.max_gross)
     if config.band or config.max_turnover or config.cost is not None:
         expected = np.expm1(np.nan_to_num(view.mean))
