@@ -33,14 +33,14 @@ from longtape.evaluation.tampering import (
 from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Split, label_ends
 from longtape.features.windows import first_origin
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 
 __all__ = ["AuditReport", "audit"]
 
 
 def audit(
     pipeline: Pipeline,
-    bars: Sequence[Bars],
+    bars: Sequence[MarketRows],
     *,
     fitted: Fitted | None = None,
     n_cuts: int = 6,
@@ -92,7 +92,7 @@ class _Future:
     row: int
     time: int
     is_cut: bool
-    bars: list[Bars]
+    bars: list[MarketRows]
     pipeline: Pipeline
 
     @cached_property
@@ -113,7 +113,7 @@ class _Study:
     """The pipeline, what it makes of all the data, and where to cut them."""
 
     def __init__(
-        self, pipeline: Pipeline, bars: Sequence[Bars], n_origins: int, seed: int, fitted: Fitted | None
+        self, pipeline: Pipeline, bars: Sequence[MarketRows], n_origins: int, seed: int, fitted: Fitted | None
     ) -> None:
         self.pipeline, self.bars, self.n_origins = pipeline, list(bars), n_origins
         self.draw = np.random.default_rng(seed)
@@ -139,7 +139,13 @@ class _Study:
 
     def _spread(self, low: int, n: int) -> list[int]:
         edges = np.linspace(low, len(self.panel) - 1, n + 1).astype(int)
-        return sorted({int(self.draw.integers(a, b)) for a, b in pairwise(edges) if a < b})
+        drawn = {self._last_at_its_time(int(self.draw.integers(a, b))) for a, b in pairwise(edges) if a < b}
+        return sorted(row for row in drawn if row < len(self.panel) - 1)
+
+    def _last_at_its_time(self, row: int) -> int:
+        """Events of one moment stand or fall together."""
+        times = self.panel.timestamps
+        return int(np.searchsorted(times, times[row], side="right")) - 1
 
     def _event_rows(self, limit: int) -> list[int]:
         """Rows at which what the pipeline holds beside bars begins to matter."""
@@ -250,7 +256,7 @@ class _Decisions:
 
     @classmethod
     def of(
-        cls, pipeline: Pipeline, fitted: Fitted, panel: Panel, origins: Rows, bars: Sequence[Bars]
+        cls, pipeline: Pipeline, fitted: Fitted, panel: Panel, origins: Rows, bars: Sequence[MarketRows]
     ) -> _Decisions:
         forecast = fitted.forecast(panel, origins)
         weights = pipeline.weights(forecast)
@@ -258,7 +264,7 @@ class _Decisions:
         return cls(forecast, weights, pipeline.fills(weights, span))
 
 
-def _between(bars: Sequence[Bars], first: int, last: int) -> list[Bars]:
+def _between(bars: Sequence[MarketRows], first: int, last: int) -> list[MarketRows]:
     return [one.between(int(first), int(last) + 1) for one in bars]
 
 

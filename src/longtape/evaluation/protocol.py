@@ -14,7 +14,7 @@ import polars as pl
 
 from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Periods, Split, WalkForwardConfig
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 
 
 
@@ -46,7 +46,7 @@ class Pipeline(Protocol):
     def lookback(self) -> int:
         """Bars in a window."""
 
-    def panel(self, bars: Sequence[Bars]) -> Panel:
+    def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features and targets of `bars`."""
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
@@ -74,7 +74,7 @@ class Pipeline(Protocol):
     def weights(self, forecast: pl.DataFrame) -> pl.DataFrame:
         """Target weights decided at each origin's close: `timestamp` and one column per symbol, a row per origin."""
 
-    def fills(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> pl.DataFrame:
+    def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
         """Trades that follow from `weights` on `bars`: `timestamp` = open of the bar in which each takes place, then
         symbol, units, price, …. What is held at the end stays open: `bars` may end anywhere.
         """

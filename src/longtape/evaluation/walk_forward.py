@@ -16,7 +16,7 @@ from longtape.core.progress import say
 from longtape.evaluation.protocol import Pipeline
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 
 PLAN = "plan.json"
 
@@ -47,7 +47,7 @@ class WalkForward:
 
 def walk_forward(
     pipeline: Pipeline,
-    bars: Sequence[Bars],
+    bars: Sequence[MarketRows],
     config: WalkForwardConfig,
     out: str | Path,
     *,

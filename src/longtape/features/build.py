@@ -22,6 +22,9 @@ from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
 from longtape.market.align import align
 from longtape.market.bars import PRICES, Bars
+from longtape.market.books import Books
+from longtape.market.rows import Rows as MarketRows
+from longtape.market.trades import Trades
 
 Flags = npt.NDArray[np.bool_]
 BLOCK = 4_096
@@ -54,52 +57,39 @@ class FeaturesConfig(BaseModel):
     )
 
 
-def build(bars: Sequence[Bars], config: FeaturesConfig) -> Panel:
-    """Features and targets of one or many symbols on one clock.
+def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
+    """Features and targets of candles of one or many symbols on one clock, or of one symbol's books or trades.
 
-    Columns stand symbol by symbol; what is the same for all comes once, at the end. UserError with one line for
-    anything that cannot be had.
+    Columns stand symbol by symbol; what is the same for all comes once, at the end. A row of books or trades is an
+    event: any distance from the one before, known at its `known_at`; horizons count events. Their `close` is the middle
+    of the book, the price of the trade. UserError with one line for anything that cannot be had.
     """
-    return _panel(_one_clock(bars, config.missing), config)
-
-
-def build_events(
-    frame: pl.DataFrame, config: FeaturesConfig, *, symbol: str, time: str = "timestamp"
-) -> Panel:
-    """Features and targets of trades, book snapshots or bars of varying length, one row an event.
-
-    `time` names the column of UTC times, in order; equal times are normal. An event is known at once, or at its
-    `known_at` where there is such a column. `side` (buy or sell) or `buyer_is_maker` becomes `side`, ±1; a level that
-    a book does not have has size 0. Horizons count events. UserError as for `build`.
-    """
+    bars = [one for one in series if isinstance(one, Bars)]
+    if bars:
+        return _panel(_one_clock(bars, config.missing), config)
+    events = [one for one in series if isinstance(one, Books | Trades)]
+    if len(events) != 1:
+        raise UserError(f"features: events are those of one symbol, and there are {len(events)}")
     if config.missing != "error":
         raise UserError("features: events are where they are; `missing` is for bars")
-    times = _event_times(frame, time, symbol)
-    known = _event_times(frame, "known_at", symbol) if "known_at" in frame.columns else times
-    columns = _numbers(frame.with_columns(*_sides(frame), pl.col(r"^(bid|ask)_size_\d+$").fill_null(0.0)))
-    return _panel({symbol: Table(symbol, EVENTS, ALWAYS_OPEN, times, known, columns, symbol)}, config)
+    return _panel({events[0].symbol: _events(events[0])}, config)
 
 
-def _event_times(frame: pl.DataFrame, name: str, symbol: str) -> Milliseconds:
-    if not isinstance(frame.schema.get(name), pl.Datetime):
-        raise UserError(
-            f"{symbol}: no column '{name}' of dates and times; there are {', '.join(frame.columns)}"
-        )
-    times = frame[name].dt.timestamp("ms").to_numpy()
-    early = np.diff(times) < 0
-    if early.any():
-        raise UserError(
-            f"{symbol}: row {int(np.argmax(early)) + 2} is earlier than the row before; sort by '{name}'"
-        )
-    return times
-
-
-def _sides(frame: pl.DataFrame) -> list[pl.Expr]:
-    if frame.schema.get("side") == pl.String:
-        return [pl.col("side").replace_strict({"buy": 1.0, "sell": -1.0}, default=None)]
-    if frame.schema.get("buyer_is_maker") == pl.Boolean:
-        return [pl.when("buyer_is_maker").then(-1.0).otherwise(1.0).alias("side")]
-    return []
+def _events(series: Books | Trades) -> Table:
+    """Columns of numbers: `side` as ±1 (a buyer or a seller took), a level that a book does not have as size 0."""
+    frame = series.frame
+    if isinstance(series, Trades):
+        sides = pl.col("side").replace_strict({"buy": 1.0, "sell": -1.0}, default=None)
+        frame = frame.with_columns(pl.col("price").alias("close"), pl.col("size").alias("volume"))
+        frame = frame.with_columns(sides) if "side" in frame.columns else frame
+    else:
+        middle = (pl.col("bid_price_1") + pl.col("ask_price_1")) / 2
+        frame = frame.with_columns(pl.col(r"^(bid|ask)_size_\d+$").fill_null(0.0), middle.alias("close"))
+    columns = _numbers(frame.drop("update_id", "received_ns", strict=False))
+    ids = series.ids
+    numbered = ids.to_numpy() if ids is not None and ids.dtype == pl.Int64 else None
+    clock = series.timestamps, series.known_at
+    return Table(series.symbol, EVENTS, ALWAYS_OPEN, *clock, columns, series.origin, numbered)
 
 
 def _numbers(frame: pl.DataFrame) -> dict[str, Array]:
@@ -166,7 +156,7 @@ def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
         interval=first.interval,
         calendar=first.calendar,
         warm_up=max(series.ready for series in computed),
-        closes=np.stack([_level(tables[asset]) for asset in assets], axis=1),
+        closes=np.stack([tables[asset]["close"] for asset in assets], axis=1),
         calendar_values=_calendar_values(first, max(column.horizon for column in target_columns)),
     )
 
@@ -175,9 +165,8 @@ def _ordinals(table: Table) -> Milliseconds:
     """The calendar's number of a bar, the id of an event; without ids, its time and its place among equal times."""
     if table.interval != EVENTS:
         return ordinals(table.timestamps, table.interval)
-    for name in ("update_id", "id"):
-        if name in table.columns:
-            return table.columns[name].astype(np.int64)
+    if table.ids is not None:
+        return table.ids
     first = np.searchsorted(table.timestamps, table.timestamps)
     return table.timestamps + np.arange(len(table)) - first
 
@@ -282,10 +271,3 @@ def _clock_ahead(table: Table, count: int) -> tuple[Milliseconds, Milliseconds]:
         return np.append(table.timestamps, later), np.append(table.known_at, later)
     later = future_opens(last, count, table.interval, table.calendar)
     return np.append(table.timestamps, later), np.append(table.known_at, table.interval.close_of(later))
-
-
-def _level(table: Table) -> Array:
-    for name in ("close", "price"):
-        if name in table.columns:
-            return table[name]
-    return 0.5 * (table["bid_price_1"] + table["ask_price_1"])

@@ -45,6 +45,10 @@ class Rows:
             raise UserError(f"{self.origin}: no column '{name}'; there are {', '.join(self.frame.columns)}")
         return self.frame[name].cast(pl.Float64).to_numpy()
 
+    def fingerprint(self) -> str:
+        """SHA-256 over times and values: the same data give the same text on every machine."""
+        raise NotImplementedError
+
     def with_frame(self, frame: pl.DataFrame) -> Self:
         """The same with other rows of the same kind, which are not checked again."""
         return replace(self, frame=frame)  # type: ignore[type-var]  # every subclass is a dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ class Batch:
         return [getattr(self, name) for name in _TENSORS]
 
     def _map(self, tensors: list[Tensor]) -> Batch:
-        return replace(self, **dict(zip(_TENSORS, tensors, strict=True)))
+        named: dict[str, Any] = dict(zip(_TENSORS, tensors, strict=True))
+        return replace(self, **named)
 
 
 _TENSORS = tuple(field.name for field in fields(Batch) if field.name != "n_shared")

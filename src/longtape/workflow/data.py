@@ -11,8 +11,8 @@ from typing import Any
 from longtape.experiment import Experiment
 from longtape.features.panel import Panel
 from longtape.features.splits import Periods, Split
-from longtape.market.bars import Bars
-from longtape.market.load import describe, load, load_funding
+from longtape.market.load import describe, load
+from longtape.market.rows import Rows as MarketRows
 from longtape.training.run_folder import RunFolder
 from longtape.workflow.pipeline import ExperimentPipeline
 
@@ -23,7 +23,7 @@ class RunData:
 
     experiment: Experiment
     pipeline: ExperimentPipeline
-    bars: Sequence[Bars]
+    bars: Sequence[MarketRows]  # candles, books or trades
     periods: Periods | None = None
 
     @classmethod
@@ -35,7 +35,7 @@ class RunData:
             for instrument in instruments:
                 experiment.refuse_instrument(instrument.category)
             if experiment.backtest.costs.funding == "history":
-                funding = load_funding(experiment.data, instruments)
+                raise NotImplementedError
         return cls(experiment, ExperimentPipeline(experiment, funding), load(experiment.data), periods)
 
     @cached_property
@@ -76,5 +76,7 @@ class RunData:
     def summary(self) -> str:
         """One line for the terminal."""
         windows = ", ".join(f"{count:,} {name}" for name, count in self.facts()["windows"].items())
-        bars = ", ".join(f"{len(one):,} bars of {one.symbol} ({one.interval})" for one in self.bars)
+        data = self.experiment.data
+        what = f"bars of {data.interval}" if data.kind == "candles" else data.kind
+        bars = ", ".join(f"{one.symbol}: {len(one):,} {what}" for one in self.bars)
         return f"{bars}; {len(self.panel.columns)} features; windows: {windows}"

@@ -13,8 +13,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from longtape.backtest import BacktestResult
-from longtape.backtest.frames import only_at_bars
+from longtape.backtest import BacktestResult, run_backtest
 from longtape.backtest.signals import weights_from_forecast
 from longtape.core.errors import UserError
 from longtape.core.files import read_json, write_json
@@ -26,7 +25,7 @@ from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
 from longtape.forecasting.fitted import FittedForecaster, History, calibrated
 from longtape.forecasting.intervals import Calibration
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
 from longtape.models.registry import build_model
 from longtape.training.checkpoint import load_weights, save_weights
@@ -48,7 +47,7 @@ class ExperimentPipeline:
         """Bars in a window."""
         return self.experiment.model.lookback
 
-    def panel(self, bars: Sequence[Bars]) -> Panel:
+    def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features, targets and marks of `bars`."""
         panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
@@ -160,11 +159,14 @@ class ExperimentPipeline:
             return forecast.select("timestamp").unique(maintain_order=True)
         return weights_from_forecast(forecast, self.experiment.backtest.signal)
 
-    def backtest(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> BacktestResult:
+    def backtest(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> BacktestResult:
         """The account that follows `weights` through `bars`; what has no bar at a time is not traded on then."""
-        return self.experiment.backtest.run(only_at_bars(weights, bars), bars, funding_history=self.funding)
+        config = self.experiment.backtest
+        return run_backtest(
+            weights, bars, costs=config.costs, fill=config.fill, initial_capital=config.initial_capital
+        )
 
-    def fills(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> pl.DataFrame:
+    def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
         """Trades that follow from `weights` on `bars`."""
         if not self.experiment.has_account:
             return weights.clear()

@@ -17,7 +17,7 @@ from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 from longtape.report.text import table
 from longtape.workflow.pipeline import ExperimentPipeline
 
@@ -74,7 +74,7 @@ def judge_run(
     pipeline: ExperimentPipeline,
     panel: Panel,
     splits: Sequence[Split],
-    bars: Sequence[Bars],
+    bars: Sequence[MarketRows],
     forecasts: pl.DataFrame,
     fitted: FittedForecaster | None = None,
 ) -> Results:
@@ -105,7 +105,7 @@ def _between(since: int, until: int | None) -> pl.Expr:
 def _judged(
     pipeline: ExperimentPipeline,
     forecasts: pl.DataFrame,
-    bars: Sequence[Bars],
+    bars: Sequence[MarketRows],
     since: int,
     until: int | None,
 ) -> Judgement | None:

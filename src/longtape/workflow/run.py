@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from longtape.features.windows import first_origin
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
+from longtape.market.books import Books
+from longtape.market.rows import Rows as MarketRows
+from longtape.market.trades import Trades
 from longtape.report.text import table
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
@@ -129,7 +133,7 @@ class Run:
         histories = tuple(self.folder.histories)
         return self.pipeline.fitted(model, calibration, self.folder.periods, histories)
 
-    def forecast(self, bars: Sequence[Bars] | Bars | None = None, history: bool = False) -> pl.DataFrame:
+    def forecast(self, bars: Sequence[MarketRows] | MarketRows | None = None, history: bool = False) -> pl.DataFrame:
         """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet).
 
         `bars` are the run's own by default. Other bars of the same markets give forecasts of their newest window, or,
@@ -173,7 +177,7 @@ class Run:
         write_json(self.path("metrics.json"), self.results.to_dict())
         return self.results
 
-    def backtest(self, bars: Sequence[Bars] | Bars | None = None) -> BacktestResult:
+    def backtest(self, bars: Sequence[MarketRows] | MarketRows | None = None) -> BacktestResult:
         """Trade the test period's forecasts; equity, positions, trades and measures are kept in the run.
 
         With other `bars` of the same markets, every window of theirs is forecast and traded, and nothing is kept; the
@@ -189,7 +193,7 @@ class Run:
             write_frame(getattr(account, name), self.path(f"backtest/{name}.parquet"))
         return account
 
-    def _backtest_on(self, bars: Sequence[Bars]) -> BacktestResult:
+    def _backtest_on(self, bars: Sequence[MarketRows]) -> BacktestResult:
         panel = self.pipeline.panel(bars)
         first = first_origin(panel, self.pipeline.lookback)
         frame = self.fitted.forecast(panel, np.arange(first, len(panel)))
@@ -198,16 +202,15 @@ class Run:
         seen = frame.filter(pl.col("period").is_in(["training", "validation", "calibration"])).height
         if not seen:
             return made
-        return made.noted(f"{seen:,} of {frame.height:,} forecasts lie in the period that the model was fitted on")
+        note = f"{seen:,} of {frame.height:,} forecasts lie in the period that the model was fitted on"
+        return replace(made, notes=(*made.notes, note))
 
-    def _fitting(self, bars: Sequence[Bars] | Bars) -> list[Bars]:
+    def _fitting(self, bars: Sequence[MarketRows] | MarketRows) -> list[MarketRows]:
         """Bars of the run's own markets, in the run's order. UserError naming what differs."""
-        given = [bars] if isinstance(bars, Bars) else list(bars)
+        given = [bars] if isinstance(bars, MarketRows) else list(bars)
         asked = self.experiment.data
-        interval = Interval.parse(asked.interval)
         for one in given:
-            if one.interval != interval:
-                raise UserError(f"{one.origin}: bars of {one.interval}, and the run was trained on {interval}")
+            self._refuse_other_rows(one)
             if asked.category is not None and one.instrument.category != asked.category:
                 raise UserError(
                     f"{one.origin}: category '{one.instrument.category}', and the run was trained on '{asked.category}'"
@@ -219,6 +222,17 @@ class Run:
                 f" {', '.join(asked.symbols)}"
             )
         return [by_symbol[symbol] for symbol in asked.symbols]
+
+    def _refuse_other_rows(self, one: MarketRows) -> None:
+        """UserError where these are not rows of the kind and interval that the run was trained on."""
+        asked = self.experiment.data
+        kinds: dict[str, type[MarketRows]] = {"candles": Bars, "books": Books, "trades": Trades}
+        if not isinstance(one, kinds[asked.kind]):
+            raise UserError(f"{one.origin}: {type(one).__name__.lower()}, and the run was trained on {asked.kind}")
+        if isinstance(one, Bars) and one.interval != Interval.parse(str(asked.interval)):
+            raise UserError(
+                f"{one.origin}: bars of {one.interval}, and the run was trained on bars of {asked.interval}"
+            )
 
     def audit(self, **counts: int) -> AuditReport:
         """Cut and change the data and see whether anything decided before moves; kept in audit.json.
