@@ -65,7 +65,7 @@ def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
     of the book, the price of the trade. UserError with one line for anything that cannot be had.
     """
     bars = [one for one in series if isinstance(one, Bars)]
-    if bars:
+    if bars or not len(series):
         return _panel(_one_clock(bars, config.missing), config)
     events = [one for one in series if isinstance(one, Books | Trades)]
     if len(events) != 1:

@@ -51,20 +51,19 @@ class Windows:
     def batch(self, indices: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """Features [B, lookback, C] float32, unscaled, and targets [B, K] float64 of the windows `indices`."""
         rows = self.rows(indices)
-        self.advise(rows)
         x = np.empty((len(rows), self.lookback, self._values.shape[1]), np.float32)
         for window, origin in zip(x, rows.tolist(), strict=True):
             window[...] = self._values[origin - self.lookback + 1 : origin + 1]
         return x, self.panel.targets[rows]
 
-    def advise(self, rows: Rows) -> None:
-        """Tell the system that windows at `rows` will be read, so that a memory-mapped matrix is paged in at once."""
+    def advise(self, indices: npt.ArrayLike) -> None:
+        """Tell the system that these windows will be read soon, so that a memory-mapped matrix is paged in ahead."""
         file = _mapped(self._values)
         if file is None:
             return
         mapping, offset = file
         row = self._values.strides[0]
-        for origin in rows.tolist():
+        for origin in self.rows(indices).tolist():
             begin = offset + (origin - self.lookback + 1) * row
             page = begin - begin % mmap.PAGESIZE
             mapping.madvise(mmap.MADV_WILLNEED, page, begin - page + self.lookback * row)
