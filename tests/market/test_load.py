@@ -1,5 +1,8 @@
 """The section `data` of an experiment: it reads what it names; what has no effect or cannot be is refused before."""
 
+import re
+from pathlib import Path
+
 import polars as pl
 import pytest
 import yaml
@@ -69,6 +72,8 @@ NO_EFFECT = [
     ({**FILE, **TAPE, "depth": 5}, "depth has no effect with kind 'trades'"),
 ]  # fmt: skip
 CANNOT_BE = [
+    ({"source": "file", "path": "x.parquet"}, "source 'file' needs the key 'symbols'"),
+    ({"symbols": []}, "source 'sample' needs the key 'symbols'"),
     ({"source": "file", "symbols": ["A"]}, "source 'file' needs the key 'path'"),
     ({"source": "store", "symbols": ["A"]}, "source 'store' needs the key 'store'"),
     ({**FILE, "category": "perp"}, "unknown category 'perp'; did you mean 'linear'?"),
@@ -237,3 +242,14 @@ def test_a_file_of_trades_that_cannot_be_is_one_line(tmp_path):
 def test_sections_are_frozen():
     with pytest.raises(ValidationError):
         DataConfig().kind = "books"
+
+
+def test_the_sections_of_the_documentation_are_understood():
+    page = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert {DataConfig(**yaml.safe_load(block)["data"]).kind for block in blocks} == {
+        "candles",
+        "books",
+        "trades",
+    }
+    assert all(f"`{name}`" in page for name in (*CATEGORIES, *DataConfig.model_fields))

@@ -60,14 +60,14 @@ def read_bars(
     """
     instrument = Instrument(source, category, symbol, calendar=calendar)
     origin = str(path)
-    table = _read_table(Path(path))
+    table = read_table(Path(path))
     frame = _renamed(table, columns or {}, symbol, origin)
-    mine = _only_symbol(frame, symbol, origin)
+    mine = only_symbol(frame, symbol, origin)
     frame, origin = mine, origin if mine.height == frame.height else f"{origin}, rows of {symbol}"
     if frame.height == 0:
         raise UserError(f"{origin}: there is no row in it")
     frame = frame.with_columns(
-        _numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")
+        numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")
     )
     frame = frame.with_columns(to_utc(frame["timestamp"], origin, time_format)).drop("symbol", strict=False)
     if drop_empty:
@@ -82,13 +82,14 @@ def read_raw(path: str | Path) -> pl.DataFrame:
     For a quality report of a file that `read_bars` would refuse.
     """
     origin = str(path)
-    frame = _renamed(_read_table(Path(path)), {}, "", origin)
-    values = [_numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")]
+    frame = _renamed(read_table(Path(path)), {}, "", origin)
+    values = [numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")]
     symbols = [pl.col("symbol").cast(pl.String)] if "symbol" in frame.columns else []
     return frame.with_columns(to_utc(frame["timestamp"], origin), *values, *symbols)
 
 
-def _read_table(path: Path) -> pl.DataFrame:
+def read_table(path: Path) -> pl.DataFrame:
+    """The table of a CSV (also .gz, .zip) or Parquet file, cells of a CSV as text; UserError where unreadable."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return read_parquet(path) if path.suffix.lower() in PARQUET else _read_csv(path)
@@ -218,7 +219,8 @@ def _refuse_bad_names(
             )
 
 
-def _only_symbol(frame: pl.DataFrame, symbol: str, origin: str) -> pl.DataFrame:
+def only_symbol(frame: pl.DataFrame, symbol: str, origin: str) -> pl.DataFrame:
+    """The rows of `symbol`, however it is punctuated; all where there is no column of symbols. UserError for none."""
     if "symbol" not in frame.columns:
         return frame
     names = frame["symbol"].cast(pl.String)
@@ -231,7 +233,8 @@ def _only_symbol(frame: pl.DataFrame, symbol: str, origin: str) -> pl.DataFrame:
     return frame.filter(rows)
 
 
-def _numbers(frame: pl.DataFrame, name: str, origin: str) -> pl.Series:
+def numbers(frame: pl.DataFrame, name: str, origin: str) -> pl.Series:
+    """A column as Float64, null where a cell is empty. UserError naming the row for a cell that is no number."""
     values = frame[name]
     if values.dtype != pl.String:
         return values.cast(pl.Float64, strict=False) if values.dtype.is_numeric() else values

@@ -49,7 +49,7 @@ class DataConfig(BaseModel):
     kind: Literal["candles", "books", "trades"] = Field(
         "candles", description="a row is a candle, an update of the order book, or a trade"
     )
-    symbols: list[str] = Field(default_factory=lambda: ["SP500"], min_length=1)
+    symbols: list[str] = Field(default=[], description="what to read; SP500 by default of the samples")
     interval: str | None = Field(None, description="for candles: their length, 1d by default")
     depth: int | None = Field(
         None, ge=1, description="for books: levels of each side, by default all there are (20 of a log)"
@@ -79,7 +79,9 @@ class DataConfig(BaseModel):
         """Defaults that hold for one source or kind only."""
         if not isinstance(given, Mapping):
             return given
-        defaults: dict[str, str] = {}
+        defaults: dict[str, Any] = {}
+        if given.get("source", "sample") == "sample":
+            defaults["symbols"] = ["SP500"]
         if given.get("kind", "candles") == "candles":
             defaults["interval"] = "1d"
         if given.get("source") == "file":
@@ -113,6 +115,8 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _symbols_fit(self) -> DataConfig:
+        if not self.symbols:
+            raise ValueError(f"source '{self.source}' needs the key 'symbols'")
         repeated = next((name for i, name in enumerate(self.symbols) if name in self.symbols[:i]), None)
         if repeated is not None:
             raise ValueError(f"symbol '{repeated}' is listed twice")
