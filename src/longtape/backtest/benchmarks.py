@@ -116,5 +116,5 @@ def _figures(result: BacktestResult) -> tuple[float, float, float, float]:
     """Sharpe ratio a year, total return, turnover a year, mean exposure."""
     years = len(result.clock) / result.periods_per_year
     traded = result.books.totals[books_of.TRADED] / result.books.equity.mean()
-    sharpe = period_sharpe(result.returns) * np.sqrt(result.periods_per_year)
+    sharpe = period_sharpe(result.returns, result.risk_free_return) * np.sqrt(result.periods_per_year)
     return sharpe, summarise(result.returns).total, traded / years, result.exposure.mean()

@@ -13,6 +13,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from longtape.backtest.frames import as_frame, milliseconds, numbers
+from longtape.backtest.validation import one_line
 from longtape.core.clock import HOUR, MINUTE, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
@@ -50,7 +51,7 @@ class Costs(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise UserError(_one_line(error)) from None
+            raise one_line(error, "costs", type(self).model_fields) from None
 
     @model_validator(mode="after")
     def _rate_goes_with_rate(self) -> Costs:
@@ -63,11 +64,7 @@ class Costs(BaseModel):
         return Costs(**{**self.model_dump(), "fee": fee})
 
 
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    given = f" (given: {first['input']!r})" if where else ""
-    return f"costs{'.' + where if where else ''}: {first['msg'].removeprefix('Value error, ')}{given}"
+DEFAULT_COSTS = Costs(fee=0.001)  # where nobody names any costs
 
 
 def funding_rates(

@@ -45,6 +45,7 @@ class BacktestResult:
     calendar: str  # how the number of bars a year was found
     multipliers: Floats  # [S]
     notes: tuple[str, ...] = ()
+    risk_free_rate: float = 0.0  # a year
 
     @property
     def equity(self) -> pl.DataFrame:
@@ -165,10 +166,18 @@ class BacktestResult:
         """All of `metrics.compute_metrics`, and what the account paid, traded and held. Fractions, not
         percent.
         """
-        return {
-            **compute_metrics(self.books.equity, self.periods_per_year, trade_returns=self.trade_returns),
-            **self._use,
-        }
+        measures = compute_metrics(
+            self.books.equity,
+            self.periods_per_year,
+            risk_free=self.risk_free_rate,
+            trade_returns=self.trade_returns,
+        )
+        return {**measures, **self._use}
+
+    @property
+    def risk_free_return(self) -> float:
+        """The risk-free rate of one bar."""
+        return self.risk_free_rate / self.periods_per_year
 
     @property
     def _use(self) -> dict[str, float]:
