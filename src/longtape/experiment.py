@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from longtape.backtest.costs import Costs
+from longtape.backtest.config import AccountConfig
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import PERPETUALS
@@ -38,10 +38,8 @@ from longtape.models.registry import config_of
 from longtape.training.config import TrainingConfig
 
 
-class BacktestConfig(BaseModel):
-    """What is done with the forecasts of returns, and what it costs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BacktestConfig(AccountConfig):
+    """What is done with the forecasts of returns, and the account that follows them."""
 
     signal: SignalConfig = SignalConfig()
     traded: float | None = Field(
@@ -49,11 +47,8 @@ class BacktestConfig(BaseModel):
         gt=0,
         le=1,
         description="trade this share of the largest forecasts: the threshold is a quantile of |forecast| on the"
-        " validation windows, chosen anew in each fold of a walk forward",
+        " calibration windows, chosen anew in each fold of a walk forward",
     )
-    costs: Costs = Costs()
-    initial_capital: float = Field(100_000.0, gt=0)
-    fill: Literal["next_open", "next_close"] = "next_open"
 
     @model_validator(mode="after")
     def _traded_has_an_effect(self) -> BacktestConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from longtape.experiment import Experiment
 from longtape.features.panel import Panel
 from longtape.features.splits import Periods, Split
+from longtape.market.bars import Bars
+from longtape.market.funding import load_funding
 from longtape.market.load import describe, load
 from longtape.market.rows import Rows as MarketRows
 from longtape.training.run_folder import RunFolder
@@ -29,14 +31,10 @@ class RunData:
     @classmethod
     def of(cls, experiment: Experiment, periods: Periods | None = None) -> RunData:
         """Load the experiment's data. What its instruments rule out is said before any row is read."""
-        funding = None
         if experiment.has_account:
-            instruments = describe(experiment.data)
-            for instrument in instruments:
+            for instrument in describe(experiment.data):
                 experiment.refuse_instrument(instrument.category)
-            if experiment.backtest.costs.funding == "history":
-                raise NotImplementedError
-        return cls(experiment, ExperimentPipeline(experiment, funding), load(experiment.data), periods)
+        return cls(experiment, ExperimentPipeline(experiment), load(experiment.data), periods)
 
     @cached_property
     def panel(self) -> Panel:
@@ -47,6 +45,30 @@ class RunData:
     def split(self) -> Split:
         """Origins of each period."""
         return self.pipeline.split(self.panel, self.periods)
+
+    @cached_property
+    def trading(self) -> ExperimentPipeline:
+        """The pipeline with the recorded funding of the test period, where the costs name it."""
+        costs = self.experiment.backtest.costs
+        if not self.experiment.has_account or costs.funding != "history":
+            return self.pipeline
+        first, until = self.test_span
+        traded = [one for one in self.bars if one.symbol in self.panel.assets]
+        last = max(int(one.between(first, until).known_at[-1]) for one in traded if isinstance(one, Bars))
+        instruments = [one.instrument for one in traded]
+        return replace(
+            self.pipeline, funding=load_funding(self.experiment.data, instruments, first, last)
+        )
+
+    def require_funding(self) -> None:
+        """UserError where the costs name recorded funding and a payment of the test period is missing."""
+        _ = self.trading
+
+    @property
+    def test_span(self) -> tuple[int, int]:
+        """First open of the test period, and the time before which its last bar opens."""
+        assert self.split.periods is not None
+        return int(self.panel.timestamps[self.split.test[0]]), self.split.periods.test_until
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

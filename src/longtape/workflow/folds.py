@@ -38,7 +38,7 @@ def run_walk_forward(
     identity = {"experiment": experiment.to_yaml(), "fingerprints": data.fingerprints}
     walked = walk_forward(data.pipeline, data.bars, config, out, identity=identity, resume=resume)
     say("judging the joined folds")
-    results = judge_run(data.pipeline, walked.panel, walked.folds, data.bars, walked.forecasts)
+    results = judge_run(data.trading, walked.panel, walked.folds, data.bars, walked.forecasts)
     made = WalkedForward(Path(out), walked, results)
     write_frame(walked.forecasts, made.root / "forecast.parquet")
     if results.account is not None:

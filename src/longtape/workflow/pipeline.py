@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from longtape.backtest import BacktestResult, run_backtest
+from longtape.backtest import BacktestResult
+from longtape.backtest.engine import run_account
 from longtape.backtest.signals import weights_from_forecast
 from longtape.core.errors import UserError
 from longtape.core.files import read_json, write_json
@@ -161,16 +162,19 @@ class ExperimentPipeline:
 
     def backtest(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> BacktestResult:
         """The account that follows `weights` through `bars`; what has no bar at a time is not traded on then."""
-        config = self.experiment.backtest
-        return run_backtest(
-            weights, bars, costs=config.costs, fill=config.fill, initial_capital=config.initial_capital
-        )
+        return run_account(self.experiment.backtest, weights, bars, funding_history=self.funding)
 
     def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
-        """Trades that follow from `weights` on `bars`."""
+        """Trades that follow from `weights` on any `bars`; recorded funding, known for the test period only, is left
+        out of the equity that sizes them.
+        """
         if not self.experiment.has_account:
             return weights.clear()
-        return self.backtest(weights, bars).fills
+        account = self.experiment.backtest
+        if account.costs.funding == "history":
+            costs = account.costs.model_copy(update={"funding": "excluded"})
+            account = account.model_copy(update={"costs": costs})
+        return run_account(account, weights, bars).fills
 
     def as_of(self, time: int) -> ExperimentPipeline:
         """The same with the events that had been announced by `time`."""

@@ -59,6 +59,7 @@ def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = F
         folder.refuse_existing()
     data = RunData.of(experiment)
     say(data.summary())
+    data.require_funding()
     folder = _reopened(folder.root, data) if resume else data.create_folder(out)
     if folder.status != FINISHED:
         fitted = data.pipeline.fit_in(folder, data.panel, data.split)
@@ -170,7 +171,7 @@ class Run:
         """Skill beside the baselines and, where returns are forecast, the account of the test period."""
         self._first_test_row()
         data = self.data
-        return judge_run(data.pipeline, data.panel, [data.split], data.bars, self.forecasts, self.fitted)
+        return judge_run(data.trading, data.panel, [data.split], data.bars, self.forecasts, self.fitted)
 
     def score(self) -> Results:
         """Hold the forecasts of the test period against the baselines; kept in metrics.json."""
