@@ -95,7 +95,9 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _something_is_traded(self) -> Experiment:
         if not self.has_account and "backtest" in self.model_fields_set:
-            raise ValueError("backtest: nothing is traded, because no target is a return; leave the section out")
+            raise ValueError(
+                "backtest: nothing is traded, because no target is a return; leave the section out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -115,7 +117,9 @@ class Experiment(BaseModel):
                 f" ({'validation_until' if by_dates else 'validation'})"
             )
         if none and self.backtest.traded is not None:
-            raise ValueError("backtest.traded: the threshold is chosen on validation windows; name some (split)")
+            raise ValueError(
+                "backtest.traded: the threshold is chosen on validation windows; name some (split)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -133,11 +137,11 @@ class Experiment(BaseModel):
     def refuse_instrument(self, category: str) -> None:
         """UserError where the account cannot trade an instrument of this category as the costs are named."""
         if category == "inverse":
-            raise UserError("data.category: inverse contracts are not modelled; use the linear perpetual or spot")
-        if category in PERPETUALS and self.backtest.costs.funding is None:
             raise UserError(
-                "backtest.costs.funding must be named for a perpetual: history, rate or excluded"
+                "data.category: inverse contracts are not modelled; use the linear perpetual or spot"
             )
+        if category in PERPETUALS and self.backtest.costs.funding is None:
+            raise UserError("backtest.costs.funding must be named for a perpetual: history, rate or excluded")
 
     @property
     def kinds(self) -> dict[str, TargetKind]:
@@ -264,7 +268,10 @@ def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> 
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return unknown_name(
-            "key", location[-1], _known_keys(document, location[:-1]), ".".join([where + ": ", *location[:-1]])
+            "key",
+            location[-1],
+            _known_keys(document, location[:-1]),
+            ".".join([where + ": ", *location[:-1]]),
         )
     message = first["msg"].removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(location)}: {message}".replace(": :", ":"))

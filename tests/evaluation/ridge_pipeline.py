@@ -15,7 +15,14 @@ from longtape.core.instrument import Instrument
 from longtape.features.marks import Events, MarksConfig, build_marks
 from longtape.features.panel import Column, Panel, Rows, TargetColumn
 from longtape.features.scaling import Standardizer
-from longtape.features.splits import Periods, Split, SplitConfig, WalkForwardConfig, chronological, walk_forward
+from longtape.features.splits import (
+    Periods,
+    Split,
+    SplitConfig,
+    WalkForwardConfig,
+    chronological,
+    walk_forward,
+)
 from longtape.features.windows import Windows
 from longtape.market.bars import TIME_TYPE, Bars
 

@@ -256,7 +256,12 @@ def test_trades_become_a_panel_of_events_where_equal_times_are_normal() -> None:
 
 
 def test_a_level_that_a_book_does_not_have_has_no_size() -> None:
-    levels = {"bid_price_1": [1.0] * 3, "ask_price_1": [3.0] * 3, "bid_size_1": [4.0] * 3, "ask_size_1": [4.0] * 3}
+    levels = {
+        "bid_price_1": [1.0] * 3,
+        "ask_price_1": [3.0] * 3,
+        "bid_size_1": [4.0] * 3,
+        "ask_size_1": [4.0] * 3,
+    }
     second = {"bid_price_2": [0.5, None, 0.5], "bid_size_2": [4.0, None, 8.0]}
     second |= {"ask_price_2": [4.0] * 3, "ask_size_2": [4.0] * 3}
     times = pl.Series([0, 0, 5]).cast(pl.Datetime("us", "UTC"))

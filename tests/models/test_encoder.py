@@ -148,7 +148,9 @@ def test_a_head_that_does_not_fit_the_target_is_refused():
 
 def test_several_assets_have_a_row_each_and_one_head_for_each_kind():
     bars = [candles(600, seed, name) for seed, name in enumerate(("A", "B", "C"))]
-    config = FeaturesConfig(features=["log_return", "hour"], targets=["return(6)", "return(1)", "volatility(6)"])
+    config = FeaturesConfig(
+        features=["log_return", "hour"], targets=["return(6)", "return(1)", "volatility(6)"]
+    )
     panel = build(bars, config)
     rows = np.arange(100, 400)
     model = EncoderForecaster(

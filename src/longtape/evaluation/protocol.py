@@ -17,7 +17,6 @@ from longtape.features.splits import Periods, Split, WalkForwardConfig
 from longtape.market.rows import Rows as MarketRows
 
 
-
 class Fitted(Protocol):
     """A model with its scaler, ready to forecast any panel that has the columns it was fitted on."""
 

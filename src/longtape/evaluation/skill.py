@@ -62,7 +62,10 @@ def skills(
     `splits` are the folds whose test origins were forecast, one after the other; baselines are fitted in each.
     """
     origins = np.concatenate([split.test for split in splits])
-    own = {one.name: one for one in _scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))}
+    own = {
+        one.name: one
+        for one in _scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
+    }
     found: dict[str, Rows] = {name: [{"model": MODEL, **one.scores()}] for name, one in own.items()}
     for kind in inputs.kinds:
         of_kind = inputs.only(kind)

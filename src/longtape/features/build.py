@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from longtape.core.calendars import CALENDAR_COLUMNS, calendar_features, future_opens, ordinals
+from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target

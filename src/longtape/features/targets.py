@@ -87,7 +87,9 @@ def _checked_band(name: str, band: float) -> float:
     return float(band)
 
 
-@target("0 where ln(close_{t+h}/close_t) < −band, 2 where > band, else 1", "three-class direction", "direction")
+@target(
+    "0 where ln(close_{t+h}/close_t) < −band, 2 where > band, else 1", "three-class direction", "direction"
+)
 def direction(table: Table, h: int = 1, band: float = 0.0) -> Sequence[Label]:
     """Down (0), flat (1) or up (2) over h bars, flat within ± band of log return."""
     band = _checked_band("direction(h, band)", band)

@@ -96,9 +96,7 @@ class ModelInputs:
     def from_dict(cls, kept: Mapping[str, Any]) -> ModelInputs:
         """Back from `to_dict`."""
         options = [tuple((name, value) for name, value in t["options"]) for t in kept["targets"]]
-        targets = [
-            TargetColumn(**{**t, "options": o}) for t, o in zip(kept["targets"], options, strict=True)
-        ]
+        targets = [TargetColumn(**{**t, "options": o}) for t, o in zip(kept["targets"], options, strict=True)]
         return cls(
             tuple(Column(**c) for c in kept["columns"]),
             tuple(kept["assets"]),
@@ -119,7 +117,9 @@ class Model(nn.Module):
     Config: ClassVar[type[ModelConfig]]
     title: ClassVar[str] = ""  # how tables call it; its name in the registry by default
     titles: ClassVar[Mapping[str, str]] = {}  # where it differs for a kind of target
-    refits_monthly: ClassVar[bool] = False  # as a baseline: fitted anew each month on all labels known by then
+    refits_monthly: ClassVar[bool] = (
+        False  # as a baseline: fitted anew each month on all labels known by then
+    )
 
     def __init__(self, config: ModelConfig, inputs: ModelInputs) -> None:
         super().__init__()

@@ -130,7 +130,9 @@ class LogHarModel(FromBaselines):
     refits_monthly = True
 
     def build(self, kind: str) -> LinearBaseline:
-        return LogHar(HarDesign.of(self.inputs.interval, self.inputs.calendar), *self.inputs.kinds[kind].shape)
+        return LogHar(
+            HarDesign.of(self.inputs.interval, self.inputs.calendar), *self.inputs.kinds[kind].shape
+        )
 
 
 class LastValue(ClosedForm):

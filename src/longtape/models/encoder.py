@@ -150,7 +150,9 @@ class EncoderForecaster(Model):
         tokens = self.embedding(scaled)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
-        states: list[Tensor] = self.transformer(self.drop(self.positions(tokens)), self._token_of(batch.marks))
+        states: list[Tensor] = self.transformer(
+            self.drop(self.positions(tokens)), self._token_of(batch.marks)
+        )
         return states
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:

@@ -27,7 +27,15 @@ from longtape.models.gram import Gram, chunks
 
 Array = npt.NDArray[np.float64]
 PRIOR = 10.0
-DAYS_OPEN = (1 / 8, 1 / 4, 1 / 2, 1, 3, 7, 30)  # lags of intraday bars where the market never closes: 3 h to 720 h
+DAYS_OPEN = (
+    1 / 8,
+    1 / 4,
+    1 / 2,
+    1,
+    3,
+    7,
+    30,
+)  # lags of intraday bars where the market never closes: 3 h to 720 h
 DAYS_SESSIONS = (1 / 8, 1 / 4, 1 / 2, 1, 3, 5, 21)  # the same week and month in sessions
 DAILY = (1, 2, 5, 10, 22, 66, 252)  # bars of a day
 LONGER = (1, 2, 4, 13, 26, 52)  # bars of a week or more

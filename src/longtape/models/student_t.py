@@ -16,7 +16,9 @@ from torch import Tensor
 
 def t_density(x: Tensor, freedom: Tensor) -> Tensor:
     """Density at x [...], degrees of freedom [...]."""
-    ln_constant = torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2) - 0.5 * (freedom * math.pi).log()
+    ln_constant = (
+        torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2) - 0.5 * (freedom * math.pi).log()
+    )
     return (ln_constant - (freedom + 1) / 2 * torch.log1p(x * x / freedom)).exp()
 
 

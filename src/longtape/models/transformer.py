@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from longtape.models.encoder import EncoderConfig
 
 
-
 class EncoderLayer(nn.Module):
     """Attention and a GELU feed-forward, each with a residual and a layer norm (before or after)."""
 

@@ -56,9 +56,7 @@ class RunData:
         traded = [one for one in self.bars if one.symbol in self.panel.assets]
         last = max(int(one.between(first, until).known_at[-1]) for one in traded if isinstance(one, Bars))
         instruments = [one.instrument for one in traded]
-        return replace(
-            self.pipeline, funding=load_funding(self.experiment.data, instruments, first, last)
-        )
+        return replace(self.pipeline, funding=load_funding(self.experiment.data, instruments, first, last))
 
     def require_funding(self) -> None:
         """UserError where the costs name recorded funding and a payment of the test period is missing."""

@@ -11,8 +11,8 @@ from longtape.evaluation.walk_forward import WalkForward, walk_forward
 from longtape.experiment import Experiment
 from longtape.features.splits import WalkForwardConfig
 from longtape.report.text import table
-from longtape.workflow.page import write_walk_report
 from longtape.workflow.data import RunData
+from longtape.workflow.page import write_walk_report
 from longtape.workflow.results import Results, judge_run
 from longtape.workflow.run import write_frame
 

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from longtape.backtest.judgement import Judgement
+from longtape.evaluation.skill import MODEL
 from longtape.experiment import Experiment
 from longtape.report import figures
 from longtape.report.page import Block, Facts, Figure, Figures, Table, write
-from longtape.evaluation.skill import MODEL
 from longtape.workflow.results import Results
 
 _FAN_CAPTION = (

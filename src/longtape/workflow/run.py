@@ -134,7 +134,9 @@ class Run:
         histories = tuple(self.folder.histories)
         return self.pipeline.fitted(model, calibration, self.folder.periods, histories)
 
-    def forecast(self, bars: Sequence[MarketRows] | MarketRows | None = None, history: bool = False) -> pl.DataFrame:
+    def forecast(
+        self, bars: Sequence[MarketRows] | MarketRows | None = None, history: bool = False
+    ) -> pl.DataFrame:
         """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet).
 
         `bars` are the run's own by default. Other bars of the same markets give forecasts of their newest window, or,
@@ -157,7 +159,9 @@ class Run:
         test = self.data.split.test
         if not len(test):
             border = iso(self.folder.periods.validation_until)
-            raise UserError(f"{self.root}: the data hold no window of the test period, which begins at {border}")
+            raise UserError(
+                f"{self.root}: the data hold no window of the test period, which begins at {border}"
+            )
         return int(test[0])
 
     @cached_property
@@ -229,7 +233,9 @@ class Run:
         asked = self.experiment.data
         kinds: dict[str, type[MarketRows]] = {"candles": Bars, "books": Books, "trades": Trades}
         if not isinstance(one, kinds[asked.kind]):
-            raise UserError(f"{one.origin}: {type(one).__name__.lower()}, and the run was trained on {asked.kind}")
+            raise UserError(
+                f"{one.origin}: {type(one).__name__.lower()}, and the run was trained on {asked.kind}"
+            )
         if isinstance(one, Bars) and one.interval != Interval.parse(str(asked.interval)):
             raise UserError(
                 f"{one.origin}: bars of {one.interval}, and the run was trained on bars of {asked.interval}"
