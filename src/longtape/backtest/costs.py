@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from longtape.backtest.frames import as_frame, milliseconds, numbers
 from longtape.backtest.validation import one_line
-from longtape.core.clock import HOUR, MINUTE, Milliseconds, iso
+from longtape.core.clock import HOUR, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
+from longtape.market.funding import funding_holes, on_the_hour, payment_step
 
 Floats = npt.NDArray[np.float64]
-USUAL_FUNDING_HOURS = 8.0
 
 
 class Costs(BaseModel):
@@ -123,11 +123,8 @@ def _read_history(history: Any) -> pl.DataFrame:
         raise UserError("costs.funding='history' needs funding_history: timestamp, symbol, rate")
     frame = as_frame(history, "funding_history", ("timestamp", "symbol", "rate"))
     times = milliseconds(frame["timestamp"], "funding_history")
-    hour = (times + HOUR // 2) // HOUR * HOUR
-    # Payments are due on the hour; exchanges stamp some of them a few milliseconds later.
-    times = np.where(np.abs(times - hour) <= MINUTE, hour, times)
     rates = numbers(frame["rate"], "funding_history")
-    frame = pl.DataFrame({"time": times, "symbol": frame["symbol"], "rate": rates})
+    frame = pl.DataFrame({"time": on_the_hour(times), "symbol": frame["symbol"], "rate": rates})
     bad = frame.filter(~pl.col("rate").is_finite())
     if bad.height:
         raise UserError(f"funding_history: no rate at {iso(bad['time'][0])} for {bad['symbol'][0]}")
@@ -143,28 +140,19 @@ def _recorded(
 ) -> tuple[Milliseconds, Floats]:
     mine = events.filter(pl.col("symbol") == symbol)
     times, rates = mine["time"].to_numpy(), mine["rate"].to_numpy()
-    hours = (instrument.funding_hours if instrument else None) or USUAL_FUNDING_HOURS
-    _refuse_holes(symbol, times, int(hours * HOUR), since, until)
+    _refuse_holes(symbol, times, payment_step(instrument), since, until)
     return times, rates
 
 
 def _refuse_holes(symbol: str, times: Milliseconds, step: int, start: int, end: int) -> None:
-    """Every payment from the first open to the last close must be there; payments keep to multiples of the
-    step.
-    """
+    """Every payment from the first open to the last close must be there, once."""
     inside = times[(times >= start) & (times < end)]
     if len(np.unique(inside)) != len(inside):
         raise UserError(f"funding_history of {symbol}: a time comes twice; remove the duplicate")
-    expected_first = -(-start // step) * step
-    if expected_first >= end:
-        return
-    expected_last = (end - 1) // step * step
-    edges = np.concatenate([[expected_first - step], inside, [expected_last + step]])
-    holes = np.flatnonzero(np.diff(edges) > step)
-    if len(holes):
-        missing = int(edges[holes[0]]) + step
+    holes = funding_holes(times, step, start, end)
+    if holes:
         raise UserError(
-            f"funding_history of {symbol} has a hole at {iso(missing)} ({len(holes)} such): fetch it again,"
+            f"funding_history of {symbol} has a hole at {iso(holes[0][0])} ({len(holes)} such): fetch it again,"
             " or name costs.funding = rate or excluded"
         )
 

@@ -169,20 +169,13 @@ def describe(config: DataConfig) -> list[Instrument]:
 
 def load(config: DataConfig) -> list[Bars] | list[Books] | list[Trades]:
     """What the section names, symbol by symbol, checked. UserError in one line where something is missing."""
+    instruments = describe(config)
     if config.kind == "candles":
-        return load_bars(config)
-    instrument = describe(config)[0]
+        return [_of_period(_bars(config, one), config) for one in instruments]
     if config.kind == "trades":
-        return [_of_period(_trades(config, instrument), config)]
-    books = _of_period(_books(config, instrument), config)
-    return [books if config.depth is None else books.top(config.depth)]
-
-
-def load_bars(config: DataConfig) -> list[Bars]:
-    """`load` of candles; UserError for another kind."""
-    if config.kind != "candles":
-        raise UserError(f"data.kind: candles are needed here, not {config.kind}")
-    return [_of_period(_bars(config, instrument), config) for instrument in describe(config)]
+        return [_of_period(_trades(config, one), config) for one in instruments]
+    books = [_of_period(_books(config, one), config) for one in instruments]
+    return books if config.depth is None else [one.top(config.depth) for one in books]
 
 
 def _bars(config: DataConfig, instrument: Instrument) -> Bars:
