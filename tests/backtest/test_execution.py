@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtape.backtest import Costs, Limits, run_backtest
+from longtape.backtest.benchmarks import random_strategies
 from tests.backtest.markets import bars, random_bars, times, weights
 
 FILLS = ("next_open", "next_close")
@@ -226,3 +227,7 @@ def test_a_ruined_account_has_no_turnover_to_speak_of():
     assert metrics["ended"] == 1
     assert np.isnan(metrics["turnover"])
     assert 0 < metrics["exposure"] < 1
+    long = run_backtest(weights([-1.0] * 9), bars([100] * 7 + [210] * 2), costs=Costs(), initial_capital=1000)
+    assert long.books.equity.mean() > 0
+    assert np.isnan(long.metrics["turnover"])  # a mean over money and debt is no base
+    assert np.isnan(random_strategies(long, 3, 0).turnover).any()

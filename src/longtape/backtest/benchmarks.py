@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from longtape.backtest import account as books_of
 from longtape.backtest.replay import weights_in_force, with_weights
 from longtape.backtest.result import BacktestResult
 from longtape.backtest.statistics import period_sharpe
@@ -115,7 +114,5 @@ def _shuffled(path: Floats, draw: np.random.Generator) -> Floats:
 
 def _figures(result: BacktestResult) -> tuple[float, float, float, float]:
     """Sharpe ratio a year, total return, turnover a year, mean exposure."""
-    years = len(result.clock) / result.periods_per_year
-    traded = result.books.totals[books_of.TRADED] / result.books.equity.mean()
     sharpe = period_sharpe(result.returns, result.risk_free_return) * np.sqrt(result.periods_per_year)
-    return sharpe, summarise(result.returns).total, traded / years, result.exposure.mean()
+    return sharpe, summarise(result.returns).total, result.turnover, result.exposure.mean()
