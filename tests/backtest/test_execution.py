@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtape.backtest import Costs, Limits, run_backtest
+from longtape.backtest.benchmarks import random_strategies
 from tests.backtest.markets import bars, random_bars, times, weights
 
 FILLS = ("next_open", "next_close")
@@ -150,6 +151,53 @@ def test_rounding_alone_is_no_trade():
     assert result.fills.height == 1
 
 
+@pytest.mark.parametrize("rebalance", ["on_change", "every_bar"])
+def test_an_order_that_was_decided_before_the_stop_does_not_undo_it(rebalance):
+    """Stopped out within the third bar, at whose close the order of the bar before would have filled."""
+    frame = bars([100, 100, 100, 100, 100], low=[100, 100, 90, 100, 100])
+    result = run_backtest(
+        weights([1.0, 0.5, 0.5, 0.7, 0.7]),
+        frame,
+        costs=Costs(),
+        limits=Limits(stop_loss=0.05),
+        fill="next_close",
+        rebalance=rebalance,
+    )
+    assert result.fills["reason"].to_list() == ["signal", "stop_loss", "signal"]
+    assert [bool(units) for units in result.positions["A"]] == [False, True, False, False, True]
+
+
+def test_a_margin_call_leaves_no_order_behind():
+    """B waits for volume when the call closes everything."""
+    frame = pl.concat(
+        [
+            bars([100, 100, 100, 100], low=[100, 100, 70, 100]),
+            bars([50.0] * 4, symbol="B", volume=[1, 0, 0, 1]),
+        ]
+    )
+    target = pl.DataFrame({"timestamp": times(4), "A": [3.0] * 4, "B": [0.5] * 4})
+    result = run_backtest(target, frame, costs=Costs(), limits=Limits(maintenance_margin=0.2))
+    assert result.fills.select("symbol", "reason").rows() == [("A", "signal"), ("A", "margin_call")]
+
+
+def test_an_order_for_nothing_is_not_one_that_never_filled():
+    silent = bars([20.0] * 4, symbol="B", volume=0)
+    target = pl.DataFrame({"timestamp": times(4), "A": [1.0] * 4, "B": [0.0, 0.5, 0.0, 0.0]})
+    for rebalance in ("on_change", "every_bar"):
+        result = run_backtest(target, pl.concat([bars([10.0] * 4), silent]), rebalance=rebalance)
+        assert result.metrics["unfilled"] == 0
+
+
+def test_nothing_is_ordered_behind_the_last_bar_of_a_symbol_that_was_closed_there():
+    frame = pl.concat([bars([10.0] * 6), bars([20.0, 20.0, 25.0], symbol="B")])
+    target = pl.DataFrame({"timestamp": times(6), "A": [0.5] * 6, "B": [0.5] * 6})
+    for rebalance in ("on_change", "every_bar"):
+        result = run_backtest(target, frame, close_at_end=True, rebalance=rebalance)
+        assert set(result.trades["reason"]) == {"end"}
+        assert result.metrics["unfilled"] == 0
+        assert result.notes == ()
+
+
 def test_lots_by_symbol():
     frame = pl.concat([bars([30.0] * 3), bars([7.0] * 3, symbol="B")])
     target = pl.DataFrame({"timestamp": times(3), "A": [0.5] * 3, "B": [0.5] * 3})
@@ -179,3 +227,7 @@ def test_a_ruined_account_has_no_turnover_to_speak_of():
     assert metrics["ended"] == 1
     assert np.isnan(metrics["turnover"])
     assert 0 < metrics["exposure"] < 1
+    long = run_backtest(weights([-1.0] * 9), bars([100] * 7 + [210] * 2), costs=Costs(), initial_capital=1000)
+    assert long.books.equity.mean() > 0
+    assert np.isnan(long.metrics["turnover"])  # a mean over money and debt is no base
+    assert np.isnan(random_strategies(long, 3, 0).turnover).any()

@@ -394,6 +394,73 @@ def test_a_forecast_frame_of_pandas_gives_the_same_weights():
     assert weigh(frame.to_pandas()) == weigh(frame)
 
 
+def test_a_target_is_meant_whatever_its_spaces():
+    both = pl.concat([forecast([0.1, 0.2], h=1), forecast([-0.1, -0.2], h=4)])
+    assert column(both, target=" return( 4 )") == [-1, -1]
+    written = both.with_columns(pl.col("target").str.replace("4", " 4 "))
+    assert column(written, target="return(4)") == [-1, -1]
+    assert SignalConfig(target="return( 4 )") == SignalConfig(target="return(4)")
+
+
+@pytest.mark.parametrize("kind", ["volatility", "direction", "up"])
+def test_what_is_no_forecast_of_a_return_is_not_traded(kind):
+    """The mean of a volatility is above zero, and so would the weight be, always."""
+    alone = forecast([0.1, 0.2], h=4, kind=kind)
+    for options in ({}, {"target": f"{kind}(4)"}):
+        with pytest.raises(UserError, match=rf"none that fits among {kind}\(4\) \({kind}\)"):
+            weigh(alone, **options)
+    beside = pl.concat([alone, forecast([-0.1, -0.2], h=4)])
+    assert column(beside) == [-1, -1]
+
+
+def test_bars_in_a_year_are_not_read_from_origins_that_are_further_apart():
+    """Daily origins of hourly bars: their times say 365 a year, the volatility is of 24 of 8,760."""
+    returns, spread = (
+        forecast([0.01] * 9, h=24, every=24),
+        forecast([0.05] * 9, h=24, every=24, kind="volatility"),
+    )
+    both, options = pl.concat([returns, spread]), config("volatility_target", volatility=0.2)
+    with pytest.raises(UserError, match=r"not every bar is an origin.*give periods_per_year"):
+        weights_from_forecast(both, options)
+    got = weights_from_forecast(both, options, 8760)["A"].to_list()
+    assert got == pytest.approx([0.2 / (0.05 * math.sqrt(365))] * 9)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"name": "tanh"}, "signal 'tanh' needs its option 'gain'"),
+        ({"name": "proportional"}, "signal 'proportional' needs its option 'gain'"),
+        ({"name": "volatility_target"}, "signal 'volatility_target' needs its option 'volatility'"),
+        (
+            {"name": "volatility_target", "options": {"volatility": 0.0}},
+            "volatility must be above 0 (given: 0.0)",
+        ),
+        (
+            {"name": "volatility_target", "options": {"volatility": 0.1, "max_leverage": -1}},
+            "max_leverage must be above 0",
+        ),
+        ({"name": "threshold", "options": {"threshold": -0.1}}, "threshold must be at least 0"),
+        ({"name": "equal", "options": {"threshold": -0.1}}, "threshold must be at least 0"),
+        ({"name": "rank", "options": {"quantile": 0.7}}, "quantile must lie in (0, 0.5] (given: 0.7)"),
+        (
+            {"name": "tanh", "options": {"gain": math.inf}},
+            "signal.options.gain: Input should be a finite number",
+        ),
+        ({"name": "rang"}, "unknown signal 'rang'; did you mean 'rank'?"),
+        ({"nmae": "rank"}, "signal.nmae: Extra inputs are not permitted; did you mean 'name'?"),
+        ({"holding": "ladders"}, "signal.holding: Input should be 'ladder', 'hold' or 'newest'"),
+    ],
+)
+def test_what_the_file_alone_shows_is_refused_when_the_document_is_made(document, message):
+    with pytest.raises(UserError) as caught:
+        SignalConfig(**document)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="signal"):
+        SignalConfig.model_validate(document)
+
+
 def test_every_signal_has_its_options_and_refuses_others():
     assert signal_options("tanh") == {"gain": None}
     with pytest.raises(UserError, match="needs its option 'gain'"):

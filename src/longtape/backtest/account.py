@@ -218,11 +218,12 @@ def _leave(
     volume: float,
     reason: int,
 ) -> None:
-    """Sell what is held of symbol s, and stay out of it until its weight changes."""
+    """Sell what is held of symbol s, drop its order, and stay out of it until its weight changes."""
     book = state.book
     if book[s, UNITS] != 0:
         _fill(state, rules, t, s, -book[s, UNITS], price, volume, reason)
     book[s, BARRED] = 1.0
+    book[s, PENDING] = 0.0
 
 
 @_inlined
@@ -232,6 +233,8 @@ def _decide(book: Floats, weights: Floats, row: int, every_bar: bool, t: int) ->
     """
     due = False
     for s in range(len(book)):
+        if 0 <= book[s, LAST_BAR] <= t:
+            continue
         if row >= 0 and weights[row, s] != book[s, TARGET]:
             book[s, TARGET] = weights[row, s]
             book[s, BARRED] = 0.0
@@ -451,7 +454,8 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
             _end(state, prices, rules, t)
             _write(book, totals[CASH], equity_at, cash_at, gross_at, t)
     for s in range(symbols):
-        totals[UNFILLED] += book[s, PENDING]
+        if book[s, TARGET] != 0 or book[s, UNITS] != 0:
+            totals[UNFILLED] += book[s, PENDING]
 
 
 @_compiled

@@ -25,12 +25,19 @@ from longtape.backtest.account import (
 )
 from longtape.backtest.config import AccountConfig, Fill, Limits, LotSize, Rebalance, ZeroVolume
 from longtape.backtest.costs import DEFAULT_COSTS, Costs
-from longtape.backtest.frames import Market, frozen, long_bars, read_market, read_weights, rows_on_clock
+from longtape.backtest.frames import (
+    Market,
+    frozen,
+    long_bars,
+    read_market,
+    read_weights,
+    rows_on_clock,
+    several_bars,
+)
 from longtape.backtest.result import BacktestResult, Setup
 from longtape.core.clock import DAY, Interval, Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
-from longtape.market.bars import Bars
 
 Floats = npt.NDArray[np.float64]
 
@@ -164,11 +171,9 @@ def _with_facts(
     bars: Any, instruments: Mapping[str, Instrument] | None
 ) -> tuple[Any, Mapping[str, Instrument] | None, Interval | None]:
     """`Bars` bring their own instruments and interval; a frame has only the facts that are named beside it."""
-    several = [bars] if isinstance(bars, Bars) else bars
-    if not isinstance(several, Sequence) or not all(isinstance(b, Bars) for b in several):
+    several = several_bars(bars)
+    if several is None:
         return bars, instruments, None
-    if not several:
-        raise UserError("bars: none were given")
     if len({b.symbol for b in several}) < len(several):
         raise UserError("bars: a symbol comes twice; one account holds one market of each symbol")
     other = next((b for b in several if b.interval != several[0].interval), None)

@@ -228,6 +228,32 @@ def rows_on_clock(times: Milliseconds, clock: Milliseconds) -> Ints:
     return frozen(rows)
 
 
+def only_at_bars(weights: Any, bars: Any) -> pl.DataFrame:
+    """The rows of a weights frame at whose time some symbol of it has a bar; the decision before stands in between.
+
+    What was decided on a clock whose holes were filled, or after the last bar, cannot be traded on.
+    UserError where no row is left.
+    """
+    frame = as_frame(weights, "weights", ("timestamp",))
+    several = several_bars(bars)
+    traded = as_frame(bars if several is None else long_bars(several), "bars", ("timestamp", "symbol"))
+    traded = traded.filter(pl.col("symbol").cast(pl.String).is_in(frame.columns))
+    at_bar = np.isin(milliseconds(frame["timestamp"], "weights"), milliseconds(traded["timestamp"], "bars"))
+    if frame.height and not at_bar.any():
+        raise UserError("weights: no row is at the time of a bar")
+    return frame.filter(pl.Series(at_bar))
+
+
+def several_bars(bars: Any) -> list[Bars] | None:
+    """One or several `Bars` as a list; None for a frame. UserError for none at all."""
+    several = [bars] if isinstance(bars, Bars) else bars
+    if not isinstance(several, Sequence) or not all(isinstance(b, Bars) for b in several):
+        return None
+    if not several:
+        raise UserError("bars: none were given")
+    return list(several)
+
+
 def long_bars(bars: Sequence[Bars]) -> pl.DataFrame:
     """The long frame of several `Bars`."""
     names = ("timestamp", *FIELDS)

@@ -24,6 +24,7 @@ from longtape.core.errors import UserError
 
 Rows = list[dict[str, Any]]
 ONE_SIDED = 1.645  # 95 % of a normal distribution
+MOST_SAID = 100.0  # the largest return a year that a sentence spells out
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +96,9 @@ class Judgement:
         if d.trials < 2:
             return (
                 f"One configuration was tried, as far as is known (folds are not trials): nothing to deflate;"
-                f" probability of a true Sharpe above 0: {d.probabilistic_sharpe:.1%}."
+                f" probability of a true Sharpe above 0: {_share(d.probabilistic_sharpe)}."
             )
-        line = f"Best of {d.trials} configurations: deflated Sharpe {d.deflated_sharpe:.1%}"
+        line = f"Best of {d.trials} configurations: deflated Sharpe {_share(d.deflated_sharpe)}"
         if self.overfitting is None:
             return f"{line}; probability of overfitting unknown, the trials' return series were not kept."
         return f"{line}, probability of overfitting {self.overfitting.probability:.1%}."
@@ -181,11 +182,19 @@ def _luck(random: RandomStrategies) -> str:
 
 def _interval(intervals: Mapping[str, Interval]) -> str:
     a, s, d = (intervals[name] for name in ("annual_return", "sharpe", "max_drawdown"))
+    sharpe = "not defined" if np.isnan(s.lower) else f"{s.lower:.2f} to {s.upper:.2f}"
     return (
         f"{a.level:.0%} of {a.resamples:,} stationary-bootstrap samples (blocks of {a.block:.0f} bars): annual return"
-        f" {a.lower:.1%} to {a.upper:.1%}, Sharpe {s.lower:.2f} to {s.upper:.2f}, deepest drawdown {d.lower:.1%} to"
-        f" {d.upper:.1%}."
+        f" {_share(a.lower)} to {_share(a.upper)}, Sharpe {sharpe}, deepest drawdown {_share(d.lower)} to"
+        f" {_share(d.upper)}."
     )
+
+
+def _share(value: float) -> str:
+    """A percentage; in words where there is none, or where a short record compounds to what nobody earns."""
+    if np.isnan(value):
+        return "not defined"
+    return f"{value:.1%}" if value <= MOST_SAID else f"more than {MOST_SAID:,.0%}"
 
 
 def _cost_line(costs: CostSensitivity) -> str:

@@ -33,7 +33,7 @@ def _over(numerator: float, denominator: float) -> float:
 
 
 def total_return(returns: Any) -> float:
-    """Π(1 + r) − 1."""
+    """Π(1 + r) − 1, up to the return that takes everything."""
     return summarise(returns).total
 
 
@@ -103,6 +103,8 @@ def _sortino(s: Summary, periods: float, risk_free: float, convention: Conventio
 def drawdowns(returns: Any) -> Floats:
     """Loss since the highest point so far, at or below 0; the start counts as a high point. Returns [len]."""
     values = np.nan_to_num(as_returns(returns))
+    lost = np.flatnonzero(values <= -1)
+    values[lost[0] + 1 if len(lost) else len(values) :] = 0.0  # the account has ended
     curve = np.cumprod(np.concatenate([[1.0], 1 + values]))
     return (curve / np.maximum.accumulate(curve) - 1)[1:]
 

@@ -180,14 +180,20 @@ class BacktestResult:
         return self.risk_free_rate / self.periods_per_year
 
     @property
+    def turnover(self) -> float:
+        """Traded value a year over mean equity; NaN for an account that has lost everything."""
+        equity, years = self.books.equity, len(self.clock) / self.periods_per_year
+        if equity.min() <= 0:
+            return float("nan")
+        return float(self.books.totals[books_of.TRADED] / equity.mean() / years)
+
+    @property
     def _use(self) -> dict[str, float]:
-        totals, years = self.books.totals, len(self.clock) / self.periods_per_year
-        mean = float(self.books.equity.mean())
-        traded = float(totals[books_of.TRADED]) / mean if mean > 0 else float("nan")
+        totals = self.books.totals
         paid = {name: value for name, value in self.account.items() if name not in ("start", "end", "profit")}
         return {
             "n_fills": float(totals[books_of.N_FILLS]),
-            "turnover": traded / years,  # traded value a year over mean equity
+            "turnover": self.turnover,
             "exposure": float(self.exposure.mean()),
             **paid,
             "costs": sum(paid.values()),
