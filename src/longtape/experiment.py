@@ -21,11 +21,12 @@ from pydantic import (
 )
 
 from longtape.backtest.config import AccountConfig
+from longtape.backtest.selection import Target, misfit
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import PERPETUALS
 from longtape.features.build import FeaturesConfig
-from longtape.features.catalogue import check_features, find_target
+from longtape.features.catalogue import check_features, find_target, target_horizons
 from longtape.features.expression import parse
 from longtape.features.marks import MarksConfig
 from longtape.features.splits import SplitConfig
@@ -98,6 +99,20 @@ class Experiment(BaseModel):
             raise ValueError(
                 "backtest: nothing is traded, because no target is a return; leave the section out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _signal_fits_the_targets(self) -> Experiment:
+        if self.has_account:
+            expressions = [parse(text) for text in self.targets]
+            targets = [
+                Target(str(one), find_target(one).kind, horizon)
+                for one in expressions
+                for horizon in target_horizons(one)
+            ]
+            line = misfit(self.backtest.signal, targets, self.symbols or self.data.symbols)
+            if line is not None:
+                raise ValueError(f"backtest.{line}")
         return self
 
     @model_validator(mode="after")

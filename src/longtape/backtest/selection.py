@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from longtape.core.errors import unknown_name
+from longtape.features import target_kinds
 
 if TYPE_CHECKING:
     from longtape.backtest.signals import SignalConfig
 
-VOLATILITY = "volatility"
+VOLATILITY = target_kinds.VOLATILITY.name
 # Kinds of target whose mean does not say by how much a price moves.
-UNTRADED = frozenset({VOLATILITY, "direction", "up"})
+UNTRADED = frozenset(kind.name for kind in target_kinds.KINDS.values() if not kind.traded)
 
 
 class Target(NamedTuple):

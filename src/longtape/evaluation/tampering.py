@@ -10,9 +10,7 @@ import polars as pl
 
 from longtape.core.clock import Milliseconds
 from longtape.market.bars import PRICES, Bars
-from longtape.market.books import Books
 from longtape.market.rows import Rows
-from longtape.market.trades import Trades
 
 IDENTITY = ("update_id", "received_ns")  # numbers that are names
 _SPREAD = 0.2  # deviation of the log factors by which changed prices leave the real ones
@@ -20,7 +18,7 @@ _SPREAD = 0.2  # deviation of the log factors by which changed prices leave the 
 
 def cut_after(series: Sequence[Rows], time: int) -> list[Rows]:
     """The rows that are known at `time`, UTC milliseconds."""
-    return [one.with_frame(one.frame.filter(pl.Series(known_at(one) <= time))) for one in series]
+    return [one.with_frame(one.frame.filter(pl.Series(one.known_at <= time))) for one in series]
 
 
 def cut_before(series: Sequence[Rows], time: int) -> list[Rows]:
@@ -30,18 +28,12 @@ def cut_before(series: Sequence[Rows], time: int) -> list[Rows]:
 
 def change_after(series: Sequence[Rows], time: int, seed: int) -> list[Rows]:
     """The same clock, but every value of every row that is not yet known at `time` is another one."""
-    return [_changed(one, known_at(one) > time, seed + number) for number, one in enumerate(series)]
+    return [_changed(one, one.known_at > time, seed + number) for number, one in enumerate(series)]
 
 
 def change_before(series: Sequence[Rows], time: int, seed: int) -> list[Rows]:
     """The same clock, but every value of every row that begins before `time` is another one."""
     return [_changed(one, one.timestamps < time, seed + number) for number, one in enumerate(series)]
-
-
-def known_at(one: Rows) -> Milliseconds:
-    """When each row is known."""
-    assert isinstance(one, Bars | Books | Trades)
-    return one.known_at
 
 
 def _changed(one: Rows, rows: npt.NDArray[np.bool_], seed: int) -> Rows:

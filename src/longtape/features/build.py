@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
-from longtape.features.catalogue import find_target
+from longtape.features.catalogue import find_target, target_horizons
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
 from longtape.features.panel import Column, Panel, TargetColumn
@@ -242,7 +242,7 @@ def _targets(
 def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, Label]]:
     spec = find_target(expression)
     arguments = spec.bind(expression)
-    farthest = max(int(arguments[p.name]) for p in spec.parameters if p.annotation == "int")  # type: ignore[arg-type]
+    farthest = max(target_horizons(expression))
     if farthest >= len(table):
         raise UserError(
             f"targets: '{expression}' looks {farthest} bars ahead; {table.origin} has {len(table)}"

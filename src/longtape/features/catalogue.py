@@ -51,6 +51,9 @@ class Spec:
     outputs: tuple[str, ...]
     shared: bool
     kind: str = ""  # of a target
+    horizons: Callable[..., tuple[int, ...]] | None = (
+        None  # of a target: rows ahead at which its labels are known
+    )
 
     @property
     def usage(self) -> str:
@@ -136,10 +139,15 @@ def feature(
 
 
 def target(
-    formula: str, source: str, kind: str, *, needs: tuple[str, ...] = ("close",)
+    formula: str,
+    source: str,
+    kind: str,
+    *,
+    needs: tuple[str, ...] = ("close",),
+    horizons: Callable[..., tuple[int, ...]],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a target of a kind: it returns the labels and how far ahead each is known."""
-    return _register(_TARGETS, formula, source, needs, _none, (), False, kind)
+    """Register a function as a target of a kind: it returns a label for each of `horizons(**arguments)`."""
+    return _register(_TARGETS, formula, source, needs, _none, (), False, kind, horizons)
 
 
 def _register(
@@ -151,13 +159,25 @@ def _register(
     outputs: tuple[str, ...],
     shared: bool,
     kind: str,
+    horizons: Callable[..., tuple[int, ...]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.removesuffix("_")
         family = function.__module__.rsplit(".", 1)[-1].removesuffix("_features")
         parameters = tuple(inspect.signature(function).parameters.values())[1:]
         registry[name] = Spec(
-            name, family, function, parameters, needs, warm_up, formula, source, outputs, shared, kind
+            name,
+            family,
+            function,
+            parameters,
+            needs,
+            warm_up,
+            formula,
+            source,
+            outputs,
+            shared,
+            kind,
+            horizons,
         )
         return function
 
@@ -184,6 +204,14 @@ def find_target(expression: Expression) -> Spec:
     if expression.scopes:
         raise UserError(f"targets: '{expression}': a target takes no of(…) or resample(…) before it")
     return targets()[expression.name]
+
+
+def target_horizons(expression: Expression) -> tuple[int, ...]:
+    """Rows ahead at which the labels of a target are known. UserError where the expression is none."""
+    spec = find_target(expression)
+    if spec.horizons is None:
+        raise ValueError(f"target '{spec.name}' does not say its horizons")
+    return spec.horizons(**spec.bind(expression))
 
 
 def check_features(texts: Sequence[str]) -> None:

@@ -93,13 +93,23 @@ class Periods:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Origins (int64 rows of the panel, ascending) to train on, to stop early on, to calibrate on, to score once."""
+    """Origins (int64 rows of the panel, ascending) to train on, to stop early on, to calibrate on, to score once.
+
+    `periods` are its borders; a fold that is trained on both sides of its test has none.
+    """
 
     train: Rows
     validation: Rows
     calibration: Rows
     test: Rows
     periods: Periods | None = None
+
+    @property
+    def borders(self) -> Periods:
+        """The borders in time; ValueError for a split that has none."""
+        if self.periods is None:
+            raise ValueError("this split is not one of consecutive periods")
+        return self.periods
 
     def training_rows(self, lookback: int) -> Rows:
         """Rows that the training windows see: what a scaler may be fitted on."""
@@ -227,15 +237,14 @@ def walk_forward(panel: Panel, lookback: int, split: SplitConfig, config: WalkFo
     """
     origins = usable(panel, lookback)
     whole = chronological(panel, lookback, split)
-    assert whole.periods is not None
     opens = panel.timestamps[origins]
-    before, first = np.searchsorted(opens, [whole.periods.train_until, whole.periods.validation_until])
+    before, first = np.searchsorted(opens, [whole.borders.train_until, whole.borders.validation_until])
     share = (first - before) / max(first, 1)
     folds = []
     for number, block in enumerate(_blocks(whole.test, config.n_folds)):
         stop = int(np.searchsorted(origins, block[0]))
         begin = stop - first if config.window == "rolling" else 0
-        borders = _fold_borders(opens, begin, stop, share, split, whole.periods.test_until)
+        borders = _fold_borders(opens, begin, stop, share, split, whole.borders.test_until)
         fold = _at(panel, origins[begin:], borders)
         if not len(fold.train) or (share > 0 and not (len(fold.validation) and len(fold.calibration))):
             raise UserError(

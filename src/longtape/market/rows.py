@@ -39,6 +39,11 @@ class Rows:
         """Times of the rows [T], UTC milliseconds; a finer time is rounded down."""
         return self.frame["timestamp"].dt.timestamp("ms").to_numpy()
 
+    @property
+    def known_at(self) -> Milliseconds:
+        """When each row is known [T], UTC milliseconds."""
+        raise NotImplementedError
+
     def column(self, name: str) -> Floats:
         """A column as float64 [T]; UserError if there is none of that name."""
         if name not in self.frame.columns:

@@ -1,4 +1,4 @@
-"""Model: batches in, predictions out. What every entry of `MODELS` is, whether it is trained or fitted in closed form."""
+"""Model: batches in, predictions out. What every entry of `MODELS` is, trained or fitted in closed form."""
 
 from __future__ import annotations
 

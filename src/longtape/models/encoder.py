@@ -6,7 +6,7 @@ All features of all assets stand side by side in a token; the vector at the end 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -186,8 +186,7 @@ class EncoderForecaster(Model):
         return built
 
     def _build_baseline(self, kind: str) -> LinearBaseline:
-        head = self.heads[kind]
-        assert isinstance(head, Head)
+        head = cast(Head, self.heads[kind])
         n_assets, n_targets = self.inputs.kinds[kind].shape
         if self.config.baseline and head.space == "log_variance":
             return LogHar(HarDesign.of(self.inputs.interval, self.inputs.calendar), n_assets, n_targets)

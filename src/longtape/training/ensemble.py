@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -41,9 +42,7 @@ class Ensemble(Model):
 
     @property
     def _first(self) -> Model:
-        first = self.members[0]
-        assert isinstance(first, Model)
-        return first
+        return cast(Model, self.members[0])
 
 
 def joined(members: Sequence[Model]) -> Model:

@@ -65,8 +65,7 @@ class RunData:
     @property
     def test_span(self) -> tuple[int, int]:
         """First open of the test period, and the time before which its last bar opens."""
-        assert self.split.periods is not None
-        return int(self.panel.timestamps[self.split.test[0]]), self.split.periods.test_until
+        return int(self.panel.timestamps[self.split.test[0]]), self.split.borders.test_until
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -75,8 +74,7 @@ class RunData:
 
     def create_folder(self, root: str | Path) -> RunFolder:
         """The folder of a new run on these data."""
-        assert self.split.periods is not None
-        return RunFolder.create(root, self.experiment.to_yaml(), self.split.periods, self.facts())
+        return RunFolder.create(root, self.experiment.to_yaml(), self.split.borders, self.facts())
 
     def facts(self) -> dict[str, Any]:
         """What a run must remember of its data."""

@@ -15,6 +15,7 @@ import torch
 
 from longtape.backtest import BacktestResult
 from longtape.backtest.engine import run_account
+from longtape.backtest.frames import only_at_bars
 from longtape.backtest.signals import weights_from_forecast
 from longtape.core.errors import UserError
 from longtape.core.files import read_json, write_json
@@ -162,7 +163,9 @@ class ExperimentPipeline:
 
     def backtest(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> BacktestResult:
         """The account that follows `weights` through `bars`; what has no bar at a time is not traded on then."""
-        return run_account(self.experiment.backtest, weights, bars, funding_history=self.funding)
+        return run_account(
+            self.experiment.backtest, only_at_bars(weights, bars), bars, funding_history=self.funding
+        )
 
     def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
         """Trades that follow from `weights` on any `bars`; recorded funding, known for the test period only, is left
@@ -174,7 +177,7 @@ class ExperimentPipeline:
         if account.costs.funding == "history":
             costs = account.costs.model_copy(update={"funding": "excluded"})
             account = account.model_copy(update={"costs": costs})
-        return run_account(account, weights, bars).fills
+        return run_account(account, only_at_bars(weights, bars), bars).fills
 
     def as_of(self, time: int) -> ExperimentPipeline:
         """The same with the events that had been announced by `time`."""

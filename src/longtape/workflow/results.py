@@ -38,6 +38,13 @@ class Results:
         return None if self.judgement is None else self.judgement.result
 
     @property
+    def required_account(self) -> BacktestResult:
+        """The same where the experiment trades."""
+        if self.account is None:
+            raise ValueError("nothing is traded")
+        return self.account
+
+    @property
     def strategies(self) -> Rows:
         """The model and the simple strategies on the same bars and terms."""
         if self.judgement is None:

@@ -192,8 +192,7 @@ class Run:
             raise UserError(f"{self.root}: nothing is traded, because no target of the run is a return")
         if bars is not None:
             return self._backtest_on(self._fitting(bars))
-        account = self.score().account
-        assert account is not None
+        account = self.score().required_account
         for name in ("equity", "positions", "trades", "fills"):
             write_frame(getattr(account, name), self.path(f"backtest/{name}.parquet"))
         return account
