@@ -12,8 +12,8 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from longtape.backtest.annual import usual_step
 from longtape.backtest.frames import as_frame, milliseconds
+from longtape.core.calendars import usual_step
 from longtape.core.clock import HOUR, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longtape.backtest import annual
 from longtape.backtest import costs as costing
 from longtape.backtest.account import (
     MARGIN_CALLS,
@@ -26,6 +25,7 @@ from longtape.backtest.account import (
 from longtape.backtest.costs import Costs
 from longtape.backtest.frames import Market, frozen, long_bars, read_market, read_weights, rows_on_clock
 from longtape.backtest.result import BacktestResult, Setup
+from longtape.core import calendars
 from longtape.core.clock import DAY, Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
@@ -250,7 +250,7 @@ def _per_year(
     given: float | None, clock: Milliseconds, known: Sequence[Instrument | None]
 ) -> tuple[float, str]:
     if given is None:
-        return annual.periods_per_year(clock, known)
+        return calendars.periods_per_year(clock, [i.calendar if i else None for i in known])
     if not (np.isfinite(given) and given > 0):
         raise UserError(f"periods_per_year must be above zero (given: {given})")
     return float(given), "as given"

@@ -18,8 +18,8 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longtape.backtest import sizing
-from longtape.backtest.annual import infer_periods_per_year
 from longtape.backtest.frames import as_frame, milliseconds
+from longtape.core.calendars import infer_periods_per_year
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.registry import Registry

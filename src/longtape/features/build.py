@@ -10,10 +10,10 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from longtape.core.calendars import future_opens
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target
-from longtape.features.clock import future_opens
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
 from longtape.features.panel import Panel, TargetColumn
