@@ -21,7 +21,7 @@ import numpy as np
 
 from longtape.core.clock import Interval
 from longtape.evaluation.machine import describe_machine, machine_line
-from longtape.features.panel import Panel, TargetColumn
+from longtape.features.panel import Column, Panel, TargetColumn
 from longtape.features.windows import Sampler, Windows, prefetch
 
 ROWS, COLUMNS, BATCH, LOOKBACK = 10_000_000, 10, 32, 2_048
@@ -39,15 +39,18 @@ def panel_of(values: np.ndarray) -> Panel:
         timestamps=ends[:, 0],
         known_at=ends[:, 0],
         values=values,
-        columns=tuple(f"f{c}" for c in range(values.shape[1])),
+        ordinals=ends[:, 0],
+        columns=tuple(Column(None, f"f{c}") for c in range(values.shape[1])),
+        present=np.broadcast_to(np.ones(1, bool), (n, 1)),
         targets=column,
         target_columns=(TargetColumn("return(1)", "return", "AAA", 1),),
         target_ends=ends,
-        symbols=("AAA",),
+        assets=("AAA",),
         interval=Interval.parse("1h"),
         calendar="24/7",
         warm_up=0,
         closes=column,
+        calendar_values=np.empty((n, 0), np.float32),
     )
 
 
@@ -71,7 +74,7 @@ def memory() -> Table:
     one = peak() - before
     shorter = Windows(panel_of(values), LOOKBACK, range(LOOKBACK - 1, ROWS))
     order = Sampler(len(shorter), BATCH)
-    for _ in prefetch(shorter, (order.batch(0, step) for step in range(50))):
+    for _ in prefetch(shorter.batch, (order.batch(0, step) for step in range(50))):
         pass
     loading = peak() - before
     return [
@@ -178,7 +181,7 @@ def waiting() -> Table:
     parameters = [*layer.parameters(), *entry.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters)
     waited, began = 0.0, time.perf_counter()
-    batches = prefetch(windows, (Sampler(len(windows), BATCH).batch(0, i) for i in range(8)))
+    batches = prefetch(windows.batch, (Sampler(len(windows), BATCH).batch(0, i) for i in range(8)))
     while True:
         asked = time.perf_counter()
         batch = next(batches, None)

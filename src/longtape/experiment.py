@@ -5,37 +5,42 @@ Every section is the configuration of the room that does the work. Unknown keys 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
-from longtape.attention import mechanism_class
-from longtape.backtest.costs import Costs
+from longtape.backtest.config import AccountConfig
+from longtape.backtest.selection import Target, misfit
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
+from longtape.core.instrument import PERPETUALS
 from longtape.features.build import FeaturesConfig
+from longtape.features.catalogue import check_features, find_target, target_horizons
+from longtape.features.expression import parse
 from longtape.features.marks import MarksConfig
 from longtape.features.splits import SplitConfig
+from longtape.features.target_kinds import TargetKind, target_kind
+from longtape.forecasting.config import ForecastConfig
 from longtape.market.load import DataConfig
-from longtape.models.config import ModelConfig
+from longtape.models.base import ModelConfig
+from longtape.models.encoder import EncoderConfig
+from longtape.models.registry import config_of
 from longtape.training.config import TrainingConfig
 
 
-class ForecastConfig(BaseModel):
-    """Intervals and batches of the forecast."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    level: float = Field(0.9, gt=0, lt=1, description="probability that the interval is to hold")
-    batch_size: int = Field(64, ge=1)
-
-
-class BacktestConfig(BaseModel):
-    """What is done with the forecasts of returns, and what it costs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BacktestConfig(AccountConfig):
+    """What is done with the forecasts of returns, and the account that follows them."""
 
     signal: SignalConfig = SignalConfig()
     traded: float | None = Field(
@@ -43,11 +48,8 @@ class BacktestConfig(BaseModel):
         gt=0,
         le=1,
         description="trade this share of the largest forecasts: the threshold is a quantile of |forecast| on the"
-        " validation windows, chosen anew in each fold of a walk forward",
+        " calibration windows, chosen anew in each fold of a walk forward",
     )
-    costs: Costs = Costs()
-    initial_capital: float = Field(100_000.0, gt=0)
-    fill: Literal["next_open", "next_close"] = "next_open"
 
     @model_validator(mode="after")
     def _traded_has_an_effect(self) -> BacktestConfig:
@@ -59,7 +61,10 @@ class BacktestConfig(BaseModel):
 
 
 class Experiment(BaseModel):
-    """A whole run: data → features → model → training → forecast → backtest."""
+    """A whole run: data → features → model → training → forecast → backtest.
+
+    `model` is the configuration of one kind of model; a document is read by the type of `experiment_type(kind)`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +79,7 @@ class Experiment(BaseModel):
     marks: MarksConfig | None = Field(None, description="moments of market time that become global tokens")
     missing: Literal["error", "forward_fill", "drop", "mask"] = "error"
     split: SplitConfig = SplitConfig()
-    model: ModelConfig = ModelConfig()
+    model: SerializeAsAny[ModelConfig] = EncoderConfig()
     training: TrainingConfig = TrainingConfig()
     forecast: ForecastConfig = ForecastConfig()
     backtest: BacktestConfig = BacktestConfig()
@@ -83,19 +88,86 @@ class Experiment(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _perpetual_names_funding(self) -> Experiment:
-        perpetual = self.data.category in ("linear", "inverse")
-        if perpetual and self.backtest.costs.funding is None:
-            raise ValueError("backtest.costs.funding must be named for a perpetual: excluded or rate")
+    def _features_can_be_read(self) -> Experiment:
+        check_features(self.features)
+        self.model.refuse_targets(self.kinds)
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_traded(self) -> Experiment:
+        if not self.has_account and "backtest" in self.model_fields_set:
+            raise ValueError(
+                "backtest: nothing is traded, because no target is a return; leave the section out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _signal_fits_the_targets(self) -> Experiment:
+        if self.has_account:
+            expressions = [parse(text) for text in self.targets]
+            targets = [
+                Target(str(one), find_target(one).kind, horizon)
+                for one in expressions
+                for horizon in target_horizons(one)
+            ]
+            line = misfit(self.backtest.signal, targets, self.symbols or self.data.symbols)
+            if line is not None:
+                raise ValueError(f"backtest.{line}")
+        return self
+
+    @model_validator(mode="after")
+    def _intervals_fit_the_heads(self) -> Experiment:
+        for kind in self.kinds.values():
+            if kind.error is not None:
+                self.forecast.method(self.model.head_of(kind))
+        return self
+
+    @model_validator(mode="after")
+    def _training_has_validation(self) -> Experiment:
+        by_dates = self.split.train_until is not None
+        none = self.split.validation_until is None if by_dates else self.split.validation == 0
+        if none and self.model.trains:
+            raise ValueError(
+                "split: training stops early on validation windows, and there are none; name some"
+                f" ({'validation_until' if by_dates else 'validation'})"
+            )
+        if none and self.backtest.traded is not None:
+            raise ValueError(
+                "backtest.traded: the threshold is chosen on validation windows; name some (split)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _funding_is_named(self) -> Experiment:
+        if self.has_account and self.data.category is not None:
+            self.refuse_instrument(self.data.category)
         return self
 
     @model_validator(mode="after")
     def _marks_have_an_effect(self) -> Experiment:
-        if self.marks is not None and "global_positions" not in mechanism_class(self.model.attention).inputs:
-            raise ValueError(
-                f"marks become global tokens, which '{self.model.attention}' does not have; use bigbird"
-            )
+        if self.marks is not None and not self.model.has_global_tokens:
+            raise ValueError("marks become global tokens, which this model does not have; use bigbird")
         return self
+
+    def refuse_instrument(self, category: str) -> None:
+        """UserError where the account cannot trade an instrument of this category as the costs are named."""
+        if category == "inverse":
+            raise UserError(
+                "data.category: inverse contracts are not modelled; use the linear perpetual or spot"
+            )
+        if category in PERPETUALS and self.backtest.costs.funding is None:
+            raise UserError("backtest.costs.funding must be named for a perpetual: history, rate or excluded")
+
+    @property
+    def kinds(self) -> dict[str, TargetKind]:
+        """The kinds of target by name, in order of appearance."""
+        found = [find_target(parse(text)).kind for text in self.targets]
+        return {name: target_kind(name) for name in found}
+
+    @property
+    def has_account(self) -> bool:
+        """True where forecasts can be traded: some target is a return, and there are bars to trade on."""
+        return self.data.kind == "candles" and any(kind.traded for kind in self.kinds.values())
 
     @property
     def feature_config(self) -> FeaturesConfig:
@@ -108,13 +180,12 @@ class Experiment(BaseModel):
         """The whole document with every default written out."""
         document = self.model_dump(mode="json")
         # Dates and fractions exclude each other, so that only what was chosen can be written out.
-        by_fractions = {
-            "train": self.split.train,
-            "validation": self.split.validation,
-            "embargo": self.split.embargo,
-        }
+        names = ("train", "validation", "calibration", "embargo")
+        by_fractions = {name: document["split"][name] for name in names}
         chosen = self.split.model_dump(mode="json", exclude_none=True, exclude={"train", "validation"})
         document["split"] = by_fractions if self.split.train_until is None else chosen
+        if not self.has_account:
+            del document["backtest"]
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
@@ -142,10 +213,23 @@ def _beside(experiment: Experiment, folder: Path) -> Experiment:
 
 def parse_experiment(document: dict[str, Any], where: str) -> Experiment:
     """A plain mapping → Experiment, or one line that says what is wrong."""
+    model = document.get("model") or {}
+    kind = model.get("kind", "encoder") if isinstance(model, dict) else "encoder"
     try:
-        return Experiment.model_validate(document)
+        typed = experiment_type(str(kind))
+        return typed.model_validate(document)
     except ValidationError as error:
-        raise _one_line(error, where) from None
+        raise _one_line(error, where, typed) from None
+    except UserError as error:
+        raise UserError(f"{where}: model.{error}") from None
+
+
+@lru_cache(maxsize=32)
+def experiment_type(kind: str) -> type[Experiment]:
+    """The document of experiments with one kind of model; UserError with the nearest name of a model."""
+    config = config_of(kind)
+    default = config(kind=kind)
+    return create_model("Experiment", __base__=Experiment, model=(config, default))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -194,19 +278,22 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise UserError(f"-o {override}: the value is not valid YAML") from None
 
 
-def _one_line(error: ValidationError, where: str) -> UserError:
+def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> UserError:
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return unknown_name(
-            "key", location[-1], _known_keys(location[:-1]), ".".join([where + ": ", *location[:-1]])
+            "key",
+            location[-1],
+            _known_keys(document, location[:-1]),
+            ".".join([where + ": ", *location[:-1]]),
         )
     message = first["msg"].removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(location)}: {message}".replace(": :", ":"))
 
 
-def _known_keys(section: list[str]) -> list[str]:
-    model: Any = Experiment
+def _known_keys(document: type[BaseModel], section: list[str]) -> list[str]:
+    model: Any = document
     for part in section:
         field = model.model_fields.get(part)
         if (

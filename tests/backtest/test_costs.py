@@ -21,6 +21,11 @@ def history(rates, symbol="A", step=8 * HOUR, start=START):
     return pl.DataFrame({"timestamp": times, "symbol": [symbol] * len(rates), "rate": rates})
 
 
+def clock(hours):
+    """Times that are `hours` after the start."""
+    return pl.Series("timestamp", START + np.array(hours) * HOUR).cast(pl.Datetime("ms", "UTC"))
+
+
 def run(values, frame, costs, **options):
     return run_backtest(
         weights(values), frame, costs=costs, instruments=PERPETUAL, initial_capital=1000, **options
@@ -84,6 +89,83 @@ def test_funding_inside_a_bar_is_paid_on_its_close():
     assert result.account["funding"] == pytest.approx(2 * 10 * 120 * 0.001)
 
 
+def test_funding_after_the_last_close_does_not_exist():
+    frame = bars([100.0] * 9)  # 00:00 to the close at 09:00
+    late = history([0.001] * 7)  # 08:00, and five more from 16:00 on
+    result = run([1] * 9, frame, Costs(funding="history"), funding_history=late)
+    assert result.account["funding"] == pytest.approx(1.0)
+    at_the_close = run([1] * 8, frame[:8], Costs(funding="history"), funding_history=late)
+    assert at_the_close.account["funding"] == 0
+
+
+@pytest.mark.parametrize("funding", ["history", "rate"])
+def test_a_position_held_over_a_gap_pays_at_the_next_open(funding):
+    """A session of three hours a day: 16:00 falls between the sessions, 00:00 on an open."""
+    hours = [h + 24 * day for day in range(3) for h in range(3)]
+    frame = bars([100.0 + h for h in range(9)]).with_columns(clock(hours))
+    target = weights([1] * 9).with_columns(clock(hours))
+    costs = Costs(funding=funding, funding_rate=0.001 if funding == "rate" else None)
+    recorded = history([0.001] * 30) if funding == "history" else None
+    result = run_backtest(
+        target, frame, costs=costs, instruments=PERPETUAL, initial_capital=1010, funding_history=recorded
+    )
+    # Ten units from 01:00; 08:00, 16:00 and 00:00 are paid at each next open, and none after the last close.
+    paid = -np.diff(result.books.cash)
+    assert np.flatnonzero(paid[1:]).tolist() == [1, 4]
+    assert paid[[2, 5]] == pytest.approx([3 * 10 * 103 * 0.001, 3 * 10 * 106 * 0.001])
+
+
+def test_who_sells_before_the_gap_pays_nothing_for_it_and_who_buys_does():
+    hours = [0, 1, 2, 12, 13, 14]
+    frame = bars([100.0] * 6).with_columns(clock(hours))
+    paid = {}
+    for name, values in (("sells", [1, 0, 0, 0, 0, 0]), ("buys", [0, 1, 1, 1, 1, 1])):
+        result = run_backtest(
+            weights(values).with_columns(clock(hours)),
+            frame,
+            costs=Costs(funding="rate", funding_rate=0.001),
+            instruments=PERPETUAL,
+            initial_capital=1000,
+            fill="next_close",
+        )
+        paid[name] = result.account["funding"]
+    # Both filled at the close of the bar of 02:00; the payment of 08:00 comes after it.
+    assert paid == pytest.approx({"sells": 0.0, "buys": 1.0})
+
+
+def test_a_stamp_that_is_late_is_due_on_the_hour():
+    """Bought at the open of 08:00, by which the payment of that hour was due."""
+    recorded = history([0.001, 0.001]).with_columns(pl.col("timestamp") + pl.Series([0, 9]))
+    result = run([0] * 7 + [1] * 2, bars([100.0] * 9), Costs(funding="history"), funding_history=recorded)
+    assert result.fills.height == 1
+    assert result.account["funding"] == 0
+
+
+def test_bars_that_know_their_interval_end_with_it():
+    """Two bars of 4 hours a day: the last bar's own span is paid, what comes after its close is not."""
+    hours = clock([5, 9, 29, 33, 53])
+    four = Bars.checked(
+        PERPETUAL["A"], Interval.parse("4h"), bars([100.0] * 5).drop("symbol").with_columns(hours)
+    )
+    costs = Costs(funding="rate", funding_rate=0.001)
+    known = run_backtest(weights([1] * 5).with_columns(hours), four, costs=costs, initial_capital=1000)
+    # Bought at hour 9: hours 16, 24, 32, 40, 48 and 56 follow before the close at 57, hour 64 does not.
+    assert known.account["funding"] == pytest.approx(6.0)
+
+
+def test_bars_of_two_intervals_are_no_account():
+    hourly = Bars.checked(PERPETUAL["A"], Interval.parse("1h"), bars([100.0] * 3).drop("symbol"))
+    other = Instrument("test", "spot", "B")
+    daily = Bars.checked(other, Interval.parse("1d"), bars([100.0] * 3, step=DAY).drop("symbol"))
+    with pytest.raises(UserError, match="A comes in bars of 1h, B of 1d; one account is kept"):
+        run_backtest(weights([1] * 3), [hourly, daily])
+
+
+def test_one_bar_pays_no_funding():
+    result = run([1], bars([100.0]), Costs(funding="rate", funding_rate=0.001))
+    assert result.account["funding"] == 0
+
+
 @pytest.mark.parametrize(
     ("rates", "start", "hole"),
     [([0.1, 0.1], START, "2024-01-01 16:00Z"), ([0.1, 0.1], START + 8 * HOUR, "2024-01-01 00:00Z")],
@@ -114,6 +196,7 @@ def test_histories_that_cannot_be():
         (pl.concat([history([0.1, 0.1])] * 2), "a time comes twice"),
         (None, "needs funding_history: timestamp, symbol, rate"),
         (history([0.1, 0.1]).drop("rate"), "column 'rate' is missing"),
+        (history(["x", "y"]), "column 'rate' holds String, not numbers"),
     ):
         with pytest.raises(UserError, match=message):
             run([1] * 9, frame, Costs(funding="history"), funding_history=bad)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtape.backtest import Costs, Limits, run_backtest
+from longtape.backtest.benchmarks import random_strategies
 from tests.backtest.markets import bars, random_bars, times, weights
 
 FILLS = ("next_open", "next_close")
@@ -67,6 +68,54 @@ def test_a_gap_through_a_stop_fills_at_the_open_even_where_an_order_fills_there_
     assert result.equity["equity"].to_list() == pytest.approx([100, 100, 80, 80])
 
 
+def stopped_at(values, opens, **limits):
+    """Exit prices of a stop of 10 %, which the last bar's range reaches whatever the entry price, and the account."""
+    opens = np.array(opens, float)
+    low = np.append(opens[:-1], 1.0) if values[-1] > 0 else opens
+    high = opens if values[-1] > 0 else np.append(opens[:-1], 1e4)
+    frame = bars(opens, opens, high, low)
+    result = run_backtest(
+        weights(values), frame, costs=Costs(), limits=Limits(stop_loss=0.1), initial_capital=1e9
+    )
+    return result.fills.filter(pl.col("reason") == "stop_loss")["price"].to_list(), result
+
+
+def test_a_stop_counts_from_the_entry_price_of_the_units_that_are_held():
+    # Bought a little at 100, sold most of it at 200, bought much more at 200: what is held cost nearly 200.
+    prices = [100, 100, 200, 200, 200]
+    (level,), result = stopped_at([1e-3, 1e-5, 1e-2, 1e-2, 1e-2], prices)
+    units = np.abs(result.fills["units"].to_numpy())
+    kept = units[0] - units[1]
+    average = (kept * 100 + units[2] * 200) / (kept + units[2])
+    assert average > 199
+    assert level == pytest.approx(0.9 * average)
+    entry = (units[0] * 100 + units[2] * 200) / (units[0] + units[2])
+    assert result.trades["entry_price"].to_list() == pytest.approx([entry])  # of the whole round trip
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 12))
+def test_the_stop_level_is_that_of_the_average_cost_method(seed, n):
+    """Additions move the average, sales leave it, a reversal begins anew; against the books kept by hand."""
+    rng = np.random.default_rng(seed)
+    values = np.append(rng.choice([-1.0, -0.5, 0.0, 0.3, 0.5, 1.0], n), rng.choice([-0.7, 0.7])) / 1e3
+    opens = 100 * np.exp(np.cumsum(rng.normal(0, 0.01, n + 3)))
+    target = np.append(values, [values[-1]] * 2)
+    levels, result = stopped_at(target, opens)
+    held = average = 0.0
+    for units, price, reason in result.fills.select("units", "price", "reason").iter_rows():
+        if reason == "stop_loss":
+            assert price == pytest.approx(average * (1 - 0.1 * np.sign(held)))
+            break
+        grown = held + units
+        if held * grown <= 0:
+            average = price
+        elif abs(grown) > abs(held):
+            average = (average * held + price * units) / grown
+        held = grown
+    assert len(levels) == 1
+
+
 def test_a_gap_through_a_target_fills_at_the_open():
     for rebalance in ("on_change", "every_bar"):
         result = run_backtest(
@@ -102,6 +151,53 @@ def test_rounding_alone_is_no_trade():
     assert result.fills.height == 1
 
 
+@pytest.mark.parametrize("rebalance", ["on_change", "every_bar"])
+def test_an_order_that_was_decided_before_the_stop_does_not_undo_it(rebalance):
+    """Stopped out within the third bar, at whose close the order of the bar before would have filled."""
+    frame = bars([100, 100, 100, 100, 100], low=[100, 100, 90, 100, 100])
+    result = run_backtest(
+        weights([1.0, 0.5, 0.5, 0.7, 0.7]),
+        frame,
+        costs=Costs(),
+        limits=Limits(stop_loss=0.05),
+        fill="next_close",
+        rebalance=rebalance,
+    )
+    assert result.fills["reason"].to_list() == ["signal", "stop_loss", "signal"]
+    assert [bool(units) for units in result.positions["A"]] == [False, True, False, False, True]
+
+
+def test_a_margin_call_leaves_no_order_behind():
+    """B waits for volume when the call closes everything."""
+    frame = pl.concat(
+        [
+            bars([100, 100, 100, 100], low=[100, 100, 70, 100]),
+            bars([50.0] * 4, symbol="B", volume=[1, 0, 0, 1]),
+        ]
+    )
+    target = pl.DataFrame({"timestamp": times(4), "A": [3.0] * 4, "B": [0.5] * 4})
+    result = run_backtest(target, frame, costs=Costs(), limits=Limits(maintenance_margin=0.2))
+    assert result.fills.select("symbol", "reason").rows() == [("A", "signal"), ("A", "margin_call")]
+
+
+def test_an_order_for_nothing_is_not_one_that_never_filled():
+    silent = bars([20.0] * 4, symbol="B", volume=0)
+    target = pl.DataFrame({"timestamp": times(4), "A": [1.0] * 4, "B": [0.0, 0.5, 0.0, 0.0]})
+    for rebalance in ("on_change", "every_bar"):
+        result = run_backtest(target, pl.concat([bars([10.0] * 4), silent]), rebalance=rebalance)
+        assert result.metrics["unfilled"] == 0
+
+
+def test_nothing_is_ordered_behind_the_last_bar_of_a_symbol_that_was_closed_there():
+    frame = pl.concat([bars([10.0] * 6), bars([20.0, 20.0, 25.0], symbol="B")])
+    target = pl.DataFrame({"timestamp": times(6), "A": [0.5] * 6, "B": [0.5] * 6})
+    for rebalance in ("on_change", "every_bar"):
+        result = run_backtest(target, frame, close_at_end=True, rebalance=rebalance)
+        assert set(result.trades["reason"]) == {"end"}
+        assert result.metrics["unfilled"] == 0
+        assert result.notes == ()
+
+
 def test_lots_by_symbol():
     frame = pl.concat([bars([30.0] * 3), bars([7.0] * 3, symbol="B")])
     target = pl.DataFrame({"timestamp": times(3), "A": [0.5] * 3, "B": [0.5] * 3})
@@ -131,3 +227,7 @@ def test_a_ruined_account_has_no_turnover_to_speak_of():
     assert metrics["ended"] == 1
     assert np.isnan(metrics["turnover"])
     assert 0 < metrics["exposure"] < 1
+    long = run_backtest(weights([-1.0] * 9), bars([100] * 7 + [210] * 2), costs=Costs(), initial_capital=1000)
+    assert long.books.equity.mean() > 0
+    assert np.isnan(long.metrics["turnover"])  # a mean over money and debt is no base
+    assert np.isnan(random_strategies(long, 3, 0).turnover).any()

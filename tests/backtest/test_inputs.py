@@ -7,8 +7,11 @@ from datetime import datetime
 import polars as pl
 import pytest
 
-from longtape.backtest import Costs, Limits, run_backtest
+from longtape.backtest import Costs, Limits, only_at_bars, run_backtest
+from longtape.core.clock import Interval
 from longtape.core.errors import UserError
+from longtape.core.instrument import Instrument
+from longtape.market.bars import Bars
 from tests.backtest.markets import bars, times, weights
 
 GOOD_WEIGHTS, GOOD_BARS = weights([1.0, 1.0, 1.0]), bars([100.0, 110.0, 120.0])
@@ -117,6 +120,34 @@ def test_options_that_are_not_known(options, message):
 def test_limits_that_cannot_be(values, message):
     with pytest.raises(UserError, match=message):
         Limits(**values)
+
+
+def test_decisions_at_the_time_of_no_bar_are_left_out_and_the_last_one_stands():
+    a = bars([100.0, 110.0, 120.0, 130.0, 140.0]).filter(pl.Series([True, True, False, True, True]))
+    b = bars([1.0] * 5, symbol="B").filter(pl.Series([True, False, False, False, True]))
+    unrelated = bars([1.0] * 5, symbol="C")
+    market = pl.concat([a, b, unrelated])
+    target = pl.DataFrame({"timestamp": times(6), "A": [0.0, 0.5, -1.0, 0.5, 0.5, 0.9], "B": [0.0] * 6})
+    refused("is after the last bar", target=target, frame=market)
+    refused("is the time of no bar", target=target[:5], frame=pl.concat([a, b]))
+    kept = only_at_bars(target, market)
+    assert kept["timestamp"].to_list() == [times(6)[at] for at in (0, 1, 3, 4)]
+    assert kept["A"].to_list() == [0.0, 0.5, 0.5, 0.5]
+    result = run_backtest(kept, market)
+    # The −1 of the bar that is not there is never traded: one fill, at the first open after the 0.5.
+    assert result.fills.select("symbol", "price").rows() == [("A", 130.0)]
+
+
+def test_decisions_are_kept_alike_for_bars_and_frames_of_every_kind():
+    frame = GOOD_BARS.filter(pl.Series([True, False, True]))
+    one = Bars.checked(Instrument("test", "spot", "A"), Interval.parse("1h"), frame.drop("symbol"))
+    expected = GOOD_WEIGHTS[[0, 2]]
+    for given in (frame, frame.to_pandas(), one, [one]):
+        assert only_at_bars(GOOD_WEIGHTS, given).equals(expected)
+    assert only_at_bars(GOOD_WEIGHTS.to_pandas(), frame).height == 2
+    assert only_at_bars(GOOD_WEIGHTS.clear(), frame).height == 0
+    with pytest.raises(UserError, match="no row is at the time of a bar"):
+        only_at_bars(weights([1.0], start=1), frame)
 
 
 def test_times_of_every_kind_are_read_alike():

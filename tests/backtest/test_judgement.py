@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,9 @@ import pytest
 
 from longtape.backtest import Costs, Limits, run_backtest
 from longtape.backtest.benchmarks import Lookbacks, lookbacks_of, random_strategies
+from longtape.backtest.bootstrap import bootstrap_metrics
 from longtape.backtest.judgement import judge
+from longtape.backtest.metrics import drawdowns, max_drawdown, total_return
 from longtape.backtest.overfitting import TrialSet
 from longtape.backtest.replay import at_cost, weights_in_force, with_weights
 from longtape.backtest.sensitivity import break_even_cost, cost_sensitivity
@@ -98,6 +101,14 @@ def test_buy_and_hold_pays_the_same_costs_and_is_left_alone_even_if_the_strategy
     by_hand = run_backtest(weights([0.5] * 200).with_columns(B=pl.lit(0.5)), frame, costs=costs)
     assert np.array_equal(hold.books.equity, by_hand.books.equity)
     assert hold.metrics["n_fills"] == 2
+
+
+def test_buy_and_hold_knows_no_stop():
+    result = run_backtest(weights([1.0] * 200), calm(200), limits=Limits(stop_loss=0.001, take_profit=0.001))
+    assert result.trades.height == 1
+    hold = judge(result, n_random=1, n_bootstrap=1).beside["buy & hold"]
+    free = run_backtest(weights([1.0] * 200), calm(200))
+    assert np.array_equal(hold.books.equity, free.books.equity)
 
 
 def test_momentum_and_reversion_hold_the_sign_of_the_past_return_at_the_next_open():
@@ -275,6 +286,28 @@ def test_an_account_that_never_traded_has_no_edge_and_no_standing():
     verdict = judge(run_backtest(weights([0.0] * 50), calm(50)), n_random=2, n_bootstrap=2).verdict
     assert verdict[0] == "No edge: the strategy never traded."
     assert verdict[1] == "No standing among random strategies: the account never moved."
+
+
+@pytest.mark.parametrize("values", [[0.0] * 50, [1.0] * 50, [-30.0] * 50], ids=["flat", "held", "ruined"])
+def test_no_sentence_holds_a_figure_that_does_not_exist_or_that_nobody_could_earn(values):
+    result = run_backtest(weights(values), random_bars(np.random.default_rng(0), 50))
+    verdict = judge(result, n_random=2, n_bootstrap=50).verdict
+    text = " ".join(verdict)
+    assert not re.search(r"\b(nan|inf)\b", text)
+    assert max(len(word) for word in text.split()) < 30  # no thousand billions of percent
+
+
+def test_a_resample_of_a_ruined_account_loses_no_more_than_the_account_did():
+    returns = run_backtest(weights([-30.0] * 50), random_bars(np.random.default_rng(0), 50)).returns
+    assert returns.min() < -1
+    found = bootstrap_metrics(returns, 8760, resamples=300)["max_drawdown"]
+    gain = (
+        1 + np.maximum(returns, 0).sum()
+    )  # not even from the highest point that it could have reached first
+    assert found.lower >= returns.min() * gain
+    twice = np.array([0.1, -1.5, -1.5, 0.2])
+    assert max_drawdown(twice) == drawdowns(twice).min() == pytest.approx(-1.5)
+    assert total_return(twice) == pytest.approx(1.1 * -0.5 - 1)
 
 
 def test_excluded_funding_is_in_the_verdict():

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longtape.backtest import Costs, run_backtest
 from longtape.backtest.signals import SIGNALS, SignalConfig, signal_options, weights_from_forecast
@@ -108,6 +110,40 @@ def test_rank_is_neutral_across_symbols():
         weigh(forecast([0.1]), "rank")
 
 
+def test_ties_at_the_border_of_a_rank_share_what_is_left_of_their_side():
+    got = weigh(
+        forecast([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.1, -0.1], [0.1, 0.1, 0.1, -0.1]]), "rank", quantile=0.5
+    )
+    assert got == [pytest.approx(row) for row in ([0] * 4, [0, 0, 0.25, -0.25], [1 / 12] * 3 + [-0.25])]
+    # Two places for three that tie, and two more below for the same three: they are neither long nor short.
+    assert weigh(forecast([[0.2, 0.2, 0.2]]), "rank", quantile=0.5) == [[0, 0, 0]]
+    two = weigh(forecast([[0.2, 0.2, 0.1, 0.0, -0.1]]), "rank", quantile=0.2)
+    assert two == [pytest.approx([0.25, 0.25, 0, 0, -0.5])]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(2, 9),
+    levels=st.integers(1, 4),
+    absent=st.sampled_from([0.0, 0.3]),
+    quantile=st.sampled_from([0.01, 0.2, 0.34, 0.5]),
+)
+def test_a_rank_does_not_hang_on_the_order_of_the_symbols(seed, count, levels, absent, quantile):
+    rng = np.random.default_rng(seed)
+    means = rng.integers(0, levels, (6, count)) / 10
+    means[rng.random((6, count)) < absent] = NAN
+    means[0] = np.arange(count)  # every symbol is there once
+    moved = rng.permutation(count)
+    names = np.array([chr(65 + s) for s in range(count)])
+    there = weights_from_forecast(forecast(means), config("rank", quantile=quantile))
+    again = forecast(means[:, moved], symbols=names[moved].tolist())
+    assert weights_from_forecast(again, config("rank", quantile=quantile)).select(there.columns).equals(there)
+    values = there.drop("timestamp").to_numpy()
+    assert values.sum(axis=1) == pytest.approx(np.zeros(len(values)), abs=1e-9)
+    assert (np.abs(values).sum(axis=1) <= 1 + 1e-9).all()
+
+
 def test_allocation_is_taken_as_it_is():
     assert weigh(forecast([[0.7, 0.3], [-0.2, 0.9]]), "allocation") == [[0.7, 0.3], [-0.2, 0.9]]
 
@@ -133,6 +169,13 @@ def test_a_forecast_runs_out():
     assert [row[0] for row in weigh(frame, holding="newest")] == [0.5] * 6
 
 
+@pytest.mark.parametrize("holding", ["hold", "ladder"])
+def test_a_forecast_of_one_bar_runs_out_too(holding):
+    alone = forecast([0.1, NAN, NAN, -0.1], h=1)
+    frame = pl.concat([alone, forecast([0.0] * 4, h=1, symbols=["B"])])
+    assert [row[0] for row in weigh(frame, holding=holding)] == [0.5, 0, 0, -0.5]
+
+
 def test_a_ladder_of_sparse_origins_has_one_tranche_an_origin():
     frame = forecast([0.1, -0.1, 0.1, 0.1, -0.1], h=4, every=2)
     assert column(frame, holding="ladder") == pytest.approx([0.5, 0, 0, 1, 0])
@@ -146,6 +189,117 @@ def test_the_sum_of_a_ladder_does_not_change_by_rounding():
     got = weights_from_forecast(forecast(means, h=7), config(holding="ladder")).drop("timestamp").to_numpy()
     moves = np.abs(np.diff(got, axis=0))
     assert moves[moves > 0].min() > 0.02  # a fifth of a seventh
+
+
+def on_clock(opens, means, h, at_open, symbol="A", origins=None):
+    """A forecast frame of means [n] for hourly or longer bars that open at `opens` [n + h + 1] (hours), labels h rows
+    ahead: to that row's close, or (`at_open`) from the next open to the open h rows after it.
+    """
+    opens = START + np.asarray(opens, np.int64) * HOUR
+    closes = opens + np.diff(opens).min()
+    n = len(opens) - h - 1
+    rows = np.arange(n) if origins is None else np.asarray(origins)
+    return pl.DataFrame(
+        {
+            "timestamp": pl.Series(opens[rows]).cast(TIME),
+            "known_at": pl.Series(closes[rows]).cast(TIME),
+            "symbol": [symbol] * len(rows),
+            "target": [f"{'open_' if at_open else ''}return({h})"] * len(rows),
+            "kind": ["return"] * len(rows),
+            "horizon": [h + at_open] * len(rows),
+            "end": pl.Series(opens[rows + h + 1] if at_open else closes[rows + h]).cast(TIME),
+            "mean": np.asarray(means, float)[rows],
+        }
+    )
+
+
+def weekdays(n):
+    """Opens of daily bars, Monday to Friday, in hours."""
+    return [24 * (7 * (day // 5) + day % 5) for day in range(n)]
+
+
+def sessions(n, bars=7):
+    """Opens of hourly bars, seven a session from 14:00, Monday to Friday."""
+    return [24 * (7 * (k // bars // 5) + k // bars % 5) + 14 + k % bars for k in range(n)]
+
+
+@pytest.mark.parametrize("clock", [weekdays, sessions, range], ids=["days", "sessions", "always"])
+@pytest.mark.parametrize("at_open", [False, True], ids=["close", "open"])
+@pytest.mark.parametrize("h", [1, 2, 3, 5, 9, 12])
+def test_a_full_ladder_is_the_mean_of_the_last_h_forecasts_on_any_clock(clock, at_open, h):
+    rng = np.random.default_rng(h)
+    n = 140
+    means = rng.normal(size=n)
+    frame = on_clock(clock(n + h + 1), means, h, at_open)
+    got = np.array(column(frame, "allocation", holding="ladder"))
+    expected = np.convolve(means, np.ones(h) / h)[:n]
+    # Where every label spans a gap, the first of them to end shows whether labels end at an open.
+    begun = h + 7 if at_open and clock is not range else 0
+    assert got[begun:] == pytest.approx(expected[begun:], abs=1e-11)
+    held = np.array(column(frame, "allocation", holding="hold"))
+    changes = np.flatnonzero(np.diff(held, prepend=np.nan))
+    changes = changes[changes >= begun]
+    assert set(np.diff(changes)) == {h}
+    assert held[changes] == pytest.approx(means[changes], abs=1e-11)
+
+
+@pytest.mark.parametrize("holding", ["hold", "ladder"])
+def test_what_is_held_does_not_hang_on_the_forecasts_to_come(holding):
+    rng = np.random.default_rng(0)
+    for h in (1, 3, 8):
+        for clock in (weekdays, sessions, range):
+            for at_open in (False, True):
+                frame = on_clock(clock(80 + h), rng.normal(size=79), h, at_open)
+                whole = column(frame, "allocation", holding=holding)
+                for cut in (2, 3, h + 1, 20, 50):
+                    assert column(frame[:cut], "allocation", holding=holding) == whole[:cut]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 60),
+    h=st.integers(1, 15),
+    count=st.integers(1, 3),
+    at_open=st.booleans(),
+    kept=st.sampled_from([1.0, 0.8, 0.3]),
+    gaps=st.sampled_from([0.0, 0.1, 0.6]),
+    holding=st.sampled_from(["newest", "hold", "ladder"]),
+)
+def test_no_weight_exceeds_the_largest_that_was_asked_for(seed, n, h, count, at_open, kept, gaps, holding):
+    """Random clocks of each symbol, holes among the origins, every horizon."""
+    rng = np.random.default_rng(seed)
+    frames, largest = [], []
+    for s in range(count):
+        steps = np.where(rng.random(n + h + 1) < gaps, rng.integers(2, 80, n + h + 1), 1)
+        steps[0] = 1
+        rows = np.flatnonzero(rng.random(n) < kept)
+        rows = rows if len(rows) else np.array([0])
+        means = rng.normal(size=n)
+        frames.append(on_clock(np.cumsum(steps), means, h, at_open, "ABC"[s], rows))
+        largest.append(np.abs(means[rows]).max())
+    frame = pl.concat(frames)
+    own = np.array(weigh(frame, "allocation", holding=holding))
+    assert (np.abs(own) <= np.array(largest) + 1e-9).all()
+    signs = np.array(weigh(frame, "threshold", holding=holding))
+    assert np.abs(signs).sum(axis=1).max() <= 1 + 1e-9
+    shared = np.array(weigh(frame, "equal", holding=holding))
+    assert np.abs(shared).sum(axis=1).max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("holding", ["newest", "hold", "ladder"])
+def test_a_foreseen_open_return_is_earned_once_and_never_levered(holding):
+    """1 % from open to open on weekdays, foreseen: the account earns it and its exposure is never above 1."""
+    n, h = 60, 1
+    opens = np.array(weekdays(n + h + 1))
+    frame = on_clock(opens, np.full(n, math.log1p(0.01)), h, at_open=True)
+    prices = 100 * 1.01 ** np.arange(n)
+    clock = {"timestamp": frame["timestamp"]}
+    market = bars(prices, prices * 1.01).with_columns(**clock)
+    weights = weights_from_forecast(frame, config(holding=holding))
+    result = run_backtest(weights, market, costs=Costs(), rebalance="every_bar")
+    assert result.exposure.max() <= 1 + 1e-9
+    assert result.equity["equity"][-1] == pytest.approx(100_000 * 1.01 ** (n - 1))
 
 
 @pytest.mark.parametrize("holding", ["newest", "hold", "ladder"])
@@ -238,6 +392,73 @@ def test_forecasts_that_cannot_be():
 def test_a_forecast_frame_of_pandas_gives_the_same_weights():
     frame = forecast([[0.1, -0.2], [0.0, 0.3]])
     assert weigh(frame.to_pandas()) == weigh(frame)
+
+
+def test_a_target_is_meant_whatever_its_spaces():
+    both = pl.concat([forecast([0.1, 0.2], h=1), forecast([-0.1, -0.2], h=4)])
+    assert column(both, target=" return( 4 )") == [-1, -1]
+    written = both.with_columns(pl.col("target").str.replace("4", " 4 "))
+    assert column(written, target="return(4)") == [-1, -1]
+    assert SignalConfig(target="return( 4 )") == SignalConfig(target="return(4)")
+
+
+@pytest.mark.parametrize("kind", ["volatility", "direction", "up"])
+def test_what_is_no_forecast_of_a_return_is_not_traded(kind):
+    """The mean of a volatility is above zero, and so would the weight be, always."""
+    alone = forecast([0.1, 0.2], h=4, kind=kind)
+    for options in ({}, {"target": f"{kind}(4)"}):
+        with pytest.raises(UserError, match=rf"none that fits among {kind}\(4\) \({kind}\)"):
+            weigh(alone, **options)
+    beside = pl.concat([alone, forecast([-0.1, -0.2], h=4)])
+    assert column(beside) == [-1, -1]
+
+
+def test_bars_in_a_year_are_not_read_from_origins_that_are_further_apart():
+    """Daily origins of hourly bars: their times say 365 a year, the volatility is of 24 of 8,760."""
+    returns, spread = (
+        forecast([0.01] * 9, h=24, every=24),
+        forecast([0.05] * 9, h=24, every=24, kind="volatility"),
+    )
+    both, options = pl.concat([returns, spread]), config("volatility_target", volatility=0.2)
+    with pytest.raises(UserError, match=r"not every bar is an origin.*give periods_per_year"):
+        weights_from_forecast(both, options)
+    got = weights_from_forecast(both, options, 8760)["A"].to_list()
+    assert got == pytest.approx([0.2 / (0.05 * math.sqrt(365))] * 9)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"name": "tanh"}, "signal 'tanh' needs its option 'gain'"),
+        ({"name": "proportional"}, "signal 'proportional' needs its option 'gain'"),
+        ({"name": "volatility_target"}, "signal 'volatility_target' needs its option 'volatility'"),
+        (
+            {"name": "volatility_target", "options": {"volatility": 0.0}},
+            "volatility must be above 0 (given: 0.0)",
+        ),
+        (
+            {"name": "volatility_target", "options": {"volatility": 0.1, "max_leverage": -1}},
+            "max_leverage must be above 0",
+        ),
+        ({"name": "threshold", "options": {"threshold": -0.1}}, "threshold must be at least 0"),
+        ({"name": "equal", "options": {"threshold": -0.1}}, "threshold must be at least 0"),
+        ({"name": "rank", "options": {"quantile": 0.7}}, "quantile must lie in (0, 0.5] (given: 0.7)"),
+        (
+            {"name": "tanh", "options": {"gain": math.inf}},
+            "signal.options.gain: Input should be a finite number",
+        ),
+        ({"name": "rang"}, "unknown signal 'rang'; did you mean 'rank'?"),
+        ({"nmae": "rank"}, "signal.nmae: Extra inputs are not permitted; did you mean 'name'?"),
+        ({"holding": "ladders"}, "signal.holding: Input should be 'ladder', 'hold' or 'newest'"),
+    ],
+)
+def test_what_the_file_alone_shows_is_refused_when_the_document_is_made(document, message):
+    with pytest.raises(UserError) as caught:
+        SignalConfig(**document)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="signal"):
+        SignalConfig.model_validate(document)
 
 
 def test_every_signal_has_its_options_and_refuses_others():

@@ -86,7 +86,7 @@ def test_bars_of_a_day():
 def test_what_has_no_year_is_refused():
     with pytest.raises(UserError, match="events have no interval"):
         bars_per_year(Interval(0, "event"), "24/7")
-    with pytest.raises(UserError, match="calendar 'NYSEX' is not known; did you mean 'NYSE'"):
+    with pytest.raises(UserError, match="unknown calendar 'NYSEX'; did you mean 'NYSE'"):
         per_year("1h", "NYSEX")
 
 

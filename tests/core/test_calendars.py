@@ -46,9 +46,9 @@ def test_names():
         ("xnys", "XNYS"),
         ("XLOM", "XLON"),
     ):
-        with pytest.raises(UserError, match=f"calendar '{name}' is not known; did you mean '{nearest}'"):
+        with pytest.raises(UserError, match=f"unknown calendar '{name}'; did you mean '{nearest}'"):
             require_calendar(name)
-    with pytest.raises(UserError, match=r"data\.csv: calendar 'the moon' is not known; write 24/7, 24/5 or"):
+    with pytest.raises(UserError, match=r"data\.csv: unknown calendar 'the moon'; write 24/7, 24/5 or"):
         require_calendar("the moon", "data.csv")
 
 

@@ -12,11 +12,17 @@ import polars as pl
 
 from longtape.core.clock import DAY, HOUR, Interval, to_milliseconds
 from longtape.core.instrument import Instrument
-from longtape.evaluation.protocol import Rows
 from longtape.features.marks import Events, MarksConfig, build_marks
-from longtape.features.panel import Panel, TargetColumn
+from longtape.features.panel import Column, Panel, Rows, TargetColumn
 from longtape.features.scaling import Standardizer
-from longtape.features.splits import Periods, Split, SplitConfig, chronological
+from longtape.features.splits import (
+    Periods,
+    Split,
+    SplitConfig,
+    WalkForwardConfig,
+    chronological,
+    walk_forward,
+)
 from longtape.features.windows import Windows
 from longtape.market.bars import TIME_TYPE, Bars
 
@@ -75,6 +81,10 @@ class Ridge:
     lookback: int
     events: Events | None = None
 
+    @property
+    def reach(self) -> int:
+        return self.lookback
+
     def inputs(self, panel: Panel, origins: Rows) -> Mapping[str, np.ndarray[Any, Any]]:
         x, _ = Windows(panel, self.lookback, origins).batch(np.arange(len(origins)))
         given: dict[str, np.ndarray[Any, Any]] = {"x": self.scaler.transform(x)}
@@ -96,7 +106,7 @@ class Ridge:
             pl.DataFrame(
                 {
                     "timestamp": panel.timestamps[origins],
-                    "symbol": target.symbol,
+                    "symbol": target.asset,
                     "target": target.name,
                     "mean": mean[:, k],
                     "actual": panel.targets[origins, k],
@@ -163,30 +173,33 @@ class RidgePipeline:
     def panel(self, bars: Sequence[Bars]) -> Panel:
         clock = self.clock(bars)
         known_at = clock + HOUR
-        values: dict[str, Series] = {}
+        values: dict[Column, Series] = {}
         closes = []
         for one in bars:
             columns = self.columns(one, clock)
             closes.append(columns["close"])
-            values |= {f"{one.symbol}.{name}": v for name, v in self.features(columns, clock).items()}
+            values |= {Column(one.symbol, name): v for name, v in self.features(columns, clock).items()}
         if self.events is not None:
-            values["event_ahead"] = self.event_ahead(known_at)
+            values[Column(None, "event_ahead")] = self.event_ahead(known_at)
         targets = np.stack([self.target(close) for close in closes], axis=1)
         return Panel(
             timestamps=clock,
             known_at=known_at,
             values=np.stack(list(values.values()), axis=1).astype(np.float32),
+            ordinals=clock // HOUR,
             columns=tuple(values),
+            present=np.ones((len(clock), len(bars)), bool),
             targets=targets,
             target_columns=tuple(
                 TargetColumn(f"return({HORIZON})", "return", b.symbol, HORIZON) for b in bars
             ),
             target_ends=np.repeat(self.target_ends(known_at)[:, None], len(bars), axis=1),
-            symbols=tuple(b.symbol for b in bars),
+            assets=tuple(b.symbol for b in bars),
             interval=Interval.parse("1h"),
             calendar="24/7",
             warm_up=WARM_UP,
             closes=np.stack(closes, axis=1),
+            calendar_values=np.zeros((len(clock), 0), np.float32),
         )
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
@@ -195,7 +208,11 @@ class RidgePipeline:
     def scaler(self, panel: Panel, train: Rows) -> Standardizer:
         return Standardizer.fit(panel.values, np.arange(train[0] - self.lookback + 1, train[-1] + 1))
 
-    def fit(self, panel: Panel, train: Rows, validation: Rows) -> Ridge:
+    def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
+        return walk_forward(panel, self.lookback, SplitConfig(train=0.4, validation=0.1), config)
+
+    def fit(self, panel: Panel, split: Split) -> Ridge:
+        train = split.train
         scaler = self.scaler(panel, train)
         x, y = Windows(panel, self.lookback, train).batch(np.arange(len(train)))
         x = scaler.transform(x).reshape(len(x), -1).astype(np.float64)

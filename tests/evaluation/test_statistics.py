@@ -191,6 +191,30 @@ def test_the_same_forecast_twice_is_no_difference_and_a_constant_one_is_certain(
     assert (always.statistic, always.p_value) == (-np.inf, 0.0)
 
 
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@pytest.mark.parametrize("loss", [squared_error, absolute_error, qlike])
+def test_a_model_that_equals_its_baseline_but_for_rounding_ties_with_it(loss, precision):
+    """The same figure reached two ways; rounding has a sign of its own and so a large statistic."""
+    draw = np.random.default_rng(5)
+    baseline = np.exp(draw.normal(-4, 0.5, 2000))
+    actual = baseline * np.exp(draw.normal(0, 0.5, 2000))
+    model = np.exp(np.log(baseline).astype(precision)).astype(precision).astype(np.float64)
+    model *= 1 + 3 * np.finfo(precision).eps
+    own, other = loss(actual, model), loss(actual, baseline)
+    assert np.any(own != other)
+    test = diebold_mariano(own, other, horizon=3)
+    assert (test.difference, test.statistic, test.p_value) == (0.0, 0.0, 1.0)
+    row = compare(own, other)
+    assert (row["lower"], row["upper"], row["statistic"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_small_difference_that_is_more_than_rounding_is_still_found():
+    own = np.random.default_rng(6).random(4000)
+    found = diebold_mariano(own, own + np.tile([0.5e-4, 1.5e-4], 2000))
+    assert found.difference == pytest.approx(-1e-4)
+    assert found.p_value < 1e-6
+
+
 def test_labels_not_yet_known_are_left_out():
     own, other = np.random.default_rng(5).random((2, 60))
     holes = own.copy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from longtape.core.clock import HOUR, Interval, to_milliseconds
-from longtape.features.panel import Panel, TargetColumn
+from longtape.features.panel import Column, Panel, TargetColumn
 
 START = to_milliseconds("2024-01-01")
 
@@ -35,13 +35,16 @@ def clocked_panel(
         timestamps=timestamps,
         known_at=known_at,
         values=values,
-        columns=tuple(f"f{c}" for c in range(values.shape[1])),
+        ordinals=timestamps // HOUR,
+        columns=tuple(Column(None, f"f{c}") for c in range(values.shape[1])),
+        present=np.ones((n, 1), bool),
         targets=targets,
         target_columns=(TargetColumn(f"return({horizon})", "return", "AAA", horizon),),
         target_ends=later[horizon : horizon + n][:, None],
-        symbols=("AAA",),
+        assets=("AAA",),
         interval=interval,
         calendar="24/7",
         warm_up=warm_up,
         closes=np.ones((n, 1)),
+        calendar_values=np.zeros((n + horizon, 1), np.float32),
     )

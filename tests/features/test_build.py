@@ -9,14 +9,19 @@ from pydantic import ValidationError
 
 from longtape.core.clock import HOUR
 from longtape.core.errors import UserError
-from longtape.features.build import FeaturesConfig, build, build_events
+from longtape.core.instrument import Instrument
+from longtape.features.build import FeaturesConfig, build
 from longtape.features.catalogue import features
-from longtape.features.panel import Panel
+from longtape.features.panel import Column, Panel
 from longtape.market.bars import Bars
+from longtape.market.book_files import read_books
+from longtape.market.books import Books
+from longtape.market.trades import Trades
 from tests.features.tables import START, as_bars, columns
 from tests.shared_data import shared
 
 ROWS = 1_400
+BOOK = Instrument("test", "linear", "BTCUSDT")
 ARGUMENTS = {
     "x": "log_return",
     "y": 'of("ETHUSDT").log_return',
@@ -108,8 +113,9 @@ def test_after_the_warm_up_it_does_not_matter_where_the_data_begin(text: str) ->
 def test_values_are_numbers_from_the_warm_up_on_and_nothing_before(text: str) -> None:
     found = panel(pair(), text)
     assert np.isfinite(found.values[found.warm_up :]).all()
-    own = found.values[:, found.columns_of("BTCUSDT")]
-    assert np.isnan(own[: found.warm_up]).any(axis=1).all() or found.warm_up == 0
+    first = found.by_asset[: found.warm_up, 0]
+    own = np.concatenate([first, found.shared[: found.warm_up]], axis=1)
+    assert np.isnan(own).any(axis=1).all() or found.warm_up == 0
 
 
 @settings(deadline=None, max_examples=40)
@@ -158,20 +164,24 @@ def test_many_symbols_stand_side_by_side_and_what_they_share_comes_once() -> Non
     bars = [as_bars(columns(60, s), name) for s, name in enumerate(("A", "B"))]
     found = build(bars, FeaturesConfig(features=["hour", "log_return", 'of("A").range', "average(close)"]))
     assert found.columns == (
-        *("A:log_return", "B:log_return", "hour.sin", "hour.cos"),
-        *('of("A").range', "average(close)"),
+        *(Column("A", "log_return"), Column("B", "log_return"), Column(None, "hour.sin")),
+        *(Column(None, "hour.cos"), Column(None, 'of("A").range'), Column(None, "average(close)")),
     )
-    assert found.columns_of("B").tolist() == [1, 2, 3, 4, 5]
+    assert np.shares_memory(found.by_asset, found.values)
+    assert np.shares_memory(found.shared, found.values)
+    np.testing.assert_array_equal(found.by_asset[:, :, 0], found.values[:, :2])
+    np.testing.assert_array_equal(found.shared, found.values[:, 2:])
+    assert found.present.all()
     np.testing.assert_array_equal(found.closes, np.stack([b.column("close") for b in bars], axis=1))
-    assert [t.symbol for t in found.target_columns] == ["A", "B"]
+    assert [t.asset for t in found.target_columns] == ["A", "B"]
 
 
 def test_a_symbol_may_be_read_without_being_forecast() -> None:
     bars = [as_bars(columns(60, s), name) for s, name in enumerate(("A", "B"))]
     config = FeaturesConfig(features=["log_return", 'of("A").log_return'], symbols=["B"])
     found = build(bars, config)
-    assert found.columns == ("log_return", 'of("A").log_return')
-    assert found.symbols == ("B",)
+    assert found.columns == (Column("B", "log_return"), Column(None, 'of("A").log_return'))
+    assert found.assets == ("B",)
     alone = build(bars[1:], FeaturesConfig(features=["log_return"]))
     np.testing.assert_array_equal(found.values[:, :1], alone.values)
 
@@ -210,30 +220,33 @@ def test_drop_leaves_the_time_out_for_all() -> None:
 
 def test_mask_tells_the_model_and_learns_no_label_there() -> None:
     found = build(gapped(), FeaturesConfig(features=["close"], targets=["return(3)"], missing="mask"))
-    assert found.columns == ("A:close", "A:present", "B:close", "B:present")
+    assert [str(column) for column in found.columns] == ["A close", "A present", "B close", "B present"]
+    np.testing.assert_array_equal(np.flatnonzero(~found.present[:, 1]), [20, 21])
     np.testing.assert_array_equal(np.flatnonzero(found.values[:, 3] == 0.0), [20, 21])
     unknown = np.flatnonzero(np.isnan(found.targets[:, 1]))
     np.testing.assert_array_equal(unknown, [17, 18, 20, 21, 57, 58, 59])
 
 
 def test_book_snapshots_become_a_panel_of_events() -> None:
-    frame = pl.read_parquet(shared("lob/binance_perp_BTCUSDT_2024-08-08_top20.parquet"))
     config = FeaturesConfig(
         features=["book_imbalance(5)", "micro_price_distance", "order_flow_imbalance(10)", "depth(20)"],
-        targets=["mid_direction(10, 0.00001)"],
+        targets=["mid_direction(10, 0.00001)", "return(10)"],
     )
-    found = build_events(frame, config, symbol="BTCUSDT", time="transaction_time")
+    books = read_books(shared("lob/binance_perp_BTCUSDT_2024-08-08_top20.parquet"), BOOK)
+    found = build([books], config)
     assert found.values.shape == (6_545, 4)
     assert np.abs(found.values[found.warm_up :, 0]).max() <= 1.0
-    assert (found.target_ends[:, 0] >= found.known_at).all()
-    mid = (frame["bid_price_1"] + frame["ask_price_1"]).to_numpy() / 2
+    assert (found.target_ends >= found.known_at[:, None]).all()
+    mid = (books.frame["bid_price_1"] + books.frame["ask_price_1"]).to_numpy() / 2
     np.testing.assert_array_equal(found.closes[:, 0], mid)
+    np.testing.assert_array_equal(found.ordinals, books.frame["update_id"].to_numpy())
+    refuses(lambda: found.future(np.array([100]), 5), "no fixed time")
 
 
 def test_trades_become_a_panel_of_events_where_equal_times_are_normal() -> None:
     frame = pl.read_parquet(shared("trades/BTCUSDT_binance_perp_2024-08-08.parquet"))
     config = FeaturesConfig(features=["log(price)", "signed_size", "tick_rule"], targets=["return(5)"])
-    found = build_events(frame.with_columns(close="price"), config, symbol="BTCUSDT")
+    found = build([Trades.checked(BOOK, frame)], config)
     assert len(found) == frame.height
     signed = np.where(frame["buyer_is_maker"], -1.0, 1.0) * frame["size"].to_numpy()
     np.testing.assert_array_equal(
@@ -242,32 +255,35 @@ def test_trades_become_a_panel_of_events_where_equal_times_are_normal() -> None:
     assert (np.diff(found.timestamps) == 0).any()
 
 
-def test_the_side_of_a_trade_and_the_levels_of_a_book_may_be_absent() -> None:
+def test_a_level_that_a_book_does_not_have_has_no_size() -> None:
+    levels = {
+        "bid_price_1": [1.0] * 3,
+        "ask_price_1": [3.0] * 3,
+        "bid_size_1": [4.0] * 3,
+        "ask_size_1": [4.0] * 3,
+    }
+    second = {"bid_price_2": [0.5, None, 0.5], "bid_size_2": [4.0, None, 8.0]}
+    second |= {"ask_price_2": [4.0] * 3, "ask_size_2": [4.0] * 3}
     times = pl.Series([0, 0, 5]).cast(pl.Datetime("us", "UTC"))
-    frame = pl.DataFrame(
-        {
-            "timestamp": times,
-            "known_at": times,
-            "side": ["buy", "sell", "buy"],
-            "size": [2.0] * 3,
-            "bid_price_1": [1.0] * 3,
-            "ask_price_1": [3.0] * 3,
-            "bid_size_1": [4.0] * 3,
-            "ask_size_1": [4.0, None, 0.0],
-        }
-    )
-    config = FeaturesConfig(features=["signed_size", "book_imbalance"], targets=["mid_direction(1)"])
-    found = build_events(frame, config, symbol="X")
-    np.testing.assert_array_equal(found.values, [[2.0, 0.0], [-2.0, 1.0], [2.0, 1.0]])
+    books = Books.checked(BOOK, pl.DataFrame({"timestamp": times, **levels, **second}))
+    config = FeaturesConfig(features=["book_imbalance(2)"], targets=["mid_direction(1)"])
+    np.testing.assert_allclose(build([books], config).values[:, 0], [0.0, -1 / 3, 0.2], atol=1e-7)
 
 
-def test_events_out_of_order_or_without_a_time_are_refused() -> None:
-    frame = pl.DataFrame({"timestamp": pl.Series([2, 1]).cast(pl.Datetime("ms", "UTC")), "price": [1.0, 1.0]})
+def test_events_without_ids_are_numbered_by_their_time_wherever_the_data_begin() -> None:
+    times = pl.Series([10, 10, 11, 15, 15, 15]).cast(pl.Datetime("ms", "UTC"))
+    frame = pl.DataFrame({"timestamp": times, "price": [1.0] * 6, "size": [1.0] * 6})
     config = FeaturesConfig(features=["price"])
-    refuses(lambda: build_events(frame, config, symbol="X"), "row 2", "earlier")
-    refuses(lambda: build_events(frame, config, symbol="X", time="when"), "when", "price")
-    dropped = FeaturesConfig(features=["price"], missing="drop")
-    refuses(lambda: build_events(frame, dropped, symbol="X"), "missing")
+    whole, later = (build([Trades.checked(BOOK, frame[first:])], config) for first in (0, 2))
+    np.testing.assert_array_equal(whole.ordinals, [10, 11, 11, 15, 16, 17])
+    np.testing.assert_array_equal(whole.ordinals[2:], later.ordinals)
+
+
+def test_missing_is_for_bars_and_events_are_of_one_symbol() -> None:
+    times = pl.Series([1, 2]).cast(pl.Datetime("ms", "UTC"))
+    trades = Trades.checked(BOOK, pl.DataFrame({"timestamp": times, "price": [1.0, 1.0], "size": [1.0, 1.0]}))
+    refuses(lambda: build([trades], FeaturesConfig(features=["price"], missing="drop")), "missing")
+    refuses(lambda: build([trades, trades], FeaturesConfig(features=["price"])), "one symbol", "2")
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_list_of_events_with_holes_is_refused(tmp_path, text: str, complaint: 
 
 
 def test_sessions_that_a_market_does_not_have_are_one_line() -> None:
-    with pytest.raises(ValidationError, match="calendar 'NYSEX' is not known; did you mean 'NYSE'"):
+    with pytest.raises(ValidationError, match="unknown calendar 'NYSEX'; did you mean 'NYSE'"):
         MarksConfig(kinds=("session_open",), calendar="NYSEX")
     with pytest.raises(UserError, match=r"24/7 market has no sessions; name marks\.calendar"):
         build_marks(clock("2024-01-01", "2024-01-02"), MarksConfig(kinds=("session_open",)))

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from longtape.core.clock import HOUR, iso
+from longtape.core.clock import HOUR, iso, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.features.build import FeaturesConfig, build
 from longtape.features.splits import (
@@ -35,8 +35,11 @@ def assert_purged(panel, split: Split) -> None:
     """No label of a part is known after the first decision of a later part."""
     for earlier, later in (
         (split.train, split.validation),
+        (split.train, split.calibration),
         (split.train, split.test),
+        (split.validation, split.calibration),
         (split.validation, split.test),
+        (split.calibration, split.test),
     ):
         if len(earlier) and len(later):
             assert label_ends(panel, earlier).max() <= panel.known_at[later].min()
@@ -63,7 +66,7 @@ def test_fractions(
         assume(False)
     assert_purged(panel, split)
     first = panel.warm_up + lookback - 1
-    for rows in (split.train, split.validation, split.test):
+    for rows in (split.train, split.validation, split.calibration, split.test):
         assert rows.dtype == np.int64
         assert (np.diff(rows) > 0).all()
         assert not len(rows) or rows[0] >= first
@@ -79,13 +82,15 @@ def test_dates_are_exact() -> None:
     split = chronological(panel, 10, config)
     times = [
         iso(int(panel.timestamps[row]))
-        for part in (split.train, split.validation, split.test)
+        for part in (split.train, split.validation, split.calibration, split.test)
         for row in part[[0, -1]]
     ]
     assert times == [
         "2024-01-01 11:00Z",
         "2024-01-13 23:00Z",  # its label is known at 2024-01-15 00:00
         "2024-01-15 00:00Z",
+        "2024-01-16 11:00Z",  # the later half of validation is kept for calibration
+        "2024-01-17 12:00Z",
         "2024-01-18 23:00Z",
         "2024-01-20 00:00Z",
         "2024-01-26 23:00Z",
@@ -113,9 +118,9 @@ def test_borders_hold_when_the_data_are_cut() -> None:
 
 
 def test_unknown_labels_are_not_scored_but_the_newest_window_is_there() -> None:
-    panel = counting_panel(300, horizon=24)
-    assert chronological(panel, 10, SplitConfig()).test[-1] == 275
-    assert latest(panel, 10) == 299
+    panel = counting_panel(500, horizon=24)
+    assert chronological(panel, 10, SplitConfig()).test[-1] == 475
+    assert latest(panel, 10) == 499
 
 
 def test_origins_without_a_label_are_left_out() -> None:
@@ -125,25 +130,38 @@ def test_origins_without_a_label_are_left_out() -> None:
 
 
 def test_the_rows_a_scaler_may_see() -> None:
-    split = Split(np.array([10, 11, 40]), np.empty(0, np.int64), np.array([60]))
+    nothing = np.empty(0, np.int64)
+    split = Split(np.array([10, 11, 40]), nothing, nothing, np.array([60]))
     assert split.training_rows(3).tolist() == [8, 9, 10, 11, 38, 39, 40]
 
 
 @pytest.mark.parametrize("window", ["expanding", "rolling"])
 @pytest.mark.parametrize("horizon", [1, 12])
-def test_walk_forward_tests_every_row_once(window: str, horizon: int) -> None:
+def test_walk_forward_tests_every_row_of_the_test_period_once(window: str, horizon: int) -> None:
     panel = counting_panel(1_000, horizon)
-    config = WalkForwardConfig(n_folds=7, window=window, test=0.4, embargo=2)
-    folds = walk_forward(panel, 20, config)
+    split = SplitConfig(train=0.5, validation=0.1, embargo=2)
+    folds = walk_forward(panel, 20, split, WalkForwardConfig(n_folds=7, window=window))
     tested = np.concatenate([fold.test for fold in folds])
-    origins = usable(panel, 20)
-    np.testing.assert_array_equal(tested, origins[-int(len(origins) * 0.4) :])
+    np.testing.assert_array_equal(tested, chronological(panel, 20, split).test)
     for fold in folds:
         assert_purged(panel, fold)
+        assert label_ends(panel, fold.train).max() <= panel.timestamps[fold.validation[0] - 2]
+        kept = len(fold.validation) + len(fold.calibration)
+        assert kept / (kept + len(fold.train)) == pytest.approx(0.1 / 0.6, abs=0.07)
     starts = [int(fold.train[0]) for fold in folds]
     assert (len(set(starts)) == 1) == (window == "expanding")
     lengths = [len(fold.train) for fold in folds]
     assert max(lengths) - min(lengths) <= 1 if window == "rolling" else lengths == sorted(lengths)
+
+
+def test_walk_forward_keeps_to_the_dates_of_the_split() -> None:
+    panel = counting_panel(24 * 60)
+    dates = {"train_until": "2024-01-20", "validation_until": "2024-01-30", "test_until": "2024-02-10"}
+    split = SplitConfig(**dates)
+    folds = walk_forward(panel, 10, split, WalkForwardConfig(n_folds=3))
+    tested = np.concatenate([fold.test for fold in folds])
+    assert iso(int(panel.timestamps[tested[0]])) == "2024-01-30 00:00Z"
+    assert label_ends(panel, tested).max() <= to_milliseconds("2024-02-10")
 
 
 @pytest.mark.parametrize("embargo", [0, 15])
@@ -163,7 +181,7 @@ def test_irregular_clocks_are_purged_by_time_and_not_by_rows() -> None:
     """A label over a weekend ends days later."""
     hours = np.concatenate([np.arange(0, 100), np.arange(160, 260), np.arange(320, 420)])
     panel = clocked_panel(START + HOUR * hours, np.zeros((300, 1), np.float32), np.zeros((300, 1)), horizon=6)
-    for fold in walk_forward(panel, 5, WalkForwardConfig(n_folds=3)):
+    for fold in walk_forward(panel, 5, SplitConfig(), WalkForwardConfig(n_folds=3)):
         assert_purged(panel, fold)
 
 
@@ -214,10 +232,8 @@ def test_too_little_data_is_one_line() -> None:
         chronological(counting_panel(200), 300, SplitConfig())
     with pytest.raises(UserError, match="no label is known"):
         chronological(counting_panel(200, horizon=195), 10, SplitConfig())
-    with pytest.raises(UserError, match="fold 1 has nothing to train on"):
-        walk_forward(counting_panel(60, horizon=20), 10, WalkForwardConfig(test=0.9, n_folds=2))
     with pytest.raises(UserError, match="cannot make 50 folds"):
-        walk_forward(counting_panel(60), 10, WalkForwardConfig(n_folds=50))
+        walk_forward(counting_panel(60), 10, SplitConfig(), WalkForwardConfig(n_folds=50))
     with pytest.raises(UserError, match="take 2 to"):
         purged_kfold(counting_panel(60), 10, 1)
 

@@ -81,7 +81,7 @@ def test_memory_mapped_data(tmp_path) -> None:
     panel = counting_panel(5_000, values=np.load(tmp_path / "matrix.npy", mmap_mode="r"))
     chosen = [np.array([0, 4_000]), np.array([17, 900])]
     windows = Windows(panel, 500, range(501, 4_990))
-    for (x, y), indices in zip(prefetch(windows, chosen), chosen, strict=True):
+    for (x, y), indices in zip(prefetch(windows.batch, chosen), chosen, strict=True):
         expected_x, expected_y = Windows(held, 500, range(501, 4_990)).batch(indices)
         np.testing.assert_array_equal(x, expected_x)
         np.testing.assert_array_equal(y, expected_y)
@@ -110,15 +110,15 @@ def test_advice_reaches_the_pages_of_the_windows(tmp_path, monkeypatch) -> None:
 def test_prefetch_keeps_the_order_and_hands_on_errors() -> None:
     windows = Windows(counting_panel(500), 5, range(6, 490))
     order = [np.array([i]) for i in range(100)]
-    assert [y[0, 0] for _, y in prefetch(windows, order)] == [-(6 + i) for i in range(100)]
+    assert [y[0, 0] for _, y in prefetch(windows.batch, order)] == [-(6 + i) for i in range(100)]
     with pytest.raises(IndexError):
-        list(prefetch(windows, [np.array([0]), np.array([10_000])]))
+        list(prefetch(windows.batch, [np.array([0]), np.array([10_000])]))
 
 
 def test_prefetch_leaves_no_thread_behind() -> None:
     windows = Windows(counting_panel(500), 5, range(6, 490))
     before = threading.active_count()
-    batches = prefetch(windows, (np.array([i]) for i in range(100)))
+    batches = prefetch(windows.batch, (np.array([i]) for i in range(100)))
     next(batches)
     batches.close()
     assert threading.active_count() == before

@@ -13,7 +13,7 @@ from longtape.market.files import read_bars
 from tests.market.store_data import HOUR, START, make_bars, values_at
 from tests.shared_data import shared
 
-A, B = Instrument("bybit", "linear", "AUSDT"), Instrument("bybit", "linear", "BUSDT")
+A, B, C = (Instrument("bybit", "linear", name) for name in ("AUSDT", "BUSDT", "CUSDT"))
 
 
 def bars_at(instrument, *steps, interval=HOUR):
@@ -151,3 +151,83 @@ def test_five_real_symbols_share_31120_hours():
     aligned = align(bars)
     assert (len(aligned), aligned.names) == (31_120, names)
     assert aligned.present.all()
+
+
+def test_the_union_keeps_the_time_before_a_symbol_was_listed(capsys):
+    old, young, gone = bars_at(A, *range(10)), bars_at(B, *range(6, 10)), bars_at(C, *range(4))
+    aligned = align([old, young, gone], span="union")
+    assert aligned.timestamps.tolist() == old.timestamps.tolist()
+    assert aligned.present.sum(axis=0).tolist() == [10, 4, 4]
+    assert aligned.present[:, 1].tolist() == [False] * 6 + [True] * 4
+    assert aligned.present[:, 2].tolist() == [True] * 4 + [False] * 6
+    assert aligned.missing == {"AUSDT": 0, "BUSDT": 0, "CUSDT": 0}
+    assert capsys.readouterr().err == ""
+    assert aligned.frames["AUSDT"].equals(old.frame)
+    for name, bars in (("BUSDT", young), ("CUSDT", gone)):
+        frame, present = aligned.frames[name], pl.Series(aligned.present[:, aligned.names.index(name)])
+        assert frame.filter(present).equals(bars.frame)
+        absent = frame.filter(~present).select("open", "high", "low", "close", "volume")
+        assert absent.select(pl.all_horizontal(pl.all().is_nan())).to_series().all()
+        assert frame["timestamp"].equals(old.frame["timestamp"])
+
+
+@pytest.mark.parametrize("policy", ["mask", "forward_fill", "drop"])
+def test_the_policy_is_for_gaps_while_a_symbol_is_listed(policy, capsys):
+    aligned = align([bars_at(A, *range(10)), bars_at(B, 4, 5, 8, 9)], policy, span="union")
+    assert aligned.missing == {"AUSDT": 0, "BUSDT": 2}
+    rows = [4, 5, 8, 9]
+    present = np.isin(range(10), rows)
+    close = aligned.frames["BUSDT"]["close"].to_numpy()
+    expected = np.where(
+        present, values_at(START + np.arange(10) * HOUR.milliseconds)["close"].to_numpy(), np.nan
+    )
+    if policy == "forward_fill":
+        expected[6:8] = expected[5]
+    kept = np.isin(range(10), [6, 7], invert=True) if policy == "drop" else np.ones(10, dtype=bool)
+    assert aligned.present[:, 1].tolist() == present[kept].tolist()
+    np.testing.assert_array_equal(close, expected[kept])
+    assert aligned.dropped == (2 if policy == "drop" else 0)
+    assert "BUSDT 2 (first at 2024-01-01 06:00Z)" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"BUSDT 2 \(first at 2024-01-01 06:00Z\); choose"):
+        align([bars_at(A, *range(10)), bars_at(B, 4, 5, 8, 9)], span="union")
+
+
+def test_periods_that_only_touch_or_do_not_are_one_clock_as_a_union():
+    early, late = bars_at(A, *range(3)), bars_at(B, *range(5, 8))
+    with pytest.raises(UserError, match="share no period"):
+        align([early, late])
+    aligned = align([early, late], span="union")
+    assert aligned.timestamps.tolist() == [*early.timestamps, *late.timestamps]
+    assert aligned.present.sum(axis=1).tolist() == [1] * 6
+
+
+def test_a_union_of_equal_periods_is_the_shared_period(pair):
+    same = [bars.between(START, START + 10 * HOUR.milliseconds) for bars in pair]
+    for policy in ("mask", "forward_fill", "drop"):
+        shared_span, union = align(same, policy), align(same, policy, span="union")
+        assert np.array_equal(shared_span.timestamps, union.timestamps)
+        assert np.array_equal(shared_span.present, union.present)
+        for name in union.names:
+            assert union.frames[name].equals(shared_span.frames[name])
+
+
+def test_a_span_or_a_union_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match="unknown span 'unoin'; did you mean 'union'"):
+        align([bars_at(A, 0, 1)], span="unoin")
+    with pytest.raises(
+        UserError, match="no moment is left with a bar of BUSDT; align with forward_fill or mask"
+    ):
+        align([bars_at(A, 0, 1, 2, 5), bars_at(B, 3)], "drop", span="union")
+
+
+def test_stocks_listed_late_come_into_the_union_when_they_are():
+    path = shared("stocks_1d/us_stocks_2012-2017.parquet")
+    names = ("AAPL", "BABA", "ABBV", "GMRE")
+    bars = [read_bars(path, symbol=name, interval="1d", category="stock", calendar="XNYS") for name in names]
+    aligned = align(bars, "mask", span="union")
+    assert aligned.present.sum(axis=0).tolist() == [len(one) for one in bars] == [1_258, 745, 1_177, 297]
+    assert len(align(bars)) == 297
+    for i, one in enumerate(bars):
+        first = int(np.argmax(aligned.present[:, i]))
+        assert aligned.timestamps[first] == one.timestamps[0]
+        assert np.isnan(aligned.frames[names[i]]["close"].to_numpy()[:first]).all()

@@ -12,6 +12,8 @@ from longtape.core.errors import LongtapeError
 from longtape.market.store import Store
 from tests.market import bybit_server as wire
 from tests.market.bybit_server import START, BybitServer, synthetic
+from tests.market.event_data import book_frame
+from tests.shared_data import shared
 
 app = typer.Typer()
 app.command("fetch")(fetch)
@@ -161,3 +163,17 @@ def test_import_trades_and_books(tmp_path):
     )
     assert run("import", trades, "--symbol", "BTCUSDT", "--store", store)[0] == 2
     assert START % HOUR == 0
+
+
+def test_import_books_of_parquet_and_of_a_log(tmp_path):
+    book_frame().write_parquet(tmp_path / "books.parquet")
+    words = ("--kind", "books", "--symbol", "XRPUSDT", "--source", "bybit", "--store", tmp_path / "store")
+    code, said = run("import", tmp_path / "books.parquet", *words, "--category", "perp")
+    assert (code, "unknown category 'perp'; did you mean 'linear'?" in said) == (2, True)
+    code, said = run("import", tmp_path / "books.parquet", *words, "--category", "linear")
+    assert (code, "bybit/linear/XRPUSDT: 6 new books" in said) == (0, True), said
+    assert Store(tmp_path / "store").read_books("XRPUSDT").frame.equals(book_frame())
+    archive = shared("lob/bybit_linear_XRPUSDT_2024-12-01_ob500.data.zip")
+    code, said = run("import", archive, *words, "--category", "spot")
+    assert (code, "bybit/spot/XRPUSDT: 50 new books" in said) == (0, True), said
+    assert Store(tmp_path / "store").read_books("bybit/spot/XRPUSDT").depth == 20

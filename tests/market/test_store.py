@@ -14,8 +14,11 @@ from longtape.core.clock import Interval
 from longtape.core.errors import LongtapeError, UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import Bars
+from longtape.market.books import Books
 from longtape.market.partition import Appended, by_period, period_bounds
 from longtape.market.store import Store
+from longtape.market.trades import Trades
+from tests.market.event_data import XRP, book_frame, trade_frame, with_cell
 from tests.market.store_data import BTC, HOUR, START, make_bars, make_trades
 from tests.shared_data import shared
 
@@ -415,3 +418,33 @@ def test_real_trades_with_ids_and_real_books_round_trip(store):
     assert store.read_table("books", "BTCUSDT").select(books.columns).equals(books)
     [series] = store.select(interval=None, symbol="BTCUSDT", source="bybit", category="linear")[:1]
     assert store.storage.names(series.folder)[1] == ["2024-08-08T23.parquet", "2024-08-09T00.parquet"]
+
+
+def test_books_and_trades_come_back_as_they_were(store):
+    books = Books.checked(XRP, book_frame())
+    trades = Trades.checked(XRP, trade_frame())
+    store.append_table("books", XRP, books.frame)
+    store.append_table("trades", XRP, trades.frame)
+    for stored, made in ((store.read_books("XRPUSDT"), books), (store.read_trades(XRP.key), trades)):
+        assert stored.frame.equals(made.frame)
+        assert stored.instrument == XRP
+        assert stored.fingerprint() == made.fingerprint()
+        assert stored.origin == f"{store.root}: {XRP.key} {type(made).__name__.lower()}"
+    cut = store.read_trades("XRPUSDT", since=trades.timestamps[2].item(), until=trades.timestamps[4].item())
+    assert cut.frame.equals(trades.frame[2:4])
+    assert len(store.read_books("XRPUSDT", since="2025-01-01")) == 0
+    with pytest.raises(UserError, match="did you mean 'XRPUSDT'"):
+        store.read_books("XRPUSD")
+
+
+def test_updates_of_one_moment_are_in_order_whichever_came_first(store):
+    frame = book_frame()
+    for rows in (frame[1:], frame[:1]):
+        store.append_table("books", XRP, rows)
+    assert store.read_books("XRPUSDT").frame.equals(Books.checked(XRP, frame).frame)
+
+
+def test_stored_rows_that_no_book_can_have_are_named_when_read(store):
+    store.append_table("books", XRP, with_cell(book_frame(), "bid_price_1", 2, 9.0))
+    with pytest.raises(UserError, match=r"bybit/linear/XRPUSDT books: row 3 .* the best bid is not below"):
+        store.read_books("XRPUSDT")

@@ -1,70 +1,86 @@
-"""Heads start at the skip, keep their promises for any weights, and their losses are the published ones."""
-
-import math
+"""Heads start at the baseline and keep their promises for any weights."""
 
 import pytest
 import torch
 
+from longtape.features.target_kinds import KINDS
 from longtape.models.heads import HEADS
 
-SCALE = torch.tensor([0.02, 0.5])
-KINDS = sorted(HEADS)
+SCALE = torch.tensor([[0.02, 0.5]])
+NAMES = sorted(HEADS)
+POINTS = [name for name in NAMES if HEADS.load(name).space == "mean"]
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "volatility"])
-def test_an_untrained_head_predicts_what_the_skip_gives(name):
-    head = HEADS.load(name)(8, SCALE)
-    base = torch.tensor([[0.01, -0.3]])
-    assert torch.allclose(head.mean(head(torch.randn(1, 8), base)), base)
+def head_of(name, d_model=8, scale=SCALE, **options):
+    return HEADS.load(name)(d_model, scale, n_classes=3 if name == "classes" else 0, **options)
+
+
+def base_of(name, rows=1):
+    base = torch.zeros(rows, 1, 2)
+    return base[..., None].expand(rows, 1, 2, 3) if name == "classes" else base
+
+
+@pytest.mark.parametrize("name", [name for name in POINTS if name != "quantile"])
+def test_an_untrained_head_predicts_what_the_baseline_gives(name):
+    base = torch.tensor([[[0.01, -0.3]]])
+    assert torch.allclose(head_of(name)(torch.randn(1, 8), base).mean(), base)
+
+
+def test_the_untrained_median_is_what_the_baseline_gives():
+    base = torch.tensor([[[0.01, -0.3]]])
+    assert torch.allclose(head_of("quantile")(torch.randn(1, 8), base).quantile(0.5), base)
 
 
 def test_an_untrained_volatility_head_gives_the_root_of_the_expected_variance():
-    head = HEADS.load("volatility")(8, SCALE)
-    base = torch.log(torch.tensor([[0.0004, 0.09]]))
-    assert torch.allclose(head.mean(head(torch.randn(1, 8), base)), torch.tensor([[0.02, 0.3]]))
+    base = torch.log(torch.tensor([[[0.0004, 0.09]]]))
+    mean = head_of("volatility")(torch.randn(1, 8), base).mean()
+    assert torch.allclose(mean, torch.tensor([[[0.02, 0.3]]]))
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_losses_and_gradients_are_finite_for_wild_outputs(name):
+def test_an_untrained_allocation_is_flat():
+    assert head_of("allocation")(torch.randn(1, 8), base_of("allocation")).mean().abs().max() == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_losses_and_gradients_are_finite_for_wild_outputs(name, shared):
     torch.manual_seed(0)
-    head = HEADS.load(name)(8, SCALE)
+    head = head_of(name, shared=shared)
     torch.nn.init.normal_(head.linear.weight, std=3)
-    target = torch.tensor([[0.0, 0.0], [1e-9, 5.0]])
-    loss = head.loss(head(torch.randn(2, 8), torch.zeros(2, 2)), target)
-    assert loss.shape == (2, 2)
+    vector = torch.randn(2, 1, 8) if shared else torch.randn(2, 8)
+    target = (
+        torch.tensor([[[0.0, 0.0]], [[2.0, 1.0]]])
+        if name == "classes"
+        else torch.tensor([[[0.0, 0.0]], [[1e-9, 5.0]]])
+    )
+    loss = head(vector, base_of(name, 2)).loss(target)
+    assert loss.shape == (2, 1, 2)
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert torch.isfinite(head.linear.weight.grad).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_shared_by_all_assets_do_not_grow_with_them(name):
+    few, many = (head_of(name, scale=SCALE.expand(n, 2), shared=True) for n in (2, 50))
+    assert sum(p.numel() for p in few.parameters()) == sum(p.numel() for p in many.parameters())
+    torch.nn.init.normal_(many.linear.weight)
+    vector = torch.randn(3, 50, 8)
+    base = base_of(name, 3).expand(-1, 50, *base_of(name).shape[2:])
+    order = torch.randperm(50)
+    permuted = many(vector[:, order], base).mean()
+    assert torch.allclose(permuted, many(vector, base).mean()[:, order], atol=1e-6)
+
+
 def test_quantiles_never_cross():
     torch.manual_seed(1)
-    head = HEADS.load("quantile")(8, SCALE)
+    head = head_of("quantile")
     torch.nn.init.normal_(head.linear.weight, std=5)
-    quantiles = head(torch.randn(500, 8), torch.randn(500, 2))
-    assert (quantiles.diff(dim=-1) >= 0).all()
-    assert torch.equal(head.quantile(quantiles, 0.5), head.mean(quantiles))
+    found = head(torch.randn(500, 8), torch.randn(500, 1, 2))
+    assert (found.values.diff(dim=-1) >= 0).all()
 
 
-def test_pinball_loss_is_least_at_the_quantile():
-    head = HEADS.load("quantile")(1, torch.ones(1))
-    y = torch.linspace(0, 1, 1001)[:, None]
-    at = [head.loss(torch.full((1001, 1, 5), q), y).mean().item() for q in (0.3, 0.5, 0.7)]
-    assert at[1] == min(at)  # five symmetric levels: the median of a symmetric sample
-
-
-def test_qlike_is_zero_at_the_truth_and_one_sided_elsewhere():
-    head = HEADS.load("volatility")(1, torch.ones(1))
-    y = torch.tensor([[2.0]])
-    exact = head.loss(torch.full((1, 1, 1), math.log(4.0)), y)
-    half = head.loss(torch.full((1, 1, 1), math.log(2.0)), y)
-    assert abs(exact.item()) < 1e-6
-    assert half.item() == pytest.approx(2 - math.log(2) - 1, abs=1e-6)
-
-
-def test_student_t_likelihood_is_the_density():
-    head = HEADS.load("student_t")(1, torch.ones(1))
-    parameters = torch.tensor([[[0.5, 2.0, 5.0]]])
-    density = math.lgamma(3.0) - math.lgamma(2.5) - 0.5 * math.log(5 * math.pi) - math.log(2.0)
-    expected = -(density - 3.0 * math.log1p((1.5 - 0.5) ** 2 / 4 / 5))
-    assert head.loss(parameters, torch.tensor([[1.5]])).item() == pytest.approx(expected, abs=1e-5)
+def test_every_kind_of_target_has_heads_that_exist():
+    for kind in KINDS.values():
+        for name in kind.heads:
+            assert name in HEADS

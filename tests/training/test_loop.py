@@ -10,15 +10,13 @@ import torch
 import longtape.training.loop as loop
 from longtape.core.errors import UserError
 from longtape.features.build import FeaturesConfig, build
-from longtape.features.scaling import Standardizer
-from longtape.features.windows import Windows
-from longtape.models.config import ModelConfig
-from longtape.models.forecaster import Forecaster, ModelInputs
+from longtape.models.encoder import EncoderConfig, EncoderForecaster
 from longtape.training.checkpoint import load_weights
 from longtape.training.config import TrainingConfig
 from longtape.training.loop import Trainer
 from longtape.training.schedule import rate_factor
 from tests.candles import candles
+from tests.models.inputs import inputs_of
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +28,8 @@ def panel():
 def trainer(panel, folder, attention="bigbird", **options):
     torch.manual_seed(3)
     rows = np.arange(60, 400)
-    scaler = Standardizer.fit(panel.values, rows)
-    inputs = ModelInputs(
-        panel.columns,
-        panel.target_columns,
-        panel.interval,
-        scaler.mean,
-        scaler.std,
-        panel.targets[rows].std(0),
-    )
     block = {"block_size": 4} if attention == "bigbird" else {}
-    config = ModelConfig(
+    config = EncoderConfig(
         lookback=32,
         attention=attention,
         attention_options=block,
@@ -50,8 +39,8 @@ def trainer(panel, folder, attention="bigbird", **options):
         dropout=0.2,
     )
     training = TrainingConfig(**{"epochs": 3, "batch_size": 16, "patience": 9, **options})
-    sets = (Windows(panel, 32, rows), Windows(panel, 32, np.arange(410, 500)))
-    return Trainer(Forecaster(config, inputs), *sets, training, 5, folder / "checkpoint.safetensors")
+    model = EncoderForecaster(config, inputs_of(panel, rows))
+    return Trainer(model, panel, rows, np.arange(410, 500), training, 5, folder / "checkpoint.safetensors")
 
 
 def losses(history):
@@ -76,7 +65,7 @@ def test_the_same_seed_gives_the_same_bits(panel, whole, tmp_path):
     same_bits(again.model.state_dict(), whole[1])
 
 
-def test_training_learns_more_than_the_skip_where_there_is_more(panel, whole):
+def test_training_begins_at_the_baseline_and_counts_its_epochs(panel, whole):
     history = whole[0]
     assert history[0]["epoch"] == 0
     assert [entry["epoch"] for entry in history] == [0, 1, 2, 3]
@@ -124,7 +113,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(panel, whole, tmp_path, m
 
 
 def test_the_best_epoch_is_kept(panel, tmp_path):
-    made = trainer(panel, tmp_path, learning_rate=0.5, epochs=4)  # far too fast: the skip stays the best
+    made = trainer(panel, tmp_path, learning_rate=0.5, epochs=4)  # far too fast: the baseline stays the best
     history = made.fit()
     best = min(entry["validation"] for entry in history)
     assert made.validate() == pytest.approx(best, rel=1e-6)
@@ -160,7 +149,7 @@ def test_a_stride_visits_every_window_over_its_cycle(panel, tmp_path):
 def test_a_diverged_loss_is_named(panel, tmp_path, monkeypatch):
     made = trainer(panel, tmp_path)
     monkeypatch.setattr(
-        loop.Trainer, "_loss", lambda self, *batch: next(self.model.parameters()).sum() * np.nan
+        loop.Trainer, "_loss", lambda self, batch: next(self.model.parameters()).sum() * np.nan
     )
     monkeypatch.setattr(loop.Trainer, "validate", lambda self: 1.0)
     with pytest.raises(UserError, match="learning_rate"):

@@ -22,7 +22,8 @@ Ints = npt.NDArray[np.int64]
 UNITS, MARK, TARGET, PENDING, BARRED = 0, 1, 2, 3, 4
 ENTRY_BAR, ENTRY_VALUE, ENTRY_UNITS, EXIT_VALUE, EXIT_UNITS, COSTS, CARRY = 5, 6, 7, 8, 9, 10, 11
 LOT, LAST_BAR, SETTLED_AT, BORROW_RATE = 12, 13, 14, 15
-BOOK_FIELDS = 16
+AVERAGE = 16  # entry price of the units held: additions move it, sales do not
+BOOK_FIELDS = 17
 
 # The account's totals since the start.
 CASH, PROFIT, FEES, SPREAD, SLIPPAGE, FUNDING, BORROW, TRADED = 0, 1, 2, 3, 4, 5, 6, 7
@@ -164,6 +165,8 @@ def _note_trade(
     if opening > 0:
         if book[s, ENTRY_UNITS] == 0:
             book[s, ENTRY_BAR] = t
+        kept = abs(held) - closing
+        book[s, AVERAGE] = (kept * book[s, AVERAGE] + opening * price) / (kept + opening)
         book[s, ENTRY_VALUE] += opening * price
         book[s, ENTRY_UNITS] += opening
         book[s, COSTS] += cost * opening / size
@@ -215,11 +218,12 @@ def _leave(
     volume: float,
     reason: int,
 ) -> None:
-    """Sell what is held of symbol s, and stay out of it until its weight changes."""
+    """Sell what is held of symbol s, drop its order, and stay out of it until its weight changes."""
     book = state.book
     if book[s, UNITS] != 0:
         _fill(state, rules, t, s, -book[s, UNITS], price, volume, reason)
     book[s, BARRED] = 1.0
+    book[s, PENDING] = 0.0
 
 
 @_inlined
@@ -229,6 +233,8 @@ def _decide(book: Floats, weights: Floats, row: int, every_bar: bool, t: int) ->
     """
     due = False
     for s in range(len(book)):
+        if 0 <= book[s, LAST_BAR] <= t:
+            continue
         if row >= 0 and weights[row, s] != book[s, TARGET]:
             book[s, TARGET] = weights[row, s]
             book[s, BARRED] = 0.0
@@ -318,7 +324,7 @@ def _stops(
         if held == 0 or prices.open[t, s] != prices.open[t, s] or no_volume or ordered:
             continue
         side = 1.0 if held > 0 else -1.0
-        entry = book[s, ENTRY_VALUE] / book[s, ENTRY_UNITS]
+        entry = book[s, AVERAGE]
         stop, target = entry * (1 - side * rules.stop_loss), entry * (1 + side * rules.take_profit)
         opened = prices.open[t, s]
         worst = opened if at_open else (prices.low[t, s] if side > 0 else prices.high[t, s])
@@ -448,7 +454,8 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
             _end(state, prices, rules, t)
             _write(book, totals[CASH], equity_at, cash_at, gross_at, t)
     for s in range(symbols):
-        totals[UNFILLED] += book[s, PENDING]
+        if book[s, TARGET] != 0 or book[s, UNITS] != 0:
+            totals[UNFILLED] += book[s, PENDING]
 
 
 @_compiled

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from longtape.backtest import account as books_of
 from longtape.backtest.replay import weights_in_force, with_weights
 from longtape.backtest.result import BacktestResult
 from longtape.backtest.statistics import period_sharpe
@@ -37,14 +36,15 @@ def lookbacks_of(result: BacktestResult) -> Lookbacks:
 def beside(result: BacktestResult, lookbacks: Lookbacks) -> dict[str, BacktestResult]:
     """The simple strategies in the account of `result`: every symbol has an equal share of the equity.
 
-    Buy & hold buys once; flat is what a forecast of zero trades. Momentum holds the sign of a symbol's return over the
-    lookback (Moskowitz, Ooi and Pedersen 2012), long or short; mean reversion its opposite (Lehmann 1990). Both decide
-    at each close, are flat until the lookback is there, and are traded back to their share at every bar: a short that
-    is left alone grows with its losses.
+    Buy & hold buys once and knows neither stop nor target; flat is what a forecast of zero trades. Momentum holds the
+    sign of a symbol's return over the lookback (Moskowitz, Ooi and Pedersen 2012), long or short; mean reversion its
+    opposite (Lehmann 1990). Both decide at each close, are flat until the lookback is there, and are traded back to
+    their share at every bar: a short that is left alone grows with its losses.
     """
     closes = _filled(result.setup.prices.close)
     share = 1 / len(result.symbols)
-    held, kept = (result.setup.rules._replace(every_bar=every_bar) for every_bar in (False, True))
+    kept = result.setup.rules._replace(every_bar=True)
+    held = kept._replace(every_bar=False, stop_loss=0.0, take_profit=0.0)
     return {
         HOLD: with_weights(result, np.full(closes.shape, share), held),
         FLAT: with_weights(result, np.zeros(closes.shape)),
@@ -114,7 +114,5 @@ def _shuffled(path: Floats, draw: np.random.Generator) -> Floats:
 
 def _figures(result: BacktestResult) -> tuple[float, float, float, float]:
     """Sharpe ratio a year, total return, turnover a year, mean exposure."""
-    years = len(result.clock) / result.periods_per_year
-    traded = result.books.totals[books_of.TRADED] / result.books.equity.mean()
-    sharpe = period_sharpe(result.returns) * np.sqrt(result.periods_per_year)
-    return sharpe, summarise(result.returns).total, traded / years, result.exposure.mean()
+    sharpe = period_sharpe(result.returns, result.risk_free_return) * np.sqrt(result.periods_per_year)
+    return sharpe, summarise(result.returns).total, result.turnover, result.exposure.mean()

@@ -102,11 +102,17 @@ def strategy_block_length(returns: Any) -> float:
 
 
 def bootstrap_metrics(
-    returns: Any, periods_per_year: float, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    returns: Any,
+    periods_per_year: float,
+    *,
+    risk_free: float = 0.0,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """Percentile intervals of annual return, Sharpe ratio and deepest drawdown of simple returns [n].
 
-    Blocks as long as `strategy_block_length` says.
+    Blocks as long as `strategy_block_length` says; `risk_free` is a rate a year.
     """
     series, block = as_returns(returns), strategy_block_length(returns)
 
@@ -114,7 +120,7 @@ def bootstrap_metrics(
         s = summarise(sample)
         return (
             metrics.annual_return_of(s, periods_per_year),
-            metrics.sharpe_of(s, periods_per_year),
+            metrics.sharpe_of(s, periods_per_year, risk_free),
             s.drawdown,
         )
 

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from longtape.backtest.frames import as_frame, milliseconds
-from longtape.core.calendars import usual_step
+from longtape.backtest.frames import as_frame, milliseconds, numbers
+from longtape.backtest.validation import one_line
 from longtape.core.clock import HOUR, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
+from longtape.market.funding import funding_holes, on_the_hour, payment_step
 
 Floats = npt.NDArray[np.float64]
-USUAL_FUNDING_HOURS = 8.0
 
 
 class Costs(BaseModel):
@@ -51,7 +51,7 @@ class Costs(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise UserError(_one_line(error)) from None
+            raise one_line(error, "costs", type(self).model_fields) from None
 
     @model_validator(mode="after")
     def _rate_goes_with_rate(self) -> Costs:
@@ -64,21 +64,21 @@ class Costs(BaseModel):
         return Costs(**{**self.model_dump(), "fee": fee})
 
 
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    given = f" (given: {first['input']!r})" if where else ""
-    return f"costs{'.' + where if where else ''}: {first['msg'].removeprefix('Value error, ')}{given}"
+DEFAULT_COSTS = Costs(fee=0.001)  # where nobody names any costs
 
 
 def funding_rates(
     costs: Costs,
     instruments: Sequence[Instrument | None],
     clock: Milliseconds,
+    closes: Milliseconds,
     symbols: Sequence[str],
     history: Any,
 ) -> tuple[Floats, Floats]:
-    """Rates due at each bar's open and inside each bar, [T, S] each; [0, 0] where nobody pays funding.
+    """Rates due by each bar's open and inside each bar, [T, S] each; [0, 0] where nobody pays funding.
+
+    `closes` [T] are the ends of the bars that open at `clock`. What is due between a bar's close and the next open is
+    paid at that open, by whoever holds over the gap; after the last close there is no payment.
 
     Raises UserError for an inverse contract, for a perpetual without a named choice, and for a history with
     holes.
@@ -91,15 +91,14 @@ def funding_rates(
     if not paying or costs.funding == "excluded":
         return np.zeros((0, 0)), np.zeros((0, 0))
     at_open, within = np.zeros((len(clock), len(symbols))), np.zeros((len(clock), len(symbols)))
-    until = int(clock[-1] + usual_step(clock))
     events = None if costs.funding == "rate" else _read_history(history)
     for s in paying:
         if events is None:
-            times = _every_eight_hours(int(clock[0]), until)
+            times = _every_eight_hours(int(clock[0]), int(closes[-1]))
             rates = np.full(len(times), costs.funding_rate)
         else:
-            times, rates = _recorded(events, symbols[s], instruments[s], int(clock[0]), until)
-        _place(times, rates, clock, at_open[:, s], within[:, s])
+            times, rates = _recorded(events, symbols[s], instruments[s], int(clock[0]), int(closes[-1]))
+        _place(times, rates, clock, closes, at_open[:, s], within[:, s])
     return at_open, within
 
 
@@ -124,8 +123,9 @@ def _read_history(history: Any) -> pl.DataFrame:
         raise UserError("costs.funding='history' needs funding_history: timestamp, symbol, rate")
     frame = as_frame(history, "funding_history", ("timestamp", "symbol", "rate"))
     times = milliseconds(frame["timestamp"], "funding_history")
-    frame = pl.DataFrame({"time": times, "symbol": frame["symbol"], "rate": frame["rate"].cast(pl.Float64)})
-    bad = frame.filter(pl.col("rate").is_null() | ~pl.col("rate").is_finite())
+    rates = numbers(frame["rate"], "funding_history")
+    frame = pl.DataFrame({"time": on_the_hour(times), "symbol": frame["symbol"], "rate": rates})
+    bad = frame.filter(~pl.col("rate").is_finite())
     if bad.height:
         raise UserError(f"funding_history: no rate at {iso(bad['time'][0])} for {bad['symbol'][0]}")
     return frame.sort("time")
@@ -140,40 +140,39 @@ def _recorded(
 ) -> tuple[Milliseconds, Floats]:
     mine = events.filter(pl.col("symbol") == symbol)
     times, rates = mine["time"].to_numpy(), mine["rate"].to_numpy()
-    hours = (instrument.funding_hours if instrument else None) or USUAL_FUNDING_HOURS
-    _refuse_holes(symbol, times, int(hours * HOUR), since, until)
+    _refuse_holes(symbol, times, payment_step(instrument), since, until)
     return times, rates
 
 
 def _refuse_holes(symbol: str, times: Milliseconds, step: int, start: int, end: int) -> None:
-    """Every payment from the first open to the last close must be there; payments keep to multiples of the
-    step.
-    """
+    """Every payment from the first open to the last close must be there, once."""
     inside = times[(times >= start) & (times < end)]
     if len(np.unique(inside)) != len(inside):
         raise UserError(f"funding_history of {symbol}: a time comes twice; remove the duplicate")
-    expected_first = -(-start // step) * step
-    if expected_first >= end:
-        return
-    expected_last = (end - 1) // step * step
-    edges = np.concatenate([[expected_first - step], inside, [expected_last + step]])
-    # Exchanges stamp payments a few milliseconds late at times; a minute is no hole.
-    holes = np.flatnonzero(np.diff(edges) > step + 60_000)
-    if len(holes):
-        missing = int(edges[holes[0]]) + step
+    holes = funding_holes(times, step, start, end)
+    if holes:
         raise UserError(
-            f"funding_history of {symbol} has a hole at {iso(missing)} ({len(holes)} such): fetch it again,"
+            f"funding_history of {symbol} has a hole at {iso(holes[0][0])} ({len(holes)} such): fetch it again,"
             " or name costs.funding = rate or excluded"
         )
 
 
-def _place(times: Milliseconds, rates: Floats, clock: Milliseconds, at_open: Floats, within: Floats) -> None:
+def _place(
+    times: Milliseconds,
+    rates: Floats,
+    clock: Milliseconds,
+    closes: Milliseconds,
+    at_open: Floats,
+    within: Floats,
+) -> None:
+    """Add each payment to the bar that opens at its time, that holds it inside, or that is the next after it."""
+    happened = (times >= clock[0]) & (times < closes[-1])
+    times, rates = times[happened], rates[happened]
     bar = np.searchsorted(clock, times, side="right") - 1
-    known = bar >= 0
-    on_open = known & (times == clock[np.maximum(bar, 0)])
-    np.add.at(at_open, bar[on_open], rates[on_open])
-    inside = known & ~on_open
+    inside = (times > clock[bar]) & (times < closes[bar])
     np.add.at(within, bar[inside], rates[inside])
+    due = bar + (times >= closes[bar])
+    np.add.at(at_open, due[~inside], rates[~inside])
 
 
 def borrow_rates(costs: Costs, instruments: Sequence[Instrument | None]) -> Floats:

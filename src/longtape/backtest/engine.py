@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from longtape.backtest import costs as costing
 from longtape.backtest.account import (
@@ -22,47 +22,31 @@ from longtape.backtest.account import (
     keep_account,
     new_books,
 )
-from longtape.backtest.costs import Costs
-from longtape.backtest.frames import Market, frozen, long_bars, read_market, read_weights, rows_on_clock
+from longtape.backtest.config import AccountConfig, Fill, Limits, LotSize, Rebalance, ZeroVolume
+from longtape.backtest.costs import DEFAULT_COSTS, Costs
+from longtape.backtest.frames import (
+    Market,
+    frozen,
+    long_bars,
+    read_market,
+    read_weights,
+    rows_on_clock,
+    several_bars,
+)
 from longtape.backtest.result import BacktestResult, Setup
 from longtape.core import calendars
-from longtape.core.clock import DAY, Milliseconds
+from longtape.core.clock import DAY, Interval, Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
-from longtape.market.bars import Bars
 
 Floats = npt.NDArray[np.float64]
-Fill = Literal["next_open", "next_close"]
-Rebalance = Literal["on_change", "every_bar"]
-
-
-class Limits(BaseModel):
-    """What ends a position or keeps it small, beside the weights. Left out means no such limit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stop_loss: float | None = Field(default=None, gt=0, description="fraction of the entry price, e.g. 0.05")
-    take_profit: float | None = Field(default=None, gt=0, description="fraction of the entry price")
-    max_leverage: float | None = Field(
-        default=None, gt=0, description="a row of weights with Σ|w| above it is scaled to it"
-    )
-    maintenance_margin: float | None = Field(
-        default=None, gt=0, lt=1, description="share of the gross position below which everything is closed"
-    )
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"limits.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def run_backtest(
     weights: Any,
     bars: Any,
     *,
-    costs: Costs = Costs(fee=0.001),
+    costs: Costs = DEFAULT_COSTS,
     fill: Fill = "next_open",
     rebalance: Rebalance = "on_change",
     initial_capital: float = 100_000.0,
@@ -71,47 +55,101 @@ def run_backtest(
     limits: Limits = Limits(),
     instruments: Mapping[str, Instrument] | None = None,
     funding_history: Any = None,
-    zero_volume: Literal["wait", "fill"] = "wait",
+    zero_volume: ZeroVolume = "wait",
+    periods_per_year: float | None = None,
+    risk_free_rate: float = 0.0,
+) -> BacktestResult:
+    """`run_account` with every choice of `AccountConfig` as a keyword: trade `weights` on `bars`, keep the account.
+
+    UserError for anything unusable.
+    """
+    config = _config(
+        costs=costs,
+        fill=fill,
+        rebalance=rebalance,
+        initial_capital=initial_capital,
+        lot_size=dict(lot_size) if isinstance(lot_size, Mapping) else lot_size,
+        close_at_end=close_at_end,
+        limits=limits,
+        zero_volume=zero_volume,
+        risk_free_rate=risk_free_rate,
+    )
+    return run_account(
+        config,
+        weights,
+        bars,
+        instruments=instruments,
+        funding_history=funding_history,
+        periods_per_year=periods_per_year,
+    )
+
+
+def run_account(
+    config: AccountConfig,
+    weights: Any,
+    bars: Any,
+    *,
+    instruments: Mapping[str, Instrument] | None = None,
+    funding_history: Any = None,
     periods_per_year: float | None = None,
 ) -> BacktestResult:
-    """Trade `weights` on `bars` and keep the account.
+    """Trade `weights` on `bars` and keep the account as `config` says.
 
     weights: `timestamp` and one column per symbol, the target share of equity decided at that bar's close; a
         bar without a row keeps the last decision. 1 is fully invested, −1 fully short, 2 levered twice.
     bars: long frame `timestamp, symbol, open, high, low, close, volume` (polars or pandas), or one or several
-    `Bars`.
-    fill: the order fills at the open or at the close of the symbol's next bar, never on the deciding bar.
-    rebalance: `on_change` trades a symbol when its weight changes and holds the units between; `every_bar`
-        trades back to the weight at each bar.
-    lot_size: units come in whole lots, rounded towards zero.
-    close_at_end: an open position is closed at the symbol's last bar.
+        `Bars` of one interval.
     instruments: facts by symbol; with them perpetuals pay funding and the calendar sets the bars in a year.
     funding_history: `timestamp, symbol, rate`, for `Costs(funding="history")`.
-    zero_volume: an order waits while bars have no volume, or fills all the same where the source reports
-    none.
 
     An order brings the symbol to weight × equity, equity marked at those prices before the bar's trading
-    costs. A missing bar is marked at the last close and its orders wait. A symbol whose bars end early (by
-    more than its longest gap) is settled at its last close without cost. Equity at or below zero ends the
-    account. UserError for anything unusable.
+    costs; it never fills on the deciding bar. A missing bar is marked at the last close and its orders wait. A
+    symbol whose bars end early (by more than its longest gap) is settled at its last close without cost. Equity
+    at or below zero ends the account. UserError for anything unusable.
     """
-    bars, instruments = _with_facts(bars, instruments)
+    bars, instruments, interval = _with_facts(bars, instruments)
     times, symbols, matrix = read_weights(weights)
     market = read_market(bars, symbols)
     known = costing.instruments_of(symbols, instruments)
     row_of = rows_on_clock(times, market.clock)
-    matrix, capped = scaled_to(matrix, limits.max_leverage)
+    matrix, capped = scaled_to(matrix, config.limits.max_leverage)
     multipliers = np.array([i.multiplier if i else 1.0 for i in known])
-    plan = _plan(matrix, row_of, market, costs, known, lot_size, close_at_end, funding_history)
-    rules = _rules(costs, limits, fill, rebalance, initial_capital, zero_volume)
-    setup = Setup(_scaled(market.prices, multipliers), plan, rules, limits.max_leverage)
+    closes = _closes(market.clock, interval)
+    funding = costing.funding_rates(config.costs, known, market.clock, closes, symbols, funding_history)
+    plan = _plan(matrix, row_of, market, funding, config, known)
+    rules = _rules(config)
+    setup = Setup(_scaled(market.prices, multipliers), plan, rules, config.limits.max_leverage)
     books = simulate(setup.prices, plan, rules)
     per_year, calendar = _per_year(periods_per_year, market.clock, known)
-    notes = _notes(market, books, costs, known, capped, zero_volume)
-    capital = float(initial_capital)
     return BacktestResult(
-        market.clock, symbols, books, setup, costs, capital, per_year, calendar, multipliers, notes
+        market.clock,
+        symbols,
+        books,
+        setup,
+        config.costs,
+        config.initial_capital,
+        per_year,
+        calendar,
+        multipliers,
+        _notes(market, books, config, known, capped),
+        config.risk_free_rate,
     )
+
+
+def _config(**choices: Any) -> AccountConfig:
+    """The choices as a document; UserError names the keyword."""
+    try:
+        return AccountConfig(**choices)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, given = ".".join(str(part) for part in first["loc"]), first["input"]
+        if first["type"] == "literal_error":
+            allowed = first["ctx"]["expected"].replace("'", "")
+            raise UserError(f"{name} '{given}' is not known; it is {allowed}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "value_error":
+            raise UserError(message) from None
+        raise UserError(f"{name}: {message} (given: {given!r})") from None
 
 
 def simulate(prices: Prices, plan: Plan, rules: Rules) -> Books:
@@ -131,16 +169,28 @@ def _used(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
 
 def _with_facts(
     bars: Any, instruments: Mapping[str, Instrument] | None
-) -> tuple[Any, Mapping[str, Instrument] | None]:
-    """`Bars` bring their own instruments; a frame has only those that are named beside it."""
-    several = [bars] if isinstance(bars, Bars) else bars
-    if not isinstance(several, Sequence) or not all(isinstance(b, Bars) for b in several):
-        return bars, instruments
-    if not several:
-        raise UserError("bars: none were given")
+) -> tuple[Any, Mapping[str, Instrument] | None, Interval | None]:
+    """`Bars` bring their own instruments and interval; a frame has only the facts that are named beside it."""
+    several = several_bars(bars)
+    if several is None:
+        return bars, instruments, None
     if len({b.symbol for b in several}) < len(several):
         raise UserError("bars: a symbol comes twice; one account holds one market of each symbol")
-    return long_bars(several), {**{b.symbol: b.instrument for b in several}, **(instruments or {})}
+    other = next((b for b in several if b.interval != several[0].interval), None)
+    if other is not None:
+        raise UserError(
+            f"bars: {several[0].symbol} comes in bars of {several[0].interval}, {other.symbol} of {other.interval};"
+            " one account is kept on one interval"
+        )
+    facts = {b.symbol: b.instrument for b in several}
+    return long_bars(several), {**facts, **(instruments or {})}, several[0].interval
+
+
+def _closes(clock: Milliseconds, interval: Interval | None) -> Milliseconds:
+    """Ends of the bars [T]: by their interval where it is known, else by the usual distance between opens."""
+    if interval is not None:
+        return interval.close_of(clock)
+    return clock + (calendars.usual_step(clock) if len(clock) > 1 else 0)
 
 
 def scaled_to(weights: Floats, cap: float | None) -> tuple[Floats, int]:
@@ -164,26 +214,22 @@ def _plan(
     weights: Floats,
     row_of: npt.NDArray[np.int64],
     market: Market,
-    costs: Costs,
+    funding: tuple[Floats, Floats],
+    config: AccountConfig,
     known: Sequence[Instrument | None],
-    lot_size: float | Mapping[str, float] | None,
-    close_at_end: bool,
-    funding_history: Any,
 ) -> Plan:
-    at_open, within = costing.funding_rates(costs, known, market.clock, market.symbols, funding_history)
-    borrow = costing.borrow_rates(costs, known)
+    borrow = costing.borrow_rates(config.costs, known)
     years = np.diff(market.clock, prepend=market.clock[0]) / (365 * DAY) if borrow.any() else np.zeros(0)
     last, settled = _ends(market)
     nowhere = np.full(len(market.symbols), -1, np.int64)
     return Plan(
         weights,
         row_of,
-        _lots(lot_size, market.symbols),
+        _lots(config.lot_size, market.symbols),
         borrow,
         years,
-        at_open,
-        within,
-        last if close_at_end else nowhere,
+        *funding,
+        last if config.close_at_end else nowhere,
         settled,
     )
 
@@ -204,42 +250,26 @@ def _ends(market: Market) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
     return last, settled
 
 
-def _lots(lot_size: float | Mapping[str, float] | None, symbols: Sequence[str]) -> Floats:
-    if isinstance(lot_size, Mapping):
-        for name in lot_size:
-            if name not in symbols:
-                raise unknown_name("symbol", name, symbols, "lot_size")
-        lots = np.array([lot_size.get(symbol, 0.0) for symbol in symbols])
-    else:
-        lots = np.full(len(symbols), lot_size or 0.0)
-    if not (np.isfinite(lots) & (lots >= 0)).all() or lot_size == 0:
-        raise UserError(f"lot_size must be above zero (given: {lot_size}); leave it out for fractional units")
-    return lots
+def _lots(lot_size: LotSize, symbols: Sequence[str]) -> Floats:
+    if not isinstance(lot_size, dict):
+        return np.full(len(symbols), lot_size or 0.0)
+    for name in lot_size:
+        if name not in symbols:
+            raise unknown_name("symbol", name, symbols, "lot_size")
+    return np.array([lot_size.get(symbol, 0.0) for symbol in symbols])
 
 
-def _rules(
-    costs: Costs, limits: Limits, fill: str, rebalance: str, capital: float, zero_volume: str
-) -> Rules:
-    for name, value, allowed in (
-        ("fill", fill, ("next_open", "next_close")),
-        ("rebalance", rebalance, ("on_change", "every_bar")),
-        ("zero_volume", zero_volume, ("wait", "fill")),
-    ):
-        if value not in allowed:
-            raise UserError(f"{name} '{value}' is not known; it is {' or '.join(allowed)}")
-    if not (np.isfinite(capital) and capital > 0):
-        raise UserError(f"initial_capital must be above zero (given: {capital})")
-    if zero_volume == "fill" and costs.impact:
-        raise UserError("zero_volume='fill' and costs.impact exclude each other: impact needs a volume")
+def _rules(config: AccountConfig) -> Rules:
+    costs, limits = config.costs, config.limits
     return Rules(
-        float(capital),
+        config.initial_capital,
         costs.fee,
         costs.spread,
         costs.slippage,
         costs.impact,
-        fill == "next_close",
-        rebalance == "every_bar",
-        zero_volume == "wait",
+        config.fill == "next_close",
+        config.rebalance == "every_bar",
+        config.zero_volume == "wait",
         limits.stop_loss or 0.0,
         limits.take_profit or 0.0,
         limits.maintenance_margin or 0.0,
@@ -259,20 +289,19 @@ def _per_year(
 def _notes(
     market: Market,
     books: Books,
-    costs: Costs,
+    config: AccountConfig,
     known: Sequence[Instrument | None],
     capped: int,
-    zero_volume: str,
 ) -> tuple[str, ...]:
     """What a reader of the result must be told beside the figures."""
     notes = []
-    if costs.funding == "excluded" and any(i and i.is_perpetual for i in known):
+    if config.costs.funding == "excluded" and any(i and i.is_perpetual for i in known):
         notes.append("funding of perpetuals is excluded")
     if capped:
         notes.append(f"{capped:,} rows of weights were scaled down to the leverage cap")
     if unfilled := int(books.totals[UNFILLED]):
         notes.append(f"{unfilled} orders never filled: no later bar with volume")
-    if zero_volume == "wait":
+    if config.zero_volume == "wait":
         most = np.nan_to_num(market.prices.volume).max(axis=0)
         silent = [s for s, volume in zip(market.symbols, most, strict=True) if volume == 0]
         notes += [

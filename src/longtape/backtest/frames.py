@@ -76,7 +76,7 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
         raise UserError("bars: the frame is empty")
     times = frozen(milliseconds(frame["timestamp"], "bars"))
     symbols = frame["symbol"]
-    columns = tuple(frozen(_numbers(frame[name], "bars")) for name in FIELDS)
+    columns = tuple(frozen(numbers(frame[name], "bars")) for name in FIELDS)
     alone = len(wanted) == 1 and bool((symbols == wanted[0]).all())
     codes = frozen(np.zeros(0, np.int64) if alone else _codes(symbols, wanted))
     row, fault = _first_fault(times, codes, len(wanted), columns)
@@ -93,12 +93,13 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
     return Market(frozen(clock), tuple(wanted), Prices(*(frozen(matrix) for matrix in matrices)))
 
 
-def _numbers(values: pl.Series, what: str) -> Floats:
+def numbers(values: pl.Series, what: str) -> Floats:
+    """A column as float64, NaN where it is null; UserError naming `what` and the column if it holds no numbers."""
     try:
-        numbers = values if values.dtype == pl.Float64 else values.cast(pl.Float64)
+        floats = values if values.dtype == pl.Float64 else values.cast(pl.Float64)
     except pl.exceptions.PolarsError:
         raise UserError(f"{what}: column '{values.name}' holds {values.dtype}, not numbers") from None
-    return (numbers.fill_null(float("nan")) if numbers.null_count() else numbers).to_numpy()
+    return (floats.fill_null(float("nan")) if floats.null_count() else floats).to_numpy()
 
 
 def _codes(symbols: pl.Series, wanted: Sequence[str]) -> Ints:
@@ -195,7 +196,7 @@ def read_weights(weights: Any) -> tuple[Milliseconds, tuple[str, ...], Floats]:
         raise UserError(
             f"weights: row {row + 1} ({iso(int(times[row]))}) is not later than the row before; sort by time"
         )
-    columns = [_numbers(frame[name], "weights") for name in symbols]
+    columns = [numbers(frame[name], "weights") for name in symbols]
     for name, values in zip(symbols, columns, strict=True):
         if not (good := np.isfinite(values)).all():
             row = int(np.argmin(good))
@@ -225,6 +226,32 @@ def rows_on_clock(times: Milliseconds, clock: Milliseconds) -> Ints:
     rows = np.full(len(clock), -1, np.int64)
     rows[at] = np.arange(len(times))
     return frozen(rows)
+
+
+def only_at_bars(weights: Any, bars: Any) -> pl.DataFrame:
+    """The rows of a weights frame at whose time some symbol of it has a bar; the decision before stands in between.
+
+    What was decided on a clock whose holes were filled, or after the last bar, cannot be traded on.
+    UserError where no row is left.
+    """
+    frame = as_frame(weights, "weights", ("timestamp",))
+    several = several_bars(bars)
+    traded = as_frame(bars if several is None else long_bars(several), "bars", ("timestamp", "symbol"))
+    traded = traded.filter(pl.col("symbol").cast(pl.String).is_in(frame.columns))
+    at_bar = np.isin(milliseconds(frame["timestamp"], "weights"), milliseconds(traded["timestamp"], "bars"))
+    if frame.height and not at_bar.any():
+        raise UserError("weights: no row is at the time of a bar")
+    return frame.filter(pl.Series(at_bar))
+
+
+def several_bars(bars: Any) -> list[Bars] | None:
+    """One or several `Bars` as a list; None for a frame. UserError for none at all."""
+    several = [bars] if isinstance(bars, Bars) else bars
+    if not isinstance(several, Sequence) or not all(isinstance(b, Bars) for b in several):
+        return None
+    if not several:
+        raise UserError("bars: none were given")
+    return list(several)
 
 
 def long_bars(bars: Sequence[Bars]) -> pl.DataFrame:

@@ -24,6 +24,7 @@ from longtape.core.errors import UserError
 
 Rows = list[dict[str, Any]]
 ONE_SIDED = 1.645  # 95 % of a normal distribution
+MOST_SAID = 100.0  # the largest return a year that a sentence spells out
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Judgement:
     def verdict(self) -> list[str]:
         """Sentences for a reader who trusts nothing."""
         lines = [_edge(self.result, self.beside), _luck(self.random), _interval(self.bootstrap)]
-        lines += [_cost_line(self.costs), self._selection_line()]
+        lines += [_cost_line(self.costs), self._selection_line(), _paid(self.result)]
         return lines + [f"{note[0].upper()}{note[1:]}." for note in self.result.notes]
 
     def _random_rows(self) -> Rows:
@@ -95,9 +96,9 @@ class Judgement:
         if d.trials < 2:
             return (
                 f"One configuration was tried, as far as is known (folds are not trials): nothing to deflate;"
-                f" probability of a true Sharpe above 0: {d.probabilistic_sharpe:.1%}."
+                f" probability of a true Sharpe above 0: {_share(d.probabilistic_sharpe)}."
             )
-        line = f"Best of {d.trials} configurations: deflated Sharpe {d.deflated_sharpe:.1%}"
+        line = f"Best of {d.trials} configurations: deflated Sharpe {_share(d.deflated_sharpe)}"
         if self.overfitting is None:
             return f"{line}; probability of overfitting unknown, the trials' return series were not kept."
         return f"{line}, probability of overfitting {self.overfitting.probability:.1%}."
@@ -123,15 +124,22 @@ def judge(
     if n_random < 1:
         raise UserError(f"judgement: n_random must be at least 1 (given: {n_random})")
     lookbacks = lookbacks or lookbacks_of(result)
+    trials = trials.over(result.risk_free_return) if trials is not None else None
     kept = trials is not None and trials.returns is not None and len(trials) > 1
     return Judgement(
         result,
         beside(result, lookbacks),
         lookbacks,
         random_strategies(result, n_random, seed),
-        bootstrap_metrics(result.returns, result.periods_per_year, resamples=n_bootstrap, seed=seed),
+        bootstrap_metrics(
+            result.returns,
+            result.periods_per_year,
+            risk_free=result.risk_free_rate,
+            resamples=n_bootstrap,
+            seed=seed,
+        ),
         cost_sensitivity(result),
-        deflate(result.returns, trials),
+        deflate(result.returns - result.risk_free_return, trials),
         overfitting(trials) if trials is not None and kept else None,
         trials,
     )
@@ -150,7 +158,9 @@ def _edge(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
         return "No edge: the strategy never traded."
     known = {name: one.metrics["sharpe"] for name, one in others.items()}
     known = {name: value for name, value in known.items() if np.isfinite(value)}
-    figures = f"Sharpe {sharpe:.2f} ± {error:.2f} after costs, " + ", ".join(
+    rate = result.risk_free_rate
+    over = f" and {_percent(rate)} a year free of risk" if rate else ""
+    figures = f"Sharpe {sharpe:.2f} ± {error:.2f} after costs{over}, " + ", ".join(
         f"{name} {value:.2f}" for name, value in known.items()
     )
     if sharpe - ONE_SIDED * error <= 0:
@@ -172,11 +182,19 @@ def _luck(random: RandomStrategies) -> str:
 
 def _interval(intervals: Mapping[str, Interval]) -> str:
     a, s, d = (intervals[name] for name in ("annual_return", "sharpe", "max_drawdown"))
+    sharpe = "not defined" if np.isnan(s.lower) else f"{s.lower:.2f} to {s.upper:.2f}"
     return (
         f"{a.level:.0%} of {a.resamples:,} stationary-bootstrap samples (blocks of {a.block:.0f} bars): annual return"
-        f" {a.lower:.1%} to {a.upper:.1%}, Sharpe {s.lower:.2f} to {s.upper:.2f}, deepest drawdown {d.lower:.1%} to"
-        f" {d.upper:.1%}."
+        f" {_share(a.lower)} to {_share(a.upper)}, Sharpe {sharpe}, deepest drawdown {_share(d.lower)} to"
+        f" {_share(d.upper)}."
     )
+
+
+def _share(value: float) -> str:
+    """A percentage; in words where there is none, or where a short record compounds to what nobody earns."""
+    if np.isnan(value):
+        return "not defined"
+    return f"{value:.1%}" if value <= MOST_SAID else f"more than {MOST_SAID:,.0%}"
 
 
 def _cost_line(costs: CostSensitivity) -> str:
@@ -185,6 +203,22 @@ def _cost_line(costs: CostSensitivity) -> str:
     if np.isinf(costs.break_even):
         return "No cost of trading takes the gain away: it hardly traded."
     return f"Breaks even at {costs.break_even:.1f} bp a side; the run paid {costs.asked:.1f} bp."
+
+
+def _paid(result: BacktestResult) -> str:
+    costs, paid = result.costs, result.metrics["costs"]
+    funding: str = costs.funding or "none"
+    if costs.funding_rate is not None:
+        funding = f"{_percent(costs.funding_rate)} per 8 h"
+    named = [f"{name} {_percent(getattr(costs, name))}" for name in ("fee", "spread", "slippage")]
+    named += [f"impact {costs.impact:g}", f"borrow {_percent(costs.borrow)} a year", f"funding {funding}"]
+    share = abs(paid) / result.initial_capital
+    verb = "Received" if paid < 0 else "Paid"
+    return f"{verb} {abs(paid):,.2f} in all, {share:.2%} of the initial capital: {', '.join(named)}."
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.4g}%"
 
 
 def _quantile(values: Any, percent: int) -> float:

@@ -33,7 +33,7 @@ def _over(numerator: float, denominator: float) -> float:
 
 
 def total_return(returns: Any) -> float:
-    """Π(1 + r) − 1."""
+    """Π(1 + r) − 1, up to the return that takes everything."""
     return summarise(returns).total
 
 
@@ -103,6 +103,8 @@ def _sortino(s: Summary, periods: float, risk_free: float, convention: Conventio
 def drawdowns(returns: Any) -> Floats:
     """Loss since the highest point so far, at or below 0; the start counts as a high point. Returns [len]."""
     values = np.nan_to_num(as_returns(returns))
+    lost = np.flatnonzero(values <= -1)
+    values[lost[0] + 1 if len(lost) else len(values) :] = 0.0  # the account has ended
     curve = np.cumprod(np.concatenate([[1.0], 1 + values]))
     return (curve / np.maximum.accumulate(curve) - 1)[1:]
 
@@ -217,8 +219,8 @@ def compute_metrics(
     """All measures of an equity curve [T] (a frame with `timestamp, equity`, or the values).
 
     `periods_per_year` may be left out where the frame's times tell it. `benchmark` [T] is another equity
-    curve of the same bars, for alpha and beta; `trade_returns` are the returns of closed trades. Fractions,
-    not percent.
+    curve of the same bars, for alpha and beta; `trade_returns` are the returns of closed trades; `risk_free` is a
+    rate a year. Fractions, not percent.
     """
     if not isinstance(equity, pl.DataFrame | pl.LazyFrame) and not hasattr(equity, "columns"):
         if periods_per_year is None:
@@ -247,13 +249,14 @@ def _of_returns(returns: Floats, periods: float, risk_free: float) -> dict[str, 
     return {
         "bars": float(len(returns) + 1),
         "periods_per_year": periods,
+        "risk_free_rate": risk_free,
         "total_return": s.total,
         "annual_return": annual_return_of(s, periods),
         "volatility": float(s.deviation * np.sqrt(periods)),
         "sharpe": sharpe_of(s, periods, risk_free, "arithmetic"),
-        "sharpe_standard_error": statistics.standard_error_of(s, periods),
+        "sharpe_standard_error": statistics.standard_error_of(s, periods, risk_free),
         "sharpe_geometric": sharpe_of(s, periods, risk_free, "geometric"),
-        "probabilistic_sharpe": statistics.probability_of(s),
+        "probabilistic_sharpe": statistics.probability_of(s, risk_free=risk_free / periods),
         "sortino": _sortino(s, periods, risk_free, "arithmetic"),
         "sortino_geometric": _sortino(s, periods, risk_free, "geometric"),
         "calmar": _over(annual_return_of(s, periods), -s.drawdown),

@@ -48,6 +48,12 @@ class TrialSet:
             raise UserError("trials: give one finite per-bar Sharpe ratio for every name")
         return cls(tuple(names), values)
 
+    def over(self, risk_free: float) -> TrialSet:
+        """The trials by their returns over a risk-free rate per bar. Ratios given alone are taken to be so already."""
+        if self.returns is None or risk_free == 0:
+            return self
+        return TrialSet.of_returns(dict(zip(self.names, (self.returns - risk_free).T, strict=True)))
+
     def __len__(self) -> int:
         return len(self.names)
 

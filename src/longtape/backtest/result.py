@@ -45,6 +45,7 @@ class BacktestResult:
     calendar: str  # how the number of bars a year was found
     multipliers: Floats  # [S]
     notes: tuple[str, ...] = ()
+    risk_free_rate: float = 0.0  # a year
 
     @property
     def equity(self) -> pl.DataFrame:
@@ -165,20 +166,34 @@ class BacktestResult:
         """All of `metrics.compute_metrics`, and what the account paid, traded and held. Fractions, not
         percent.
         """
-        return {
-            **compute_metrics(self.books.equity, self.periods_per_year, trade_returns=self.trade_returns),
-            **self._use,
-        }
+        measures = compute_metrics(
+            self.books.equity,
+            self.periods_per_year,
+            risk_free=self.risk_free_rate,
+            trade_returns=self.trade_returns,
+        )
+        return {**measures, **self._use}
+
+    @property
+    def risk_free_return(self) -> float:
+        """The risk-free rate of one bar."""
+        return self.risk_free_rate / self.periods_per_year
+
+    @property
+    def turnover(self) -> float:
+        """Traded value a year over mean equity; NaN for an account that has lost everything."""
+        equity, years = self.books.equity, len(self.clock) / self.periods_per_year
+        if equity.min() <= 0:
+            return float("nan")
+        return float(self.books.totals[books_of.TRADED] / equity.mean() / years)
 
     @property
     def _use(self) -> dict[str, float]:
-        totals, years = self.books.totals, len(self.clock) / self.periods_per_year
-        mean = float(self.books.equity.mean())
-        traded = float(totals[books_of.TRADED]) / mean if mean > 0 else float("nan")
+        totals = self.books.totals
         paid = {name: value for name, value in self.account.items() if name not in ("start", "end", "profit")}
         return {
             "n_fills": float(totals[books_of.N_FILLS]),
-            "turnover": traded / years,  # traded value a year over mean equity
+            "turnover": self.turnover,
             "exposure": float(self.exposure.mean()),
             **paid,
             "costs": sum(paid.values()),

@@ -15,10 +15,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from longtape.backtest import sizing
 from longtape.backtest.frames import as_frame, milliseconds
+from longtape.backtest.selection import VOLATILITY, Target, candidates, listed, plain
+from longtape.backtest.validation import one_line
 from longtape.core.calendars import infer_periods_per_year
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
@@ -26,7 +36,6 @@ from longtape.core.registry import Registry
 from longtape.market.bars import TIME_TYPE
 
 Floats = npt.NDArray[np.float64]
-VOLATILITY = "volatility"
 
 SIGNALS = Registry(
     "signal",
@@ -42,6 +51,9 @@ SIGNALS = Registry(
     },
 )
 
+# Signals that divide the whole equity among the symbols that have a forecast; the others give each symbol its share.
+ACROSS_SYMBOLS = frozenset({"equal", "rank", "allocation"})
+
 
 class SignalConfig(BaseModel):
     """How forecasts become weights."""
@@ -49,8 +61,10 @@ class SignalConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="threshold", description="a signal of the registry")
-    options: dict[str, float] = Field(default={}, description="the signal's own options, by name")
-    target: str | None = Field(default=None, description="which target of the frame, where it holds several")
+    options: dict[str, FiniteFloat] = Field(default={}, description="the signal's own options, by name")
+    target: str | None = Field(
+        default=None, description="which target of the frame, where it holds several; spaces do not matter"
+    )
     horizon: int | None = Field(
         default=None, ge=1, description="which horizon of the frame, where it holds several"
     )
@@ -75,12 +89,27 @@ class SignalConfig(BaseModel):
         description="trade a symbol when the expected gain of the move exceeds this cost of it",
     )
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise one_line(error, "signal", type(self).model_fields) from None
+
+    @field_validator("target")
+    @classmethod
+    def _without_spaces(cls, target: str | None) -> str | None:
+        return None if target is None else plain(target)
+
     @model_validator(mode="after")
-    def _known_signal(self) -> SignalConfig:
+    def _options_are_the_signals_own(self) -> SignalConfig:
         allowed = signal_options(self.name)
         for option in self.options:
             if option not in allowed:
                 raise unknown_name("option", option, allowed, f"signal '{self.name}'")
+        for option, default in allowed.items():
+            if default is None and option not in self.options:
+                raise UserError(f"signal '{self.name}' needs its option '{option}'")
+        SIGNALS.load(self.name)(_trial_view(), **self.options)  # refuses the values that it cannot use
         return self
 
 
@@ -106,16 +135,52 @@ class View:
     volatility: Floats  # of the same horizon, where the frame forecasts it
     threshold: Floats  # the frame's own threshold, 0 where it has none
     horizon: int
-    periods_per_year: float
+    periods_per_year: float | None  # None: to be read from the origins' times
 
     @property
     def share(self) -> float:
         """Each symbol's part of the equity."""
         return 1.0 / len(self.symbols)
 
+    @property
+    def bars_per_year(self) -> float:
+        """Bars in a year; UserError where the origins are further apart than bars and do not tell it."""
+        if self.periods_per_year is not None:
+            return self.periods_per_year
+        if len(self.times) > 1 and not (self.times[1:] <= self.known[:-1]).any():
+            raise UserError(
+                "forecast: not every bar is an origin, so their times do not say how many bars a year has;"
+                " give periods_per_year"
+            )
+        return infer_periods_per_year(self.times)[0]
+
+
+def _trial_view() -> View:
+    """One origin of two symbols about which nothing is foreseen."""
+    zero, moment = np.zeros((1, 2)), np.zeros(1, np.int64)
+    return View(
+        times=moment,
+        known=moment + 1,
+        ends=np.full((1, 2), 2),
+        symbols=("A", "B"),
+        mean=zero,
+        lower=zero,
+        upper=zero,
+        volatility=zero + 1,
+        threshold=zero,
+        horizon=1,
+        periods_per_year=1.0,
+    )
+
+
+def _refuse_unless(holds: bool, signal: str, rule: str, given: float) -> None:
+    if not holds:
+        raise UserError(f"signal '{signal}': {rule} (given: {given})")
+
 
 def threshold(view: View, threshold: float = 0.0) -> Floats:
     """Long above the threshold (or the frame's own, if it is higher), short below its negative, flat between."""
+    _refuse_unless(threshold >= 0, "threshold", "threshold must be at least 0", threshold)
     return view.share * np.sign(view.mean) * (np.abs(view.mean) > np.maximum(threshold, view.threshold))
 
 
@@ -131,6 +196,7 @@ def proportional(view: View, gain: float) -> Floats:
 
 def equal(view: View, threshold: float = 0.0) -> Floats:
     """The whole equity in equal parts over the symbols whose forecast is beyond the threshold (or the frame's own)."""
+    _refuse_unless(threshold >= 0, "equal", "threshold must be at least 0", threshold)
     side = np.sign(view.mean) * (np.abs(view.mean) > np.maximum(threshold, view.threshold))
     chosen = np.nansum(np.abs(side), axis=1, keepdims=True)
     return side / np.maximum(chosen, 1)
@@ -142,9 +208,11 @@ def volatility_target(view: View, volatility: float, max_leverage: float = 1.0) 
 
     The frame must forecast `volatility` of the same horizon (√ of the summed squared returns).
     """
+    _refuse_unless(volatility > 0, "volatility_target", "volatility must be above 0", volatility)
+    _refuse_unless(max_leverage > 0, "volatility_target", "max_leverage must be above 0", max_leverage)
     if np.isnan(view.volatility).all():
         raise UserError("signal 'volatility_target' needs forecasts of kind 'volatility' beside the returns")
-    yearly = view.volatility * np.sqrt(view.periods_per_year / view.horizon)
+    yearly = view.volatility * np.sqrt(view.bars_per_year / view.horizon)
     return view.share * np.sign(view.mean) * np.minimum(volatility / np.maximum(yearly, 1e-12), max_leverage)
 
 
@@ -157,19 +225,35 @@ def interval(view: View) -> Floats:
 
 
 def rank(view: View, quantile: float = 0.2) -> Floats:
-    """Across symbols: long the top quantile with half the equity, short the bottom one with the other half."""
-    if not 0 < quantile <= 0.5:
-        raise UserError(f"signal 'rank': quantile must lie in (0, 0.5] (given: {quantile})")
-    present = (~np.isnan(view.mean)).sum(axis=1, keepdims=True)
+    """Across symbols: long the top quantile with half the equity, short the bottom one with the other half.
+
+    Forecasts that tie at the border of a side share the places that are left of it; where both sides ask for them,
+    what is long and short at once is left out.
+    """
+    _refuse_unless(0 < quantile <= 0.5, "rank", "quantile must lie in (0, 0.5]", quantile)
     if len(view.symbols) < 2:
         raise UserError("signal 'rank' compares symbols; the forecasts hold one only")
+    present = (~np.isnan(view.mean)).sum(axis=1, keepdims=True)
     count = np.maximum(np.floor(present * quantile + 1e-9), 1)
-    low = np.argsort(
-        np.argsort(view.mean, axis=1), axis=1
-    )  # NaN sorts last, so ranks of the present come first
-    sides = (low >= present - count) * 1.0 - (low < count) * 1.0
-    sides = np.where(present >= 2, sides, 0.0)
-    return np.where(np.isnan(view.mean), np.where(present >= 2, 0.0, np.nan), 0.5 * sides / count)
+    first, last = _tied_places(view.mean)
+    ties = last - first + 1
+    top, bottom = (np.clip((count - before) / ties, 0, 1) for before in (present - 1 - last, first))
+    return np.where(present < 2, np.nan, np.where(np.isnan(view.mean), 0.0, 0.5 * (top - bottom) / count))
+
+
+def _tied_places(values: Floats) -> tuple[Floats, Floats]:
+    """First and last place, from 0 for the lowest, of the values that equal each one in its row [R, S]; NaN is last."""
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    place = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    begins, ends = np.ones(values.shape, bool), np.ones(values.shape, bool)
+    begins[:, 1:] = ends[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    last = np.minimum.accumulate(np.where(ends, place, values.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    out = np.empty(values.shape), np.empty(values.shape)
+    for where, places in zip(out, (first, last), strict=True):
+        np.put_along_axis(where, order, places, axis=1)
+    return out
 
 
 def allocation(view: View) -> Floats:
@@ -182,19 +266,18 @@ def weights_from_forecast(
 ) -> pl.DataFrame:
     """Forecast frame → weights frame: `timestamp` and one column per symbol, decided at each origin's close.
 
-    A symbol without a forecast at an origin keeps its weight. `periods_per_year` serves the volatility
-    target; left out, it is read from the origins' times. UserError where the frame holds several targets or
-    horizons and none is named.
+    A symbol without a forecast at an origin keeps what it holds; where the others divide the whole equity among
+    themselves (`equal`, `rank`, `allocation`), the row is scaled to the gross weight that the signal has asked for so
+    far, at least 1. `periods_per_year` serves the volatility target; left out, it is read from the origins' times.
+    UserError where the frame holds several targets or horizons and none is named, or no forecast of returns.
     """
     view = read_forecast(forecast, config.target, config.horizon, periods_per_year)
-    required = [name for name, default in signal_options(config.name).items() if default is None]
-    for name in required:
-        if name not in config.options:
-            raise UserError(f"signal '{config.name}' needs its option '{name}'")
     raw = SIGNALS.load(config.name)(view, **config.options)
     if config.long_only:
         raw = np.where(raw < 0, 0.0, raw)
-    held = sizing.hold(raw, view.known, view.ends, view.horizon, config.holding)
+    held = sizing.hold(raw, view.times, view.known, view.ends, view.horizon, config.holding)
+    if config.name in ACROSS_SYMBOLS:
+        held = sizing.within_gross_of(held, raw)
     capped = sizing.cap(held, config.max_weight, config.max_gross)
     if config.band or config.max_turnover or config.cost is not None:
         expected = np.expm1(np.nan_to_num(view.mean))
@@ -222,7 +305,7 @@ def read_forecast(
     if frame.height == 0:
         raise UserError("forecast: the frame is empty")
     spread = frame.filter(pl.col("kind") == VOLATILITY)
-    chosen = _choose(frame, spread.height < frame.height, target, horizon)
+    chosen = _choose(frame, target, horizon)
     _refuse_nan(chosen)
     times = np.unique(milliseconds(chosen["timestamp"], "forecast"))
     symbols = tuple(chosen["symbol"].unique(maintain_order=True).to_list())
@@ -243,24 +326,20 @@ def read_forecast(
         grid.column(spread, "mean"),
         np.nan_to_num(grid.column(chosen, "threshold")),
         bars,
-        periods_per_year or infer_periods_per_year(times)[0],
+        periods_per_year,
     )
 
 
-def _choose(
-    frame: pl.DataFrame, skip_volatility: bool, target: str | None, horizon: int | None
-) -> pl.DataFrame:
-    if target is not None:
-        frame = frame.filter(pl.col("target") == target)
-    elif skip_volatility:
-        frame = frame.filter(pl.col("kind") != VOLATILITY)
-    if horizon is not None:
-        frame = frame.filter(pl.col("horizon") == horizon)
-    found = frame.select("target", "horizon").unique().sort("target", "horizon").rows()
+def _choose(frame: pl.DataFrame, target: str | None, horizon: int | None) -> pl.DataFrame:
+    """The rows of the one target and horizon that are meant."""
+    rows = frame.select("target", "kind", "horizon").unique().sort("target", "horizon").rows()
+    offered = [Target(*row) for row in rows]
+    found = candidates(offered, target, horizon)
     if len(found) != 1:
-        known = ", ".join(f"{name} at {bars} bars" for name, bars in found) or "none that fits"
+        known = ", ".join(f"{one.text} at {one.horizon} bars" for one in found)
+        known = known or f"none that fits among {listed(offered)}"
         raise UserError(f"forecast: name one target and horizon for the signal; there are {known}")
-    return frame
+    return frame.filter((pl.col("target") == found[0].text) & (pl.col("horizon") == found[0].horizon))
 
 
 def _refuse_nan(frame: pl.DataFrame) -> None:

@@ -16,33 +16,42 @@ EULER_GAMMA = 0.5772156649015329
 _NORMAL = NormalDist()
 
 
-def period_sharpe(returns: Any) -> float:
-    """Mean over sample deviation (ddof 1), per bar; NaN without variance."""
-    return _per_bar(summarise(returns))
+def period_sharpe(returns: Any, risk_free: float = 0.0) -> float:
+    """Mean excess over sample deviation (ddof 1), per bar, as is `risk_free`; NaN without variance."""
+    return _per_bar(summarise(returns), risk_free)
 
 
-def _per_bar(s: Summary) -> float:
-    return s.mean / s.deviation if s.deviation > 0 else NAN
+def _per_bar(s: Summary, risk_free: float) -> float:
+    return (s.mean - risk_free) / s.deviation if s.deviation > 0 else NAN
 
 
-def sharpe_standard_error(returns: Any, periods_per_year: float) -> float:
-    """Standard error of the annual Sharpe ratio of independent returns: √((1 + S²/2)/n) × √periods (Lo 2002)."""
-    return standard_error_of(summarise(returns), periods_per_year)
+def sharpe_standard_error(returns: Any, periods_per_year: float, risk_free: float = 0.0) -> float:
+    """Standard error of the annual Sharpe ratio of independent returns: √((1 + S²/2)/n) × √periods (Lo 2002).
+
+    `risk_free` is a rate a year.
+    """
+    return standard_error_of(summarise(returns), periods_per_year, risk_free)
 
 
-def standard_error_of(s: Summary, periods_per_year: float) -> float:
+def standard_error_of(s: Summary, periods_per_year: float, risk_free: float = 0.0) -> float:
     """`sharpe_standard_error` of a summarised series."""
-    return float(np.sqrt((1 + _per_bar(s) ** 2 / 2) / s.known * periods_per_year)) if s.known > 1 else NAN
+    if s.known < 2:
+        return NAN
+    sharpe = _per_bar(s, risk_free / periods_per_year)
+    return float(np.sqrt((1 + sharpe**2 / 2) / s.known * periods_per_year))
 
 
-def probabilistic_sharpe(returns: Any, benchmark: float = 0.0) -> float:
-    """P(true per-bar Sharpe > `benchmark`) by length, skewness and kurtosis (Bailey and López de Prado 2012)."""
-    return probability_of(summarise(returns), benchmark)
+def probabilistic_sharpe(returns: Any, benchmark: float = 0.0, risk_free: float = 0.0) -> float:
+    """P(true per-bar Sharpe > `benchmark`) by length, skewness and kurtosis (Bailey and López de Prado 2012).
+
+    `risk_free` is a rate per bar.
+    """
+    return probability_of(summarise(returns), benchmark, risk_free)
 
 
-def probability_of(s: Summary, benchmark: float = 0.0) -> float:
+def probability_of(s: Summary, benchmark: float = 0.0, risk_free: float = 0.0) -> float:
     """`probabilistic_sharpe` of a summarised series."""
-    return probabilistic_sharpe_of(_per_bar(s), s.known, s.skewness, s.kurtosis, benchmark)
+    return probabilistic_sharpe_of(_per_bar(s, risk_free), s.known, s.skewness, s.kurtosis, benchmark)
 
 
 def probabilistic_sharpe_of(

@@ -56,7 +56,9 @@ def _path(returns: Floats) -> tuple[float, float, int, int, int, float, float, b
     for r in returns:
         if r != r:
             r = 0.0
-        value *= 1 + r
+        # An account that has lost everything has ended: what is gone earns nothing, and a debt loses nothing more.
+        if value > 0:
+            value *= 1 + r
         if value >= high:
             high, below = value, 0
         else:

@@ -52,17 +52,16 @@ def _audit(
     from longtape.core.files import write_json
     from longtape.evaluation.audit import audit as run_audit
     from longtape.experiment import load_experiment
-    from longtape.market.load import load
     from longtape.workflow import load_run
-    from longtape.workflow.pipeline import ExperimentPipeline
+    from longtape.workflow.data import RunData
 
     run = load_run(experiment) if experiment.is_dir() else None
     if run is not None and override:
         raise UserError(f"{experiment}: a trained run is audited as it is; -o goes with an experiment file")
-    described = load_experiment(experiment, override) if run is None else run.experiment
+    data = RunData.of(load_experiment(experiment, override)) if run is None else run.data
     report = run_audit(
-        ExperimentPipeline(described),
-        load(described.data),
+        data.pipeline,
+        data.bars,
         fitted=None if run is None else run.fitted,
         n_cuts=cuts,
         n_feature_cuts=feature_cuts,

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from longtape.market.store import Store
 
 _COLUMNS = ("time", "open", "high", "low", "close", "volume")
-_DEPTH = 20
 
 
 def import_file(
     file: Annotated[
-        Path, typer.Argument(help="CSV (also .gz, .zip) or Parquet; for books an ob500 ZIP or a log.")
+        Path,
+        typer.Argument(help="CSV (also .gz, .zip) or Parquet; for books Parquet, an ob500 ZIP or a log."),
     ],
     symbol: Annotated[str, typer.Option(help="The symbol in the store; of a long table, the rows to take.")],
     store: Annotated[str, typer.Option(help="Folder of the store, or a URL such as s3://bucket/path.")],
@@ -48,7 +48,8 @@ def import_file(
         bool, typer.Option("--drop-empty", help="Leave out rows without any price; they become gaps.")
     ] = False,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="For books: levels to keep of each side (20).")
+        int | None,
+        typer.Option(min=1, help="For books: levels to keep of each side (20 of a log, all of Parquet)."),
     ] = None,
 ) -> None:
     """Bring a file into the store. The same file again adds nothing; bars that differ from stored ones are counted.
@@ -58,9 +59,10 @@ def import_file(
     Example: longtape import 2024-12-01_XRPUSDT_ob500.data.zip --kind books --symbol XRPUSDT --category linear
     --source bybit --store data
     """
-    from longtape.core.instrument import Instrument
+    from longtape.core.instrument import Instrument, check_category
     from longtape.market.store import Store
 
+    check_category(category)
     named = (time_column, open_column, high_column, low_column, close_column, volume_column)
     columns = {ours: theirs for ours, theirs in zip(_COLUMNS, named, strict=True) if theirs is not None}
     instrument = Instrument(source, category, symbol, calendar=calendar)
@@ -74,7 +76,7 @@ def import_file(
     elif kind == "trades":
         appended = _trades(file, Store(store), instrument)
     elif kind == "books":
-        appended = _books(file, Store(store), instrument, depth or _DEPTH)
+        appended = _books(file, Store(store), instrument, depth)
     else:
         raise UserError(f"unknown kind '{kind}'; known: candles, trades, books")
     typer.echo(_line(instrument, kind, appended))
@@ -112,15 +114,10 @@ def _trades(file: Path, store: Store, instrument: Instrument) -> Appended:
     return store.append_table("trades", instrument, read_trades(file, instrument.symbol))
 
 
-def _books(file: Path, store: Store, instrument: Instrument, depth: int) -> Appended:
-    from longtape.market.orderbook import read_log, rebuild
+def _books(file: Path, store: Store, instrument: Instrument, depth: int | None) -> Appended:
+    from longtape.market.book_files import read_books
 
-    rebuilt = rebuild(read_log(file, instrument.symbol), depth)
-    for broken in rebuilt.breaks:
-        typer.echo(
-            f"{file}: the chain of updates is broken at {broken}; no rows until the next snapshot", err=True
-        )
-    return store.append_table("books", instrument, rebuilt.frame)
+    return store.append_table("books", instrument, read_books(file, instrument, depth).frame)
 
 
 def _line(instrument: Instrument, kind: str, appended: Appended) -> str:

@@ -66,11 +66,10 @@ def walk_forward(
     out: Annotated[Path, typer.Option(help="folder for the folds, the joined record and its report")],
     folds: Annotated[int, typer.Option(min=1, help="test blocks of equal length")] = 5,
     window: Annotated[str, typer.Option(help="expanding, or rolling")] = "expanding",
-    test: Annotated[float, typer.Option(help="share of the windows that is tested, the latest")] = 0.5,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the folds that are there")] = False,
     override: Override = None,
 ) -> None:
-    """Refit at every fold and join the forecasts to one out-of-sample record.
+    """Refit at every fold of the test period and join the forecasts to one out-of-sample record.
 
     Example: longtape walk-forward examples/five_coins.yaml --folds 8 --out runs/folds
     """
@@ -83,7 +82,7 @@ def walk_forward(
 
     described = load_experiment(experiment, override)
     try:
-        config = WalkForwardConfig.model_validate({"n_folds": folds, "window": window, "test": test})
+        config = WalkForwardConfig.model_validate({"n_folds": folds, "window": window})
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
@@ -104,7 +103,7 @@ def forecast(
     Example: longtape forecast runs/btc --history --out forecast.parquet
     """
     from longtape.workflow import load_run
-    from longtape.workflow.steps import write_frame
+    from longtape.workflow.run import write_frame
 
     frame = load_run(run_folder).forecast(history=history)
     if out is not None:

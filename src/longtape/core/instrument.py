@@ -7,10 +7,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from longtape.core.clock import ALWAYS_OPEN
-from longtape.core.errors import UserError
+from longtape.core.errors import UserError, unknown_name
 
 _SAFE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9._\-^=+]{0,63}")
 PERPETUALS = frozenset({"linear", "inverse"})
+CATEGORIES = (
+    "spot", "linear", "inverse", "future", "stock", "etf", "index", "fund", "fx", "crypto", "synthetic", "other",
+)  # fmt: skip
+_CALLED_ELSEWHERE = {
+    "perp": "linear", "perpetual": "linear", "swap": "linear", "futures": "future", "equity": "stock",
+    "share": "stock", "currency": "fx", "forex": "fx", "coin": "crypto",
+}  # fmt: skip
+
+
+def check_category(name: str) -> None:
+    """UserError with the nearest known name for a category that is none of `CATEGORIES`."""
+    if name in CATEGORIES:
+        return
+    meant = _CALLED_ELSEWHERE.get(name.lower())
+    if meant is None:
+        raise unknown_name("category", name, CATEGORIES)
+    raise UserError(f"unknown category '{name}'; did you mean '{meant}'?")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,20 @@ class Registry(Mapping[str, str]):
 
     def load(self, name: str) -> Any:
         """Import and return the thing called `name`; UserError with the nearest name if there is none."""
+        module, attribute = self.find(name).split(":")
+        return getattr(import_module(module), attribute)
+
+    def find(self, name: str) -> str:
+        """Where `name` lives, without importing it; UserError with the nearest name if there is none."""
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
-        module, attribute = self._entries[name].split(":")
-        return getattr(import_module(module), attribute)
+        return self._entries[name]
+
+    def add(self, name: str, where: str) -> None:
+        """Take in one more thing, `"module:attribute"`: how other packages bring theirs."""
+        if name in self._entries:
+            raise ValueError(f"there is a {self.kind} '{name}' already")
+        self._entries[name] = where
 
     def __getitem__(self, name: str) -> str:
         return self._entries[name]

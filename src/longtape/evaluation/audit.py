@@ -22,7 +22,7 @@ from longtape.core.progress import progress, silently
 from longtape.evaluation.audit_report import QUESTIONS, AuditReport, Check
 from longtape.evaluation.audit_start import Start, check_start
 from longtape.evaluation.differences import array_difference, frame_difference, other_bits
-from longtape.evaluation.protocol import Fitted, Pipeline, Rows
+from longtape.evaluation.protocol import Fitted, Pipeline
 from longtape.evaluation.tampering import (
     change_after,
     change_before,
@@ -30,17 +30,17 @@ from longtape.evaluation.tampering import (
     cut_before,
     telling_rows,
 )
-from longtape.features.panel import Panel
+from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Split, label_ends
 from longtape.features.windows import first_origin
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 
 __all__ = ["AuditReport", "audit"]
 
 
 def audit(
     pipeline: Pipeline,
-    bars: Sequence[Bars],
+    bars: Sequence[MarketRows],
     *,
     fitted: Fitted | None = None,
     n_cuts: int = 6,
@@ -92,7 +92,7 @@ class _Future:
     row: int
     time: int
     is_cut: bool
-    bars: list[Bars]
+    bars: list[MarketRows]
     pipeline: Pipeline
 
     @cached_property
@@ -113,14 +113,14 @@ class _Study:
     """The pipeline, what it makes of all the data, and where to cut them."""
 
     def __init__(
-        self, pipeline: Pipeline, bars: Sequence[Bars], n_origins: int, seed: int, fitted: Fitted | None
+        self, pipeline: Pipeline, bars: Sequence[MarketRows], n_origins: int, seed: int, fitted: Fitted | None
     ) -> None:
         self.pipeline, self.bars, self.n_origins = pipeline, list(bars), n_origins
         self.draw = np.random.default_rng(seed)
         self.panel = pipeline.panel(self.bars)
         self.split = pipeline.split(self.panel)
         self.first = first_origin(self.panel, pipeline.lookback)
-        self.fitted = fitted or pipeline.fit(self.panel, self.split.train, self.split.validation)
+        self.fitted = fitted or pipeline.fit(self.panel, self.split)
         self.learned = int(label_ends(self.panel, self.split.train).max())
         if len(self.panel) < self.first + 4:
             raise UserError(f"audit: {len(self.panel)} rows leave no room to cut behind row {self.first}")
@@ -139,7 +139,13 @@ class _Study:
 
     def _spread(self, low: int, n: int) -> list[int]:
         edges = np.linspace(low, len(self.panel) - 1, n + 1).astype(int)
-        return sorted({int(self.draw.integers(a, b)) for a, b in pairwise(edges) if a < b})
+        drawn = {self._last_at_its_time(int(self.draw.integers(a, b))) for a, b in pairwise(edges) if a < b}
+        return sorted(row for row in drawn if row < len(self.panel) - 1)
+
+    def _last_at_its_time(self, row: int) -> int:
+        """Events of one moment stand or fall together."""
+        times = self.panel.timestamps
+        return int(np.searchsorted(times, times[row], side="right")) - 1
 
     def _event_rows(self, limit: int) -> list[int]:
         """Rows at which what the pipeline holds beside bars begins to matter."""
@@ -184,10 +190,11 @@ class _Study:
 
 def _check_split(check: Check, study: _Study) -> None:
     panel, split = study.panel, study.split
-    check.compared = len(split.train) + len(split.validation)
+    check.compared = len(split.train) + len(split.validation) + len(split.calibration)
     parts = [
-        ("training", split.train, (split.validation, split.test)),
-        ("validation", split.validation, (split.test,)),
+        ("training", split.train, (split.validation, split.calibration, split.test)),
+        ("validation", split.validation, (split.calibration, split.test)),
+        ("calibration", split.calibration, (split.test,)),
     ]
     for name, rows, later in parts:
         decisions = [int(panel.known_at[other].min()) for other in later if len(other)]
@@ -229,7 +236,7 @@ def _check_labels(check: Check, study: _Study, future: _Future) -> None:
     early = (base.target_ends[:n] > future.time) & np.isfinite(other.targets[:n]) & future.is_cut
     check.compared += int(known.sum())
     for column, target in enumerate(base.target_columns):
-        name = f"label {target.name} of {target.symbol}"
+        name = f"label {target.name} of {target.asset}"
         for wrong, what in (
             (differ, "known label has other bits"),
             (early, "label has a value before its end"),
@@ -249,7 +256,7 @@ class _Decisions:
 
     @classmethod
     def of(
-        cls, pipeline: Pipeline, fitted: Fitted, panel: Panel, origins: Rows, bars: Sequence[Bars]
+        cls, pipeline: Pipeline, fitted: Fitted, panel: Panel, origins: Rows, bars: Sequence[MarketRows]
     ) -> _Decisions:
         forecast = fitted.forecast(panel, origins)
         weights = pipeline.weights(forecast)
@@ -257,7 +264,7 @@ class _Decisions:
         return cls(forecast, weights, pipeline.fills(weights, span))
 
 
-def _between(bars: Sequence[Bars], first: int, last: int) -> list[Bars]:
+def _between(bars: Sequence[MarketRows], first: int, last: int) -> list[MarketRows]:
     return [one.between(int(first), int(last) + 1) for one in bars]
 
 

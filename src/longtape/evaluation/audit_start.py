@@ -12,7 +12,7 @@ import polars as pl
 from longtape.evaluation.audit_report import Check
 from longtape.evaluation.protocol import Fitted, Pipeline
 from longtape.features.panel import Panel
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 
 FEATURE_TOLERANCE = 1e-6  # of a feature's deviation
 FORECAST_TOLERANCE = 1e-5  # of a forecast's deviation
@@ -23,7 +23,7 @@ class Start:
     """Data that begin otherwise; panel rows of the base from `first` on have not seen the difference."""
 
     how: str
-    bars: list[Bars]
+    bars: list[MarketRows]
     first: int
 
 
@@ -38,7 +38,7 @@ def check_start(
         checks["start: features"].found("the clock", base.timestamps[0], f"other rows when {start.how}")
         return
     _check_start_features(checks["start: features"], base, other, start, offset)
-    first = start.first + pipeline.lookback - 1
+    first = start.first + fitted.reach - 1
     half = max(n_origins // 2, 1)
     origins = np.unique(np.concatenate([rows[rows >= first][:half], rows[rows >= first][-half:]]))
     if len(origins) == 0:

@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
-import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longtape.features.panel import Panel
-from longtape.features.splits import Periods, Split
-from longtape.market.bars import Bars
-
-Rows = npt.NDArray[np.int64]
+from longtape.features.panel import Panel, Rows
+from longtape.features.splits import Periods, Split, WalkForwardConfig
+from longtape.market.rows import Rows as MarketRows
 
 
 class Fitted(Protocol):
     """A model with its scaler, ready to forecast any panel that has the columns it was fitted on."""
+
+    @property
+    def reach(self) -> int:
+        """Rows up to the origin that a forecast may depend on, the warm-up of features aside; at least the lookback."""
 
     def inputs(self, panel: Panel, origins: Rows) -> Mapping[str, npt.NDArray[Any]]:
         """All that the network is given for the windows that end at `origins`, by name; first axis: one per origin.
@@ -44,7 +45,7 @@ class Pipeline(Protocol):
     def lookback(self) -> int:
         """Bars in a window."""
 
-    def panel(self, bars: Sequence[Bars]) -> Panel:
+    def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features and targets of `bars`."""
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
@@ -54,8 +55,13 @@ class Pipeline(Protocol):
         them still. An empty test part is no error here when `periods` is given.
         """
 
-    def fit(self, panel: Panel, train: Rows, validation: Rows) -> Fitted:
-        """Fit scaler, threshold and model on the training origins; stop early on the validation origins."""
+    def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
+        """The test period as configured, in blocks that are each forecast by a model fitted on what came before."""
+
+    def fit(self, panel: Panel, split: Split) -> Fitted:
+        """Fit scaler and model on the training origins, stop early on the validation origins, take intervals and
+        thresholds from the calibration origins.
+        """
 
     def rescaled(self, fitted: Any, panel: Panel, train: Rows) -> Fitted:
         """The same trained weights and thresholds, with the scaler fitted again on `panel` and `train`.
@@ -67,7 +73,7 @@ class Pipeline(Protocol):
     def weights(self, forecast: pl.DataFrame) -> pl.DataFrame:
         """Target weights decided at each origin's close: `timestamp` and one column per symbol, a row per origin."""
 
-    def fills(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> pl.DataFrame:
+    def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
         """Trades that follow from `weights` on `bars`: `timestamp` = open of the bar in which each takes place, then
         symbol, units, price, …. What is held at the end stays open: `bars` may end anywhere.
         """

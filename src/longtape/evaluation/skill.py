@@ -2,54 +2,145 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.evaluation.statistics import diebold_mariano
+from longtape.features.panel import Panel, TargetColumn
+from longtape.features.splits import Split
+from longtape.features.target_kinds import TargetKind
+from longtape.forecasting.baselines import baseline_forecast
+from longtape.forecasting.predict import Predicted
+from longtape.models.base import ModelInputs
+from longtape.models.registry import title_of
+
+MODEL = "longtape"
+P_VALUE = "p, differs from longtape"
 Array = npt.NDArray[np.float64]
+Origins = npt.NDArray[np.int64]
+Rows = list[dict[str, Any]]
 
 
-def return_skill(actual: Array, forecast: Array, reference: Array) -> dict[str, float]:
-    """R² out of sample against `reference` (1 − SSE/SSE of the reference), RMSE, hit rate of the sign."""
-    sse, against = ((actual - forecast) ** 2).sum(), ((actual - reference) ** 2).sum()
-    moved = (forecast != 0) & (actual != 0)
-    hits = float((np.sign(forecast) == np.sign(actual))[moved].mean()) if moved.any() else float("nan")
-    return {
-        "R² against zero": float(1 - sse / against) if against > 0 else float("nan"),
-        "RMSE": float(np.sqrt(((actual - forecast) ** 2).mean())),
-        "hit rate": hits,
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Forecasts of one target name of one asset at n origins and H horizons, with their labels."""
+
+    name: str  # "SYMBOL target"
+    kind: TargetKind
+    horizon: int  # the longest
+    actual: Array  # [n, H]
+    forecast: Array  # [n, H], or [n, H, M] probabilities
+
+    def scores(self) -> dict[str, float]:
+        """The kind's scores over all known labels."""
+        known = self._known()
+        return self.kind.scores(self.actual[known], self.forecast[known])
+
+    def losses(self) -> Array:
+        """Mean loss of each origin [n], NaN where no label is known."""
+        known = self._known()
+        out = np.full(self.actual.shape, np.nan)
+        out[known] = self.kind.loss(self.actual[known], self.forecast[known])
+        counts = known.sum(axis=1)
+        return np.where(counts > 0, np.nansum(out, axis=1) / np.maximum(counts, 1), np.nan)
+
+    def _known(self) -> npt.NDArray[np.bool_]:
+        own = self.forecast if self.forecast.ndim == 2 else self.forecast.sum(axis=2)
+        return np.isfinite(self.actual) & np.isfinite(own)
+
+
+def skills(
+    inputs: ModelInputs, panel: Panel, splits: Sequence[Split], forecasts: pl.DataFrame
+) -> dict[str, Rows]:
+    """For each "SYMBOL target": a row of scores for the model and for every baseline of its kind.
+
+    `splits` are the folds whose test origins were forecast, one after the other; baselines are fitted in each.
+    """
+    origins = np.concatenate([split.test for split in splits])
+    own = {
+        one.name: one
+        for one in _scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
     }
+    found: dict[str, Rows] = {name: [{"model": MODEL, **one.scores()}] for name, one in own.items()}
+    for kind in inputs.kinds:
+        of_kind = inputs.only(kind)
+        for name in of_kind.targets[0].of_kind.baselines:
+            parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
+            for other in _scored(of_kind, panel, origins, _joined(parts)):
+                title = title_of(name, of_kind.targets[0])
+                p_value = _p_value(own[other.name], other)
+                found[other.name].append({"model": title, **other.scores(), P_VALUE: p_value})
+    return found
 
 
-def volatility_skill(actual: Array, forecast: Array) -> dict[str, float]:
-    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011)."""
-    y, f = np.maximum(actual**2, 1e-12), np.maximum(forecast**2, 1e-12)
-    ratio = y / f
-    spread = ((y - y.mean()) ** 2).sum()
-    return {
-        "R²": float(1 - ((y - f) ** 2).sum() / spread) if spread > 0 else float("nan"),
-        "QLIKE": float((ratio - np.log(ratio) - 1).mean()),
-    }
+def _joined(parts: Sequence[Predicted]) -> Predicted:
+    classes = [part.probabilities for part in parts if part.probabilities is not None]
+    mean = np.concatenate([part.mean for part in parts])
+    return Predicted(mean, {}, np.concatenate(classes) if classes else None)
 
 
-def skill(kind: str, actual: Array, forecast: Array) -> dict[str, float]:
-    """The measures that go with a kind of target, on rows whose label is known."""
-    known = np.isfinite(actual) & np.isfinite(forecast)
-    actual, forecast = actual[known], forecast[known]
-    if kind == "volatility":
-        return volatility_skill(actual, forecast)
-    return return_skill(actual, forecast, np.zeros_like(actual))
+def _scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predicted) -> list[Scored]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for k, target in enumerate(inputs.targets):
+        groups.setdefault((target.asset, target.name), []).append(k)
+    made = []
+    for (asset, name), columns in groups.items():
+        targets = [inputs.targets[k] for k in columns]
+        actual = panel.targets[origins][:, [panel.target_columns.index(t) for t in targets]]
+        forecast, classes = predicted.mean[:, columns], targets[0].of_kind.classes
+        if classes and predicted.probabilities is not None:
+            forecast = predicted.probabilities[:, columns, :classes]
+        horizon = max(target.horizon for target in targets)
+        made.append(Scored(f"{asset} {name}", targets[0].of_kind, horizon, actual, forecast))
+    return made
 
 
-def coverage(forecast: pl.DataFrame) -> list[dict[str, Any]]:
-    """Per target: the share of labels inside their interval, and how wide the interval is on average."""
-    known = forecast.drop_nulls("actual")
+def _from_frame(inputs: ModelInputs, panel: Panel, origins: Origins, forecasts: pl.DataFrame) -> Predicted:
+    """The frame's forecasts at the origins, in their order, as arrays."""
+    classes = [name for name in forecasts.columns if name[:1] == "p" and name[1:].isdigit()]
+    parts = forecasts.partition_by("symbol", "target", "horizon", as_dict=True)
+    mean = np.empty((len(origins), len(inputs.targets)))
+    probabilities = np.full((*mean.shape, len(classes)), np.nan)
+    for k, target in enumerate(inputs.targets):
+        own = parts[target.key]
+        rows = _rows_at(own, panel, origins, target)
+        mean[:, k] = own["mean"].to_numpy()[rows]
+        for m, name in enumerate(classes):
+            probabilities[:, k, m] = own[name].to_numpy()[rows]
+    return Predicted(mean, {}, probabilities if classes else None)
+
+
+def _rows_at(own: pl.DataFrame, panel: Panel, origins: Origins, target: TargetColumn) -> Origins:
+    """Rows of a target's forecasts that stand at the origins. The frame holds consecutive origins, or folds of them."""
+    times = own["timestamp"].dt.timestamp("ms").to_numpy()
+    wanted = panel.timestamps[origins]
+    rows = np.searchsorted(times, wanted)
+    if len(np.unique(times)) < len(times):  # events at equal times: as many rows as origins, in order
+        rows = rows[0] + np.arange(len(origins))
+    if rows[-1] >= len(times) or (times[rows] != wanted).any():
+        raise ValueError(f"the forecasts of {target.asset} {target.name} do not hold every scored origin")
+    return rows
+
+
+def _p_value(own: Scored, other: Scored) -> float:
+    """Of the Diebold–Mariano test that both forecasts lose equally much."""
+    if len(own.actual) <= 2 * own.horizon:
+        return float("nan")
+    return diebold_mariano(own.losses(), other.losses(), horizon=own.horizon).p_value
+
+
+def coverage(forecast: pl.DataFrame) -> Rows:
+    """Per target and horizon: the share of labels inside their interval, and how wide it is on average."""
+    known = forecast.drop_nulls(("actual", "lower", "upper"))
     inside = pl.col("actual").is_between(pl.col("lower"), pl.col("upper"))
     rows = known.group_by("symbol", "target", "horizon", maintain_order=True).agg(
         inside.mean().alias("coverage"),
         (pl.col("upper") - pl.col("lower")).mean().alias("mean width"),
-        pl.len(),
+        pl.len().alias("forecasts"),
     )
-    return rows.rename({"len": "forecasts"}).to_dicts()
+    return rows.to_dicts()

@@ -14,6 +14,7 @@ from longtape.core.errors import UserError
 Array = npt.NDArray[np.float64]
 Kernel = Literal["bartlett", "rectangular"]
 _TINY = 1e-12
+_ROUNDING = 1e-5  # of the mean loss: what float32 leaves of one forecast computed in two ways
 
 
 def squared_error(actual: Array, forecast: Array) -> Array:
@@ -65,9 +66,10 @@ def diebold_mariano(
     """Diebold and Mariano (1995) with the factor and the t distribution of Harvey, Leybourne and Newbold (1997).
 
     losses, baseline: [n] losses of two forecasts of the same labels in order of time, each `horizon` steps ahead; pairs
-    with a NaN are left out. Overlapping horizons make the difference dependent over horizon − 1 steps at least:
-    `rectangular` weighs these lags equally, as in 1995, and is refused where the variance comes out negative;
-    `bartlett` (Newey and West 1987) is always positive, and takes max(2·horizon, √n) lags unless `lags` says so.
+    with a NaN are left out, and losses that differ by rounding alone tie (statistic 0, p 1). Overlapping horizons make
+    the difference dependent over horizon − 1 steps at least: `rectangular` weighs these lags equally, as in 1995, and
+    is refused where the variance comes out negative; `bartlett` (Newey and West 1987) is always positive, and takes
+    max(2·horizon, √n) lags unless `lags` says so.
     """
     own, other = _pairs(losses, baseline)
     n = len(own)
@@ -79,12 +81,19 @@ def diebold_mariano(
     lags = min(usual, n - 1) if lags is None else lags
     if not 0 <= lags < n:
         raise UserError(f"diebold_mariano: lags {lags} must be from 0 to {n - 1}")
-    difference = own - other
+    difference = _difference(own, other)
     mean = float(difference.mean())
     variance = long_run_variance(difference, lags, kernel) / n
     factor = (n + 1 - 2 * horizon + horizon * (horizon - 1) / n) / n
     statistic = _studentised(mean, variance) * float(np.sqrt(factor))
     return DieboldMariano(mean, statistic, student_two_sided(statistic, n - 1), lags, n)
+
+
+def _difference(own: Array, other: Array) -> Array:
+    """own − other [n]; zeros where all of it is rounding, which has a sign of its own and would pass for certainty."""
+    difference = own - other
+    scale = (np.abs(own) + np.abs(other)).mean() / 2
+    return difference if np.sqrt((difference**2).mean()) > _ROUNDING * scale else np.zeros_like(difference)
 
 
 def _studentised(mean: float, variance: float) -> float:
@@ -132,7 +141,7 @@ def mean_difference_interval(
     Blocks as long as Politis and White say for the differences, at least `horizon`.
     """
     own, other = _pairs(losses, baseline)
-    difference = own - other
+    difference = _difference(own, other)
     block = max(block_length(difference), float(horizon))
     drawn = stationary_bootstrap(difference, np.mean, block=block, resamples=resamples, seed=seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])

@@ -16,8 +16,7 @@ from longtape.core.progress import say
 from longtape.evaluation.protocol import Pipeline
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
-from longtape.features.splits import walk_forward as folds_of
-from longtape.market.bars import Bars
+from longtape.market.rows import Rows as MarketRows
 
 PLAN = "plan.json"
 
@@ -48,7 +47,7 @@ class WalkForward:
 
 def walk_forward(
     pipeline: Pipeline,
-    bars: Sequence[Bars],
+    bars: Sequence[MarketRows],
     config: WalkForwardConfig,
     out: str | Path,
     *,
@@ -63,7 +62,7 @@ def walk_forward(
     """
     out = Path(out)
     panel = pipeline.panel(bars)
-    folds = folds_of(panel, pipeline.lookback, config)
+    folds = pipeline.folds(panel, config)
     _begin(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
     parts = []
     for number, fold in enumerate(folds, 1):
@@ -72,7 +71,7 @@ def walk_forward(
             say(
                 f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
             )
-            fitted = pipeline.fit(panel, fold.train, fold.validation)
+            fitted = pipeline.fit(panel, fold)
             with atomic_path(path) as beside:
                 fitted.forecast(panel, fold.test).write_parquet(beside, compression="zstd")
         parts.append(pl.read_parquet(path))

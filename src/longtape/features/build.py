@@ -10,18 +10,21 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from longtape.core.calendars import future_opens
+from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
-from longtape.features.catalogue import find_target
+from longtape.features.catalogue import find_target, target_horizons
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
-from longtape.features.panel import Panel, TargetColumn
+from longtape.features.panel import Column, Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
 from longtape.market.align import align
 from longtape.market.bars import PRICES, Bars
+from longtape.market.books import Books
+from longtape.market.rows import Rows as MarketRows
+from longtape.market.trades import Trades
 
 Flags = npt.NDArray[np.bool_]
 BLOCK = 4_096
@@ -54,53 +57,39 @@ class FeaturesConfig(BaseModel):
     )
 
 
-def build(bars: Sequence[Bars], config: FeaturesConfig) -> Panel:
-    """Features and targets of one or many symbols on one clock.
+def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
+    """Features and targets of candles of one or many symbols on one clock, or of one symbol's books or trades.
 
-    With several symbols, columns are `SYMBOL:expression`, symbol by symbol; what is the same for all comes
-    once, at the end, as written. UserError with one line for anything that cannot be had.
+    Columns stand symbol by symbol; what is the same for all comes once, at the end. A row of books or trades is an
+    event: any distance from the one before, known at its `known_at`; horizons count events. Their `close` is the middle
+    of the book, the price of the trade. UserError with one line for anything that cannot be had.
     """
-    tables = _one_clock(bars, config.missing)
-    return _panel(tables, config)
-
-
-def build_events(
-    frame: pl.DataFrame, config: FeaturesConfig, *, symbol: str, time: str = "timestamp"
-) -> Panel:
-    """Features and targets of trades, book snapshots or bars of varying length, one row an event.
-
-    `time` names the column of UTC times, in order; equal times are normal. An event is known at once, or at its
-    `known_at` where there is such a column. `side` (buy or sell) or `buyer_is_maker` becomes `side`, ±1; a level that
-    a book does not have has size 0. Horizons count events. UserError as for `build`.
-    """
+    bars = [one for one in series if isinstance(one, Bars)]
+    if bars or not len(series):
+        return _panel(_one_clock(bars, config.missing), config)
+    events = [one for one in series if isinstance(one, Books | Trades)]
+    if len(events) != 1:
+        raise UserError(f"features: events are those of one symbol, and there are {len(events)}")
     if config.missing != "error":
         raise UserError("features: events are where they are; `missing` is for bars")
-    times = _event_times(frame, time, symbol)
-    known = _event_times(frame, "known_at", symbol) if "known_at" in frame.columns else times
-    columns = _numbers(frame.with_columns(*_sides(frame), pl.col(r"^(bid|ask)_size_\d+$").fill_null(0.0)))
-    return _panel({symbol: Table(symbol, EVENTS, ALWAYS_OPEN, times, known, columns, symbol)}, config)
+    return _panel({events[0].symbol: _events(events[0])}, config)
 
 
-def _event_times(frame: pl.DataFrame, name: str, symbol: str) -> Milliseconds:
-    if not isinstance(frame.schema.get(name), pl.Datetime):
-        raise UserError(
-            f"{symbol}: no column '{name}' of dates and times; there are {', '.join(frame.columns)}"
-        )
-    times = frame[name].dt.timestamp("ms").to_numpy()
-    early = np.diff(times) < 0
-    if early.any():
-        raise UserError(
-            f"{symbol}: row {int(np.argmax(early)) + 2} is earlier than the row before; sort by '{name}'"
-        )
-    return times
-
-
-def _sides(frame: pl.DataFrame) -> list[pl.Expr]:
-    if frame.schema.get("side") == pl.String:
-        return [pl.col("side").replace_strict({"buy": 1.0, "sell": -1.0}, default=None)]
-    if frame.schema.get("buyer_is_maker") == pl.Boolean:
-        return [pl.when("buyer_is_maker").then(-1.0).otherwise(1.0).alias("side")]
-    return []
+def _events(series: Books | Trades) -> Table:
+    """Columns of numbers: `side` as ±1 (a buyer or a seller took), a level that a book does not have as size 0."""
+    frame = series.frame
+    if isinstance(series, Trades):
+        sides = pl.col("side").replace_strict({"buy": 1.0, "sell": -1.0}, default=None)
+        frame = frame.with_columns(pl.col("price").alias("close"), pl.col("size").alias("volume"))
+        frame = frame.with_columns(sides) if "side" in frame.columns else frame
+    else:
+        middle = (pl.col("bid_price_1") + pl.col("ask_price_1")) / 2
+        frame = frame.with_columns(pl.col(r"^(bid|ask)_size_\d+$").fill_null(0.0), middle.alias("close"))
+    columns = _numbers(frame.drop("update_id", "received_ns", strict=False))
+    ids = series.ids
+    numbered = ids.to_numpy() if ids is not None and ids.dtype == pl.Int64 else None
+    clock = series.timestamps, series.known_at
+    return Table(series.symbol, EVENTS, ALWAYS_OPEN, *clock, columns, series.origin, numbered)
 
 
 def _numbers(frame: pl.DataFrame) -> dict[str, Array]:
@@ -146,48 +135,73 @@ def _columns(frame: pl.DataFrame, present: Flags) -> dict[str, Array]:
 
 def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
     first = next(iter(tables.values()))
-    symbols = tuple(config.symbols or tables)
-    for symbol in symbols:
-        if symbol not in tables:
-            raise unknown_name("symbol", symbol, tables, "features")
-    columns, computed = _features(tables, symbols, config)
-    values = _matrix([_usable(*column, first) for column in zip(columns, computed, strict=True)])
-    targets, target_columns, ends = _targets(tables, symbols, config)
+    assets = tuple(config.symbols or tables)
+    for asset in assets:
+        if asset not in tables:
+            raise unknown_name("symbol", asset, tables, "features")
+    columns, computed = _features(tables, assets, config)
+    values = _matrix([_usable(str(c), series, first) for c, series in zip(columns, computed, strict=True)])
+    targets, target_columns, ends = _targets(tables, assets, config)
     return Panel(
         timestamps=first.timestamps,
         known_at=first.known_at,
+        ordinals=_ordinals(first),
         values=values,
         columns=tuple(columns),
+        assets=assets,
+        present=np.stack([_presence(tables[asset]) for asset in assets], axis=1),
         targets=targets,
         target_columns=target_columns,
         target_ends=ends,
-        symbols=symbols,
         interval=first.interval,
         calendar=first.calendar,
         warm_up=max(series.ready for series in computed),
-        closes=np.stack([_level(tables[s]) for s in symbols], axis=1),
+        closes=np.stack([tables[asset]["close"] for asset in assets], axis=1),
+        calendar_values=_calendar_values(first, max(column.horizon for column in target_columns)),
     )
 
 
+def _ordinals(table: Table) -> Milliseconds:
+    """The calendar's number of a bar, the id of an event; without ids, its time and its place among equal times."""
+    if table.interval != EVENTS:
+        return ordinals(table.timestamps, table.interval)
+    if table.ids is not None:
+        return table.ids
+    first = np.searchsorted(table.timestamps, table.timestamps)
+    return table.timestamps + np.arange(len(table)) - first
+
+
+def _presence(table: Table) -> Flags:
+    return table.columns["present"] > 0 if "present" in table.columns else np.ones(len(table), bool)
+
+
+def _calendar_values(table: Table, ahead: int) -> npt.NDArray[np.float32]:
+    """The calendar of the rows and of those to come; events come at no fixed time, so theirs has no columns."""
+    if table.interval == EVENTS:
+        return np.empty((len(table), 0), np.float32)
+    opens, _ = _clock_ahead(table, ahead)
+    return calendar_features(opens, table.interval, table.calendar)
+
+
 def _features(
-    tables: Mapping[str, Table], symbols: Sequence[str], config: FeaturesConfig
-) -> tuple[list[str], list[Computed]]:
+    tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
+) -> tuple[list[Column], list[Computed]]:
     evaluator = Evaluator(tables)
     extra = ["present"] if config.missing == "mask" and "present" not in config.features else []
     expressions = [parse(text) for text in (*config.features, *extra)]
-    own = [e for e in expressions if not (len(symbols) > 1 and evaluator.is_shared(e))]
-    wanted = [(f"{s}:{e}" if len(symbols) > 1 else str(e), e, s) for s in symbols for e in own]
-    wanted += [(str(e), e, symbols[0]) for e in expressions if e not in own]
-    names: list[str] = []
-    columns: list[Computed] = []
-    for name, expression, symbol in wanted:
-        found = evaluator.compute(expression, symbol)
-        names += [f"{name}.{output}" for output in found.outputs] or [name]
-        columns += [Computed((values,), found.ready) for values in found.values]
-    repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    shared = [e for e in expressions if evaluator.is_shared(e)]
+    wanted = [(asset, e, asset) for asset in assets for e in expressions if e not in shared]
+    columns: list[Column] = []
+    computed: list[Computed] = []
+    for asset, expression, reader in [*wanted, *((None, e, assets[0]) for e in shared)]:
+        found = evaluator.compute(expression, reader)
+        names = [f"{expression}.{output}" for output in found.outputs] or [str(expression)]
+        columns += [Column(asset, name) for name in names]
+        computed += [Computed((values,), found.ready) for values in found.values]
+    repeated = next((column for i, column in enumerate(columns) if column in columns[:i]), None)
     if repeated:
-        raise UserError(f"features: '{repeated}' is listed twice")
-    return names, columns
+        raise UserError(f"features: '{repeated.name}' is listed twice")
+    return columns, computed
 
 
 def _usable(name: str, series: Computed, table: Table) -> Array:
@@ -212,11 +226,11 @@ def _matrix(series: Sequence[Array]) -> npt.NDArray[np.float32]:
 
 
 def _targets(
-    tables: Mapping[str, Table], symbols: Sequence[str], config: FeaturesConfig
+    tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
 ) -> tuple[Array, tuple[TargetColumn, ...], Milliseconds]:
-    labels = [pair for s in symbols for text in config.targets for pair in _labels(parse(text), tables[s])]
+    labels = [pair for a in assets for text in config.targets for pair in _labels(parse(text), tables[a])]
     columns = tuple(column for column, _ in labels)
-    first = tables[symbols[0]]
+    first = tables[assets[0]]
     opens, closes = _clock_ahead(first, max(column.horizon for column in columns))
     ends = [(opens if label.at_open else closes)[label.horizon :][: len(first)] for _, label in labels]
     values = np.stack([label.values for _, label in labels], axis=1)
@@ -228,7 +242,7 @@ def _targets(
 def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, Label]]:
     spec = find_target(expression)
     arguments = spec.bind(expression)
-    farthest = max(int(arguments[p.name]) for p in spec.parameters if p.annotation == "int")  # type: ignore[arg-type]
+    farthest = max(target_horizons(expression))
     if farthest >= len(table):
         raise UserError(
             f"targets: '{expression}' looks {farthest} bars ahead; {table.origin} has {len(table)}"
@@ -237,13 +251,13 @@ def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, La
         table[name]
     labels: Sequence[Label] = spec.function(table, **arguments)
     name = str(expression)
-    return [(TargetColumn(name, x.kind, table.symbol, x.horizon, x.options), x) for x in labels]
+    return [(TargetColumn(name, spec.kind, table.symbol, x.horizon, x.options), x) for x in labels]
 
 
 def _hide_absent(values: Array, columns: Sequence[TargetColumn], tables: Mapping[str, Table]) -> None:
     """No label begins or ends at a bar that is not there."""
     for k, column in enumerate(columns):
-        absent = tables[column.symbol]["present"] == 0.0
+        absent = ~_presence(tables[column.asset])
         values[absent, k] = np.nan
         values[: -column.horizon][absent[column.horizon :], k] = np.nan
 
@@ -257,10 +271,3 @@ def _clock_ahead(table: Table, count: int) -> tuple[Milliseconds, Milliseconds]:
         return np.append(table.timestamps, later), np.append(table.known_at, later)
     later = future_opens(last, count, table.interval, table.calendar)
     return np.append(table.timestamps, later), np.append(table.known_at, table.interval.close_of(later))
-
-
-def _level(table: Table) -> Array:
-    for name in ("close", "price"):
-        if name in table.columns:
-            return table[name]
-    return 0.5 * (table["bid_price_1"] + table["ask_price_1"])

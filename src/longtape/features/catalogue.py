@@ -9,7 +9,7 @@ there: `int` (a number of rows, at least 1), `float`, `str`, `Series` (a column 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longtape.core.errors import UserError, unknown_name
-from longtape.features.expression import Argument, Expression
+from longtape.features.expression import Argument, Expression, parse
 
 Series: TypeAlias = npt.NDArray[np.float64]
 WarmUp: TypeAlias = Callable[..., int]
@@ -50,6 +50,10 @@ class Spec:
     source: str
     outputs: tuple[str, ...]
     shared: bool
+    kind: str = ""  # of a target
+    horizons: Callable[..., tuple[int, ...]] | None = (
+        None  # of a target: rows ahead at which its labels are known
+    )
 
     @property
     def usage(self) -> str:
@@ -131,14 +135,19 @@ def feature(
     the data begin, on top of what its series arguments need. `outputs` names the columns of a function that
     returns several. `shared`: the same for every symbol.
     """
-    return _register(_FEATURES, formula, source, needs, warm_up, outputs, shared)
+    return _register(_FEATURES, formula, source, needs, warm_up, outputs, shared, "")
 
 
 def target(
-    formula: str, source: str, *, needs: tuple[str, ...] = ("close",)
+    formula: str,
+    source: str,
+    kind: str,
+    *,
+    needs: tuple[str, ...] = ("close",),
+    horizons: Callable[..., tuple[int, ...]],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as a target under its own name: it returns the labels and how far ahead each is known."""
-    return _register(_TARGETS, formula, source, needs, _none, (), False)
+    """Register a function as a target of a kind: it returns a label for each of `horizons(**arguments)`."""
+    return _register(_TARGETS, formula, source, needs, _none, (), False, kind, horizons)
 
 
 def _register(
@@ -149,13 +158,26 @@ def _register(
     warm_up: WarmUp,
     outputs: tuple[str, ...],
     shared: bool,
+    kind: str,
+    horizons: Callable[..., tuple[int, ...]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.removesuffix("_")
         family = function.__module__.rsplit(".", 1)[-1].removesuffix("_features")
         parameters = tuple(inspect.signature(function).parameters.values())[1:]
         registry[name] = Spec(
-            name, family, function, parameters, needs, warm_up, formula, source, outputs, shared
+            name,
+            family,
+            function,
+            parameters,
+            needs,
+            warm_up,
+            formula,
+            source,
+            outputs,
+            shared,
+            kind,
+            horizons,
         )
         return function
 
@@ -182,3 +204,34 @@ def find_target(expression: Expression) -> Spec:
     if expression.scopes:
         raise UserError(f"targets: '{expression}': a target takes no of(…) or resample(…) before it")
     return targets()[expression.name]
+
+
+def target_horizons(expression: Expression) -> tuple[int, ...]:
+    """Rows ahead at which the labels of a target are known. UserError where the expression is none."""
+    spec = find_target(expression)
+    if spec.horizons is None:
+        raise ValueError(f"target '{spec.name}' does not say its horizons")
+    return spec.horizons(**spec.bind(expression))
+
+
+def check_features(texts: Sequence[str]) -> None:
+    """UserError for what can be told of feature expressions without data: notation, arguments, repetition.
+
+    A name that is no feature may be a column of the data, so it is not judged here.
+    """
+    seen: set[str] = set()
+    for text in texts:
+        expression = parse(text)
+        _check_arguments(expression)
+        if str(expression) in seen:
+            raise UserError(f"features: '{text}' is listed twice")
+        seen.add(str(expression))
+
+
+def _check_arguments(expression: Expression) -> None:
+    spec = features().get(expression.name)
+    if spec is None:
+        return
+    for argument in spec.bind(expression).values():
+        if isinstance(argument, Expression):
+            _check_arguments(argument)

@@ -1,4 +1,4 @@
-"""Panel: what a model may see, as one matrix with its clock. Made by `features.build`, read by windows."""
+"""Panel: what a model may see, as one matrix with its clock and an axis of assets. Made by `features.build`."""
 
 from __future__ import annotations
 
@@ -9,61 +9,115 @@ import numpy as np
 import numpy.typing as npt
 
 from longtape.core.clock import Interval, Milliseconds
+from longtape.core.errors import UserError
+from longtape.features.target_kinds import TargetKind, target_kind
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One feature: of an asset, or (`asset` None) the same for all."""
+
+    asset: str | None
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.asset is None else f"{self.asset} {self.name}"
 
 
 @dataclass(frozen=True)
 class TargetColumn:
-    """One column of targets: what it is, of which symbol, how many bars ahead, and the unit it is in."""
+    """One column of targets: what it is, of which asset, and how many rows ahead its label is known."""
 
     name: str  # as written in the experiment, e.g. `return(24)`
-    kind: str  # return | volatility | direction | path | …
-    symbol: str
-    horizon: int  # bars after the origin at which the label is known
+    kind: str  # a name of `target_kinds.KINDS`
+    asset: str
+    horizon: int
     options: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_traded(self) -> bool:
+        """True for an expected log return."""
+        return self.of_kind.traded
+
+    @property
+    def of_kind(self) -> TargetKind:
+        """Everything that depends on the kind."""
+        return target_kind(self.kind)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from all others in a forecast frame: asset, name, horizon."""
+        return self.asset, self.name, self.horizon
 
 
 class GlobalMarks(Protocol):
     """Moments of market time that become global tokens (`longtape.features.marks.Marks`)."""
 
-    def positions(self, origins: npt.NDArray[np.int64], lookback: int) -> npt.NDArray[np.int64]:
+    def positions(self, origins: Rows, lookback: int) -> Rows:
         """Positions [B, G] inside the windows that end at `origins`, 0 = oldest bar, −1 = none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Features [T, C] float32 on one clock, with targets [T, K] whose labels know their end.
+    """T moments × C features float32, with K targets whose labels know their end.
 
-    Row t holds what is known at `known_at[t]`, the close of the bar that opened at `timestamps[t]`. A target not
-    yet known is NaN and its end lies past the data. Rows before `warm_up` hold features that have not seen enough bars.
+    Row t is a bar's close or an event of a book or a tape; it holds what is known at `known_at[t]` (a bar opened at
+    `timestamps[t]`). Columns stand asset by asset, F for each, then the G that all share. A target that is not yet
+    known is NaN, and its end lies past the data. Rows before `warm_up` hold features that have not seen enough.
     """
 
-    timestamps: Milliseconds  # [T] opens
-    known_at: Milliseconds  # [T] closes
-    values: npt.NDArray[np.float32]  # [T, C], NaN only before warm_up
-    columns: tuple[str, ...]
+    timestamps: Milliseconds  # [T] opens of bars, times of events
+    known_at: Milliseconds  # [T]
+    ordinals: Milliseconds  # [T] a row's number that does not depend on where the data begin
+    values: npt.NDArray[np.float32]  # [T, C], NaN before warm_up and where an asset is absent
+    columns: tuple[Column, ...]
+    assets: tuple[str, ...]
+    present: npt.NDArray[np.bool_]  # [T, A]
     targets: npt.NDArray[np.float64]  # [T, K], original units
     target_columns: tuple[TargetColumn, ...]
-    target_ends: Milliseconds  # [T, K] when each label is known
-    symbols: tuple[str, ...]
+    target_ends: Milliseconds  # [T, K]
     interval: Interval
     calendar: str
     warm_up: int
-    closes: npt.NDArray[np.float64] = field(repr=False)  # [T, S], for baselines and original units
+    closes: npt.NDArray[np.float64] = field(repr=False)  # [T, A], for closed-form models and original units
+    calendar_values: npt.NDArray[np.float32] = field(repr=False)  # [T + ahead, D]: rows to come included
     marks: GlobalMarks | None = None
 
     def __len__(self) -> int:
         return len(self.timestamps)
 
-    def mark_positions(self, origins: npt.NDArray[np.int64], lookback: int) -> npt.NDArray[np.int64]:
+    @property
+    def n_shared(self) -> int:
+        """G, the number of columns that all assets share."""
+        return sum(column.asset is None for column in self.columns)
+
+    @property
+    def by_asset(self) -> npt.NDArray[np.float32]:
+        """View [T, A, F] of the assets' own features."""
+        own = self.values.shape[1] - self.n_shared
+        return self.values[:, :own].reshape(len(self), len(self.assets), -1)
+
+    @property
+    def shared(self) -> npt.NDArray[np.float32]:
+        """View [T, G] of the features that all assets share."""
+        return self.values[:, self.values.shape[1] - self.n_shared :]
+
+    @property
+    def ahead(self) -> int:
+        """Rows after the last whose calendar is known."""
+        return len(self.calendar_values) - len(self)
+
+    def future(self, origins: Rows, steps: int) -> npt.NDArray[np.float32]:
+        """Calendar [B, steps, D] of the rows after each origin: known ahead, whatever the market does."""
+        if steps > self.ahead:
+            what = "events come at no fixed time" if self.ahead == 0 else f"{self.ahead} rows are known ahead"
+            raise UserError(f"panel: the calendar of {steps} rows to come was asked for; {what}")
+        return self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+
+    def mark_positions(self, origins: Rows, lookback: int) -> Rows:
         """Global positions [B, G] of the windows that end at `origins`; G = 0 without marks."""
         if self.marks is None:
             return np.empty((len(origins), 0), np.int64)
         return self.marks.positions(origins, lookback)
-
-    def columns_of(self, symbol: str) -> npt.NDArray[np.int64]:
-        """Indices of the features that tell of `symbol`: its own, then those that all symbols share."""
-        alone = len(self.symbols) == 1
-        own = [c for c, name in enumerate(self.columns) if alone or name.startswith(f"{symbol}:")]
-        others = tuple(f"{name}:" for name in self.symbols)
-        shared = [c for c, name in enumerate(self.columns) if not alone and not name.startswith(others)]
-        return np.array([*own, *shared], dtype=np.int64)

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from longtape.core.clock import iso, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.core.when import When
-from longtape.features.panel import Panel
-from longtape.features.windows import Rows, first_origin
+from longtape.features.panel import Panel, Rows
+from longtape.features.windows import first_origin
 
 _FAR = np.iinfo(np.int64).max
+PERIODS = ("training", "validation", "calibration", "test", "after the test")
 
 
 class SplitConfig(BaseModel):
@@ -32,7 +33,14 @@ class SplitConfig(BaseModel):
         0.7, gt=0, lt=1, description="share of the usable origins for training, the earliest"
     )
     validation: float = Field(
-        0.15, ge=0, lt=1, description="share after training, for early stopping; 0: none"
+        0.15, ge=0, lt=1, description="share after training, for early stopping and calibration; 0: none"
+    )
+    calibration: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the validation period, its later part, kept for intervals and the trading threshold:"
+        " early stopping and penalties never see it",
     )
     train_until: When | None = Field(None, description="training labels are known by this time (UTC)")
     validation_until: When | None = Field(
@@ -55,15 +63,20 @@ class SplitConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Periods:
-    """The borders of a split in UTC milliseconds: training | validation | test. Equal borders: an empty period."""
+    """The borders of a split in UTC milliseconds: training | validation | calibration | test.
+
+    Equal borders: an empty period. Kept with a run, so that other data are never split elsewhere.
+    """
 
     train_until: int
+    calibration_from: int
     validation_until: int
     test_until: int = _FAR
     embargo: int = 0
 
     def __post_init__(self) -> None:
-        if not self.train_until <= self.validation_until < self.test_until:
+        middle = self.train_until <= self.calibration_from <= self.validation_until
+        if not (middle and self.validation_until < self.test_until):
             ends = [
                 iso(end) for end in (self.train_until, self.validation_until, self.test_until) if end < _FAR
             ]
@@ -71,15 +84,32 @@ class Periods:
                 f"split: train, validation and test must end one after the other, not {', '.join(ends)}"
             )
 
+    def period_of(self, times: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
+        """In which period each time lies: training, validation, calibration, test, or after the test."""
+        names = np.array(PERIODS)
+        borders = [self.train_until, self.calibration_from, self.validation_until, self.test_until]
+        return names[np.searchsorted(borders, times, side="right")]
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Origins (int64 rows of the panel, ascending) to train on, to stop early on, and to score once."""
+    """Origins (int64 rows of the panel, ascending) to train on, to stop early on, to calibrate on, to score once.
+
+    `periods` are its borders; a fold that is trained on both sides of its test has none.
+    """
 
     train: Rows
     validation: Rows
+    calibration: Rows
     test: Rows
     periods: Periods | None = None
+
+    @property
+    def borders(self) -> Periods:
+        """The borders in time; ValueError for a split that has none."""
+        if self.periods is None:
+            raise ValueError("this split is not one of consecutive periods")
+        return self.periods
 
     def training_rows(self, lookback: int) -> Rows:
         """Rows that the training windows see: what a scaler may be fitted on."""
@@ -99,11 +129,12 @@ def latest(panel: Panel, lookback: int) -> int:
 
 
 def usable(panel: Panel, lookback: int) -> Rows:
-    """Origins whose window lies past the warm-up and whose labels are all known, ascending."""
+    """Origins whose window lies past the warm-up and whose labels have all ended, some of them known; ascending."""
     if panel.targets.shape[1] == 0:
         raise UserError("split: the panel has no target; name one under targets")
     first = first_origin(panel, lookback)
-    known = np.isfinite(panel.targets[first:]).all(axis=1)
+    due = panel.target_ends[first:].max(axis=1) <= panel.known_at[-1]
+    known = due & np.isfinite(panel.targets[first:]).any(axis=1)
     if not known.any():
         raise UserError(
             f"split: no label is known after row {first} (warm-up {panel.warm_up}, lookback {lookback}) of"
@@ -114,15 +145,25 @@ def usable(panel: Panel, lookback: int) -> Rows:
 
 def periods(panel: Panel, lookback: int, config: SplitConfig) -> Periods:
     """The borders that `config` means on this panel; fractions become dates, which hold on any cut of the data."""
+    opens = panel.timestamps[usable(panel, lookback)]
     if config.train_until is not None:
         train = to_milliseconds(config.train_until, "split.train_until")
-        validation = to_milliseconds(config.validation_until or config.train_until, "split.validation_until")
+        until = to_milliseconds(config.validation_until or config.train_until, "split.validation_until")
         test = _FAR if config.test_until is None else to_milliseconds(config.test_until, "split.test_until")
-        return Periods(train, validation, test, config.embargo)
-    opens = panel.timestamps[usable(panel, lookback)]
-    first_validation = min(int(len(opens) * config.train), len(opens) - 1)
-    first_test = min(int(len(opens) * (config.train + config.validation)), len(opens) - 1)
-    return Periods(int(opens[first_validation]), int(opens[first_test]), _FAR, config.embargo)
+    else:
+        train, until = (
+            int(opens[min(int(len(opens) * share), len(opens) - 1)])
+            for share in (config.train, config.train + config.validation)
+        )
+        test = _FAR
+    return Periods(train, _calibration_from(opens, train, until, config), until, test, config.embargo)
+
+
+def _calibration_from(opens: Rows, since: int, until: int, config: SplitConfig) -> int:
+    """Where the later part of the validation period begins."""
+    low, high = np.searchsorted(opens, [since, until])
+    middle = high - int((high - low) * config.calibration)
+    return int(opens[middle]) if middle < high else until
 
 
 def chronological(panel: Panel, lookback: int, config: SplitConfig | Periods) -> Split:
@@ -138,7 +179,7 @@ def chronological(panel: Panel, lookback: int, config: SplitConfig | Periods) ->
     split = _at(panel, candidates, borders)
     asked = {"training": split.train, "test": split.test}
     if borders.validation_until > borders.train_until:
-        asked["validation"] = split.validation
+        asked |= {"validation": split.validation, "calibration": split.calibration}
     for name, rows in asked.items():
         if not len(rows):
             raise UserError(
@@ -156,7 +197,8 @@ def _at(panel: Panel, candidates: Rows, borders: Periods) -> Split:
     opens, ends = panel.timestamps[candidates], label_ends(panel, candidates)
     return Split(
         between(-_FAR, borders.train_until, borders.embargo),
-        between(borders.train_until, borders.validation_until, borders.embargo),
+        between(borders.train_until, borders.calibration_from, borders.embargo),
+        between(borders.calibration_from, borders.validation_until, borders.embargo),
         between(borders.validation_until, borders.test_until, 0),
         borders,
     )
@@ -176,7 +218,7 @@ def label_ends(panel: Panel, origins: Rows) -> npt.NDArray[np.int64]:
 
 
 class WalkForwardConfig(BaseModel):
-    """Refit and go on: `n_folds` consecutive test blocks, each forecast by a model fitted on what came before."""
+    """Refit and go on: the test period in `n_folds` blocks, each forecast by a model fitted on what came before."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -185,39 +227,47 @@ class WalkForwardConfig(BaseModel):
         "expanding",
         description="train on everything before the block, or on as many bars as the first fold had",
     )
-    test: float = Field(0.5, gt=0, lt=1, description="share of the usable origins that is tested, the latest")
-    validation: float = Field(
-        0.15, ge=0, lt=1, description="share of each fold's past kept for early stopping"
-    )
-    embargo: int = Field(0, ge=0, description="bars between the last label of a period and the next period")
 
 
-def walk_forward(panel: Panel, lookback: int, config: WalkForwardConfig) -> list[Split]:
-    """One split per test block, in order; every origin of the tested share lies in exactly one block.
+def walk_forward(panel: Panel, lookback: int, split: SplitConfig, config: WalkForwardConfig) -> list[Split]:
+    """One split per test block, in order; every origin of the test period of `split` lies in exactly one block.
 
-    Borders between blocks cut only training and validation labels; a test label may end in a later block.
+    Each fold keeps the shares of validation and calibration that `split` has before its test period. Borders between
+    blocks cut training, validation and calibration labels; a test label may end in a later block.
     """
     origins = usable(panel, lookback)
+    whole = chronological(panel, lookback, split)
     opens = panel.timestamps[origins]
-    first = len(origins) - int(len(origins) * config.test)
-    blocks = np.array_split(np.arange(first, len(origins)), config.n_folds)
-    if len(blocks[-1]) == 0:
-        raise UserError(
-            f"walk-forward: {len(origins) - first} test origins cannot make {config.n_folds} folds"
-        )
+    before, first = np.searchsorted(opens, [whole.borders.train_until, whole.borders.validation_until])
+    share = (first - before) / max(first, 1)
     folds = []
-    for number, block in enumerate(blocks):
-        begin = block[0] - first if config.window == "rolling" else 0
-        stop = block[0] - int((block[0] - begin) * config.validation)
-        borders = Periods(int(opens[stop]), int(opens[block[0]]), embargo=config.embargo)
-        split = _at(panel, origins[begin:], borders)
-        empty = not len(split.train) or (stop < block[0] and not len(split.validation))
-        if empty:
+    for number, block in enumerate(_blocks(whole.test, config.n_folds)):
+        stop = int(np.searchsorted(origins, block[0]))
+        begin = stop - first if config.window == "rolling" else 0
+        borders = _fold_borders(opens, begin, stop, share, split, whole.borders.test_until)
+        fold = _at(panel, origins[begin:], borders)
+        if not len(fold.train) or (share > 0 and not (len(fold.validation) and len(fold.calibration))):
             raise UserError(
                 f"walk-forward: fold {number + 1} has nothing to train on; use fewer folds or more data"
             )
-        folds.append(replace(split, test=origins[block]))
+        folds.append(replace(fold, test=block))
     return folds
+
+
+def _blocks(test: Rows, count: int) -> list[Rows]:
+    blocks = np.array_split(test, count)
+    if len(blocks[-1]) == 0:
+        raise UserError(f"walk-forward: {len(test)} test origins cannot make {count} folds")
+    return blocks
+
+
+def _fold_borders(
+    opens: Rows, begin: int, stop: int, share: float, split: SplitConfig, test_until: int
+) -> Periods:
+    trained = stop - round((stop - begin) * share)
+    train, until = int(opens[trained]), int(opens[stop])
+    middle = _calibration_from(opens, train, until, split)
+    return Periods(train, middle, until, test_until, split.embargo)
 
 
 def purged_kfold(panel: Panel, lookback: int, n_folds: int, embargo: int = 0) -> list[Split]:
@@ -240,5 +290,6 @@ def purged_kfold(panel: Panel, lookback: int, n_folds: int, embargo: int = 0) ->
         train = origins[before | (origins >= resume)]
         if not len(train):
             raise UserError(f"purged k-fold: {n_folds} folds leave nothing to train on; use more data")
-        folds.append(Split(train, np.empty(0, np.int64), origins[block]))
+        nothing = np.empty(0, np.int64)
+        folds.append(Split(train, nothing, nothing, origins[block]))
     return folds

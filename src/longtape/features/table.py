@@ -39,6 +39,7 @@ class Table:
     known_at: Milliseconds
     columns: Mapping[str, Array]
     origin: str = "data"
+    ids: Milliseconds | None = None  # of events, where they have numbers
     memo: dict[str, Array] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -29,7 +29,6 @@ class Label:
 
     values: Array
     horizon: int
-    kind: str
     options: tuple[tuple[str, float], ...] = ()
     at_open: bool = False
 
@@ -49,32 +48,34 @@ def _log_ahead(x: Array, h: int) -> Array:
     return out
 
 
-@target("ln(close_{t+h} / close_t)", TSAY)
+@target("ln(close_{t+h} / close_t)", TSAY, "return", horizons=lambda h: (h,))
 def return_(table: Table, h: int = 1) -> Sequence[Label]:
     """Log return from the close of the origin bar to the close h bars later."""
-    return [Label(_log_ahead(table["close"], h), h, "return")]
+    return [Label(_log_ahead(table["close"], h), h)]
 
 
-@target("ln(open_{t+1+h} / open_{t+1})", TSAY, needs=("open",))
+@target("ln(open_{t+1+h} / open_{t+1})", TSAY, "return", needs=("open",), horizons=lambda h: (h + 1,))
 def open_return(table: Table, h: int = 1) -> Sequence[Label]:
     """Log return of an order that fills at the next open and is closed h opens later; known at that open."""
-    return [Label(ahead(_log_ahead(table["open"], h), 1), h + 1, "return", at_open=True)]
+    return [Label(ahead(_log_ahead(table["open"], h), 1), h + 1, at_open=True)]
 
 
-@target("ln(close_{t+k} / close_t), k = 1 … h", TSAY)
+@target("ln(close_{t+k} / close_t), k = 1 … h", TSAY, "path", horizons=lambda h: tuple(range(1, h + 1)))
 def path(table: Table, h: int = 24) -> Sequence[Label]:
     """Log return to each of the next h closes: h columns, each with its own end."""
-    return [Label(_log_ahead(table["close"], k), k, "path") for k in range(1, h + 1)]
+    return [Label(_log_ahead(table["close"], k), k) for k in range(1, h + 1)]
 
 
 @target(
     "√Σ ln(close_{t+k} / close_{t+k−1})², k = 1 … h",
     "Andersen & Bollerslev (1998), Answering the Skeptics",
+    "volatility",
+    horizons=lambda h: (h,),
 )
 def volatility(table: Table, h: int = 24) -> Sequence[Label]:
     """Realised volatility of the next h bars, not annualised."""
     returns = one_bar_returns(table)
-    return [Label(np.sqrt(ahead(rolling_sum(returns * returns, h), h)), h, "volatility")]
+    return [Label(np.sqrt(ahead(rolling_sum(returns * returns, h), h)), h)]
 
 
 def _classes(moves: Array, band: float) -> Array:
@@ -87,29 +88,36 @@ def _checked_band(name: str, band: float) -> float:
     return float(band)
 
 
-@target("0 where ln(close_{t+h}/close_t) < −band, 2 where > band, else 1", "three-class direction")
+@target(
+    "0 where ln(close_{t+h}/close_t) < −band, 2 where > band, else 1",
+    "three-class direction",
+    "direction",
+    horizons=lambda h, band: (h,),
+)
 def direction(table: Table, h: int = 1, band: float = 0.0) -> Sequence[Label]:
     """Down (0), flat (1) or up (2) over h bars, flat within ± band of log return."""
     band = _checked_band("direction(h, band)", band)
     moves = _log_ahead(table["close"], h)
-    return [Label(_classes(moves, band), h, "direction", (("band", band),))]
+    return [Label(_classes(moves, band), h, (("band", band),))]
 
 
-@target("1 where close_{t+h} > close_t, else 0", "two-class direction")
+@target("1 where close_{t+h} > close_t, else 0", "two-class direction", "up", horizons=lambda h: (h,))
 def up(table: Table, h: int = 1) -> Sequence[Label]:
     """1 where the close h bars later is higher, else 0."""
     later = ahead(table["close"], h)
-    return [Label(np.where(np.isnan(later), np.nan, later > table["close"]), h, "up")]
+    return [Label(np.where(np.isnan(later), np.nan, later > table["close"]), h)]
 
 
 @target(
     "as direction, of (mean of the next k mid prices) / mid_t − 1",
     "Ntakaris et al. (2018), Benchmark Dataset for Mid-Price Forecasting; Tsantekidis et al. (2017)",
+    "direction",
     needs=("bid_price_1", "ask_price_1"),
+    horizons=lambda k, band: (k,),
 )
 def mid_direction(table: Table, k: int = 10, band: float = 0.0) -> Sequence[Label]:
     """Down (0), flat (1) or up (2): the mean mid price of the next k snapshots against the mid price now."""
     band = _checked_band("mid_direction(k, band)", band)
     mid = 0.5 * (table["bid_price_1"] + table["ask_price_1"])
     moves = ahead(rolling_mean(mid, k), k) / mid - 1.0
-    return [Label(_classes(moves, band), k, "direction", (("band", band),))]
+    return [Label(_classes(moves, band), k, (("band", band),))]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ from longtape.features.panel import Panel
 
 Rows = npt.NDArray[np.int64]
 _BLOCK = 64  # batches whose order is worked out together
-Batch = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Windows:
@@ -46,7 +48,7 @@ class Windows:
             return wanted + self.origins.start
         return self.origins[wanted]
 
-    def batch(self, indices: npt.ArrayLike) -> Batch:
+    def batch(self, indices: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """Features [B, lookback, C] float32, unscaled, and targets [B, K] float64 of the windows `indices`."""
         rows = self.rows(indices)
         x = np.empty((len(rows), self.lookback, self._values.shape[1]), np.float32)
@@ -119,17 +121,16 @@ def _mapped(values: npt.NDArray[np.float32]) -> tuple[mmap.mmap, int] | None:
     return base, values.ctypes.data - start
 
 
-def prefetch(windows: Windows, batches: Iterable[npt.ArrayLike], depth: int = 1) -> Iterator[Batch]:
-    """Batches of `windows` in the order of `batches`, copied `depth` batches ahead by one thread.
+def prefetch(make: Callable[[A], B], wanted: Iterable[A], depth: int = 1) -> Iterator[B]:
+    """What `make` gives for each of `wanted`, in order, made `depth` items ahead by one thread.
 
     Copying releases Python's lock, so a training step goes on meanwhile. Closing the iterator ends the thread.
     """
-    pending: deque[Future[Batch]] = deque()
-    pool = ThreadPoolExecutor(1, "windows")
+    pending: deque[Future[B]] = deque()
+    pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        for indices in batches:
-            windows.advise(indices)
-            pending.append(pool.submit(windows.batch, indices))
+        for one in wanted:
+            pending.append(pool.submit(make, one))
             if len(pending) > depth:
                 yield pending.popleft().result()
         while pending:

@@ -1,59 +1,91 @@
-"""Point predictions of many windows, the same bits whichever other windows are asked for."""
+"""What a fitted model says of many windows, the same bits whichever other windows are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from longtape.core.progress import progress
-from longtape.features.panel import Panel
-from longtape.features.windows import Windows, first_origin
-from longtape.models.forecaster import Forecaster
+from longtape.features.panel import Panel, Rows
+from longtape.models.base import Model
+from longtape.models.batch import Batch
+from longtape.training.batches import BatchSource
 
-Rows = npt.NDArray[np.int64]
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """Forecasts of n windows in original units."""
+
+    mean: Array  # [n, K]
+    quantiles: dict[float, Array]  # level → [n, K], NaN where the head forecasts a point only
+    probabilities: Array | None  # [n, K, M], zero beyond a target's own classes; None without classes
 
 
 @torch.no_grad()
 def predict(
-    model: Forecaster, panel: Panel, origins: Rows, batch_size: int = 32, label: str = "forecast"
-) -> npt.NDArray[np.float64]:
-    """Predictions [n, K] in original units of the windows that end at `origins` (ascending rows of the panel).
+    model: Model,
+    panel: Panel,
+    origins: Rows,
+    batch_size: int = 4,
+    levels: Sequence[float] = (),
+    label: str = "forecast",
+) -> Predicted:
+    """Forecasts of the windows that end at `origins` (rows of the panel), with quantiles at `levels`.
 
-    Every window stands at a fixed place of a batch of a fixed size, given by its row number, because matrix products
-    of another shape may round differently: a forecast made today is then the forecast made in history.
+    A matrix product of another shape may round differently, and a row of it by its place. So every batch has one size,
+    and a window's place in it follows from its ordinal (`Panel.ordinals`), never from its row number or its company: a
+    forecast made today is the forecast made in history. The newest window alone costs one batch.
     """
     model.eval()
-    device = model.scaling.mean.device
-    out = np.empty((len(origins), len(model.inputs.targets)))
+    source, device = BatchSource(model, panel), _device(model)
+    parts: list[tuple[Rows, list[npt.NDArray[np.float32]]]] = []
     with progress(label, len(origins), "windows") as bar:
-        for rows, wanted in _fixed_batches(panel, model.config.lookback, origins, batch_size):
-            x, _ = Windows(panel, model.config.lookback, rows).batch(np.arange(batch_size))
-            given = (x, panel.known_at[rows], panel.mark_positions(rows, model.config.lookback))
-            mean = (
-                model.predict(*(torch.from_numpy(part).to(device) for part in given)).double().cpu().numpy()
-            )
-            out[wanted] = mean[origins[wanted] % batch_size]
+        for rows, places, wanted in _fixed_batches(panel, origins, batch_size):
+            found = _numbers(model, source.batch(rows).to(device), levels)
+            parts.append((wanted, [values[places] for values in found]))
             bar.advance(len(wanted))
+    columns = [_joined(parts, i, len(origins)) for i in range(len(parts[0][1]))]
+    quantiles = dict(zip(levels, columns[1:], strict=False))
+    return Predicted(columns[0], quantiles, columns[-1] if len(columns) > 1 + len(levels) else None)
+
+
+def _device(model: Model) -> torch.device:
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _numbers(model: Model, batch: Batch, levels: Sequence[float]) -> list[npt.NDArray[np.float32]]:
+    prediction = model(batch)
+    tensors = [prediction.mean(), *(prediction.quantile(level) for level in levels)]
+    probabilities = prediction.probabilities()
+    if probabilities is not None:
+        tensors.append(probabilities)
+    return [tensor.cpu().numpy() for tensor in tensors]
+
+
+def _joined(parts: list[tuple[Rows, list[npt.NDArray[np.float32]]]], column: int, n: int) -> Array:
+    out = np.empty((n, *parts[0][1][column].shape[1:]))
+    for wanted, values in parts:
+        out[wanted] = values[column]
     return out
 
 
-def _fixed_batches(
-    panel: Panel, lookback: int, origins: Rows, batch_size: int
-) -> Iterator[tuple[Rows, Rows]]:
-    """(rows of a batch [batch_size], positions in `origins` that it answers). Places outside the data repeat a row."""
-    first, last = first_origin(panel, lookback), len(panel) - 1
-    blocks = origins // batch_size
-    for block in np.unique(blocks):
-        rows = np.arange(block * batch_size, (block + 1) * batch_size)
-        yield np.clip(rows, first, last), np.flatnonzero(blocks == block)
+def _fixed_batches(panel: Panel, origins: Rows, size: int) -> Iterator[tuple[Rows, Rows, Rows]]:
+    """(rows of a batch [size], places in it, positions in `origins` that they answer).
 
-
-def model_inputs(model: Forecaster, panel: Panel, origins: Rows) -> npt.NDArray[np.float32]:
-    """What the encoder is given: scaled windows [n, L, C]."""
-    x, _ = Windows(panel, model.config.lookback, origins).batch(np.arange(len(origins)))
-    device = model.scaling.mean.device
-    with torch.no_grad():
-        return model.scaling(torch.from_numpy(x).to(device)).cpu().numpy()
+    Each place has a queue of its own; a batch takes the next of every queue, and a place whose queue is empty is filled
+    with a row of the batch, whose answer is not read.
+    """
+    place_of = panel.ordinals[origins] % size
+    queues = [np.flatnonzero(place_of == place) for place in range(size)]
+    for number in range(max(len(queue) for queue in queues)):
+        places = np.array([place for place in range(size) if number < len(queues[place])], np.int64)
+        wanted = np.array([queues[place][number] for place in places], np.int64)
+        rows = np.full(size, origins[wanted[0]], np.int64)
+        rows[places] = origins[wanted]
+        yield rows, places, wanted

@@ -18,6 +18,7 @@ from longtape.market.bars import COLUMNS, PRICES, TIME_TYPE, Bars
 from longtape.market.gaps import Flags
 
 Policy = Literal["error", "forward_fill", "drop", "mask"]
+Span = Literal["shared", "union"]
 TRADED = ("volume", "turnover")  # nothing was traded in a bar that is not there
 _DONE = {"forward_fill": "filled forward with no volume", "drop": "dropped for all symbols", "mask": "masked"}
 
@@ -25,8 +26,9 @@ _DONE = {"forward_fill": "filled forward with no volume", "drop": "dropped for a
 @dataclass(frozen=True, eq=False)
 class Aligned:
     """Bars on one clock of T rows. `frames[name]` [T rows] has that clock as its `timestamp`; `present` [T, S] is False
-    where a symbol had no bar, `missing[name]` counts these before the policy was applied, and `dropped` counts rows
-    that the policy took out. A name is the symbol, or its key where two sources have the same symbol.
+    where a symbol had no bar, `missing[name]` counts these between its first bar and its last before the policy was
+    applied, and `dropped` counts rows that the policy took out. A name is the symbol, or its key where two sources have
+    the same symbol.
     """
 
     interval: Interval
@@ -42,28 +44,40 @@ class Aligned:
         return len(self.timestamps)
 
 
-def align(bars: Sequence[Bars], policy: str = "error") -> Aligned:
-    """Put bars of one interval on one clock: the period they share, every moment at which a bar is due.
+def align(bars: Sequence[Bars], policy: str = "error", span: str = "shared") -> Aligned:
+    """Put bars of one interval on one clock: every moment at which a bar is due, of the period that the symbols share
+    (`shared`) or from the first bar of any to the last of any (`union`).
 
     A market of `24/7` or `24/5` is due at every step of its hours; on an exchange calendar a bar is due when another
-    symbol has one. What is missing is an error (`error`), or the price stands and the volume is zero
-    (`forward_fill`), or the row goes for all symbols (`drop`), or its values are NaN (`mask`); it is counted in the
-    result and said on standard error. Raises UserError also for mixed intervals and where no period is shared.
+    symbol has one. Before its first bar and after its last nothing is due from a symbol: there its values are NaN. What
+    is missing between is an error (`error`), or the price stands and the volume is zero (`forward_fill`), or the row
+    goes for all symbols (`drop`), or its values are NaN (`mask`); it is counted in the result and said on standard
+    error. Raises UserError also for mixed intervals and where no period is shared.
     """
-    if policy not in get_args(Policy):
-        raise unknown_name("policy for missing bars", policy, get_args(Policy))
+    for what, name, known in (("policy for missing bars", policy, Policy), ("span", span, Span)):
+        if name not in get_args(known):
+            raise unknown_name(what, name, get_args(known))
     names = _names(bars)
-    clock = _clock(bars)
+    clock = _clock(bars, span)
     present = np.stack([_present(clock, one.timestamps) for one in bars], axis=1)
-    missing = {name: int(count) for name, count in zip(names, (~present).sum(axis=0), strict=True)}
-    _report(missing, clock, present, policy, bars[0].interval)
-    kept = present.all(axis=1) if policy == "drop" else np.ones(len(clock), dtype=bool)
-    if not kept.any():
-        raise UserError("no moment has a bar of every symbol; align with forward_fill or mask")
+    absent = np.stack([_listed(clock, one) for one in bars], axis=1) & ~present
+    missing = {name: int(count) for name, count in zip(names, absent.sum(axis=0), strict=True)}
+    _report(missing, clock, absent, policy, bars[0].interval)
+    kept = ~absent.any(axis=1) if policy == "drop" else np.ones(len(clock), dtype=bool)
+    _refuse_emptied(names, present[kept])
     clock, dropped = clock[kept], int((~kept).sum())
     frames = {name: _on_clock(one, clock, policy) for name, one in zip(names, bars, strict=True)}
     interval = bars[0].interval
     return Aligned(interval, clock, interval.close_of(clock), names, frames, present[kept], missing, dropped)
+
+
+def _refuse_emptied(names: Sequence[str], present: Flags) -> None:
+    if not len(present):
+        raise UserError("no moment has a bar of every symbol; align with forward_fill or mask")
+    left = present.sum(axis=0)
+    if not left.all():
+        name = names[int(np.argmin(left))]
+        raise UserError(f"no moment is left with a bar of {name}; align with forward_fill or mask")
 
 
 def _names(bars: Sequence[Bars]) -> tuple[str, ...]:
@@ -80,12 +94,13 @@ def _names(bars: Sequence[Bars]) -> tuple[str, ...]:
     return tuple(one.symbol if symbols[one.symbol] == 1 else one.instrument.key for one in bars)
 
 
-def _clock(bars: Sequence[Bars]) -> Milliseconds:
-    """Every moment of the shared period at which some bar is there or due."""
+def _clock(bars: Sequence[Bars], span: str) -> Milliseconds:
+    """Every moment of the span at which some bar is there or due."""
     for one in bars:
         if not len(one):
             raise UserError(f"{one.origin}: there are no bars")
-    low, high = max(int(one.timestamps[0]) for one in bars), min(int(one.timestamps[-1]) for one in bars)
+    starts, ends = ([int(one.timestamps[edge]) for one in bars] for edge in (0, -1))
+    low, high = (max(starts), min(ends)) if span == "shared" else (min(starts), max(ends))
     spans = "; ".join(f"{b.symbol} {iso(int(b.timestamps[0]))} to {iso(int(b.timestamps[-1]))}" for b in bars)
     if low > high:
         raise UserError(f"the symbols share no period: {spans}")
@@ -110,13 +125,19 @@ def _present(clock: Milliseconds, times: Milliseconds) -> Flags:
     return np.asarray(times[place] == clock)
 
 
+def _listed(clock: Milliseconds, bars: Bars) -> Flags:
+    """True from the first bar to the last [T]."""
+    times = bars.timestamps
+    return (clock >= times[0]) & (clock <= times[-1])
+
+
 def _report(
-    missing: Mapping[str, int], clock: Milliseconds, present: Flags, policy: str, interval: Interval
+    missing: Mapping[str, int], clock: Milliseconds, absent: Flags, policy: str, interval: Interval
 ) -> None:
-    if present.all():
+    if not absent.any():
         return
     counts = ", ".join(f"{name} {count:,}" for name, count in missing.items() if count)
-    first = iso(int(clock[np.argmin(present.all(axis=1))]))
+    first = iso(int(clock[np.argmax(absent.any(axis=1))]))
     what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} (first at {first})"
     if policy == "error":
         raise UserError(f"{what}; choose what to do about them: forward_fill, drop or mask")
@@ -124,18 +145,31 @@ def _report(
 
 
 def _on_clock(bars: Bars, clock: Milliseconds, policy: str) -> pl.DataFrame:
-    if np.array_equal(clock, bars.timestamps):
-        return bars.frame
+    own = clock[_listed(clock, bars)]
+    frame = _while_listed(bars, own, policy)
+    return frame if len(own) == len(clock) else _with_nan(_spread(frame, clock))
+
+
+def _while_listed(bars: Bars, clock: Milliseconds, policy: str) -> pl.DataFrame:
     own = bars.between(int(clock[0]), int(clock[-1]) + 1)
     if np.array_equal(own.timestamps, clock):
         return own.frame  # a view
-    times = pl.DataFrame({"timestamp": pl.Series(clock).cast(TIME_TYPE)})
-    frame = times.join(bars.frame, on="timestamp", how="left", maintain_order="left")
+    frame = _spread(bars.frame, clock)
     if policy == "mask":
-        return frame.with_columns(pl.col(COLUMNS[1:]).fill_null(float("nan")))
+        return _with_nan(frame)
     if policy == "forward_fill":
         return _filled(frame, _before(bars, clock))
     return frame
+
+
+def _spread(frame: pl.DataFrame, clock: Milliseconds) -> pl.DataFrame:
+    """The rows at the clock's moments, null where there is none."""
+    times = pl.DataFrame({"timestamp": pl.Series(clock).cast(TIME_TYPE)})
+    return times.join(frame, on="timestamp", how="left", maintain_order="left")
+
+
+def _with_nan(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.col(COLUMNS[1:]).fill_null(float("nan")))
 
 
 def _before(bars: Bars, clock: Milliseconds) -> float:

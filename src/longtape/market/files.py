@@ -32,6 +32,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "turnover": ("turnover", "quotevolume", "quoteassetvolume", "amount"),
     "symbol": ("symbol", "ticker", "pair", "instrument"),
 }  # fmt: skip
+PARQUET = (".parquet", ".pq")
 _OPTIONAL = ("adj_close", "turnover")
 _BINANCE = ("timestamp", "open", "high", "low", "close", "volume", "close_time", "turnover")
 _EMPTY = ("", "nan", "null", "none", "na", "n/a", "-")
@@ -60,14 +61,14 @@ def read_bars(
     """
     origin = str(path)
     instrument = Instrument(source, category, symbol, calendar=require_calendar(calendar, origin))
-    table = _read_table(Path(path))
+    table = read_table(Path(path))
     frame = _renamed(table, columns or {}, symbol, origin)
-    mine = _only_symbol(frame, symbol, origin)
+    mine = only_symbol(frame, symbol, origin)
     frame, origin = mine, origin if mine.height == frame.height else f"{origin}, rows of {symbol}"
     if frame.height == 0:
         raise UserError(f"{origin}: there is no row in it")
     frame = frame.with_columns(
-        _numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")
+        numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")
     )
     frame = frame.with_columns(to_utc(frame["timestamp"], origin, time_format)).drop("symbol", strict=False)
     if drop_empty:
@@ -82,23 +83,36 @@ def read_raw(path: str | Path) -> pl.DataFrame:
     For a quality report of a file that `read_bars` would refuse.
     """
     origin = str(path)
-    frame = _renamed(_read_table(Path(path)), {}, "", origin)
-    values = [_numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")]
+    frame = _renamed(read_table(Path(path)), {}, "", origin)
+    values = [numbers(frame, name, origin) for name in frame.columns if name not in ("timestamp", "symbol")]
     symbols = [pl.col("symbol").cast(pl.String)] if "symbol" in frame.columns else []
     return frame.with_columns(to_utc(frame["timestamp"], origin), *values, *symbols)
 
 
-def _read_table(path: Path) -> pl.DataFrame:
+def read_table(path: Path) -> pl.DataFrame:
+    """The table of a CSV (also .gz, .zip) or Parquet file, cells of a CSV as text; UserError where unreadable."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix.lower() in (".parquet", ".pq"):
-        try:
-            return pl.read_parquet(path, hive_partitioning=False, glob=False)
-        except (pl.exceptions.PolarsError, OSError):
-            raise UserError(
-                f"{path}: not a readable Parquet file; it may be cut off, write it again"
-            ) from None
-    return _read_csv(path)
+    return read_parquet(path) if path.suffix.lower() in PARQUET else _read_csv(path)
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """The table of one Parquet file; UserError where it is absent or cannot be read."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return pl.read_parquet(path, hive_partitioning=False, glob=False)
+    except (pl.exceptions.PolarsError, OSError):
+        raise UserError(f"{path}: not a readable Parquet file; it may be cut off, write it again") from None
+
+
+def refuse_other_symbols(frame: pl.DataFrame, symbol: str, what: str, path: str | Path) -> None:
+    """UserError where a column `symbol` names another one than `symbol`."""
+    if "symbol" not in frame.columns:
+        return
+    found = frame["symbol"].cast(pl.String).unique().sort()
+    if found.to_list() != [symbol]:
+        raise UserError(f"{path}: holds {what} of {', '.join(map(str, found[:5]))}, not of '{symbol}' alone")
 
 
 def _read_csv(path: Path) -> pl.DataFrame:
@@ -206,7 +220,8 @@ def _refuse_bad_names(
             )
 
 
-def _only_symbol(frame: pl.DataFrame, symbol: str, origin: str) -> pl.DataFrame:
+def only_symbol(frame: pl.DataFrame, symbol: str, origin: str) -> pl.DataFrame:
+    """The rows of `symbol`, however it is punctuated; all where there is no column of symbols. UserError for none."""
     if "symbol" not in frame.columns:
         return frame
     names = frame["symbol"].cast(pl.String)
@@ -219,7 +234,8 @@ def _only_symbol(frame: pl.DataFrame, symbol: str, origin: str) -> pl.DataFrame:
     return frame.filter(rows)
 
 
-def _numbers(frame: pl.DataFrame, name: str, origin: str) -> pl.Series:
+def numbers(frame: pl.DataFrame, name: str, origin: str) -> pl.Series:
+    """A column as Float64, null where a cell is empty. UserError naming the row for a cell that is no number."""
     values = frame[name]
     if values.dtype != pl.String:
         return values.cast(pl.Float64, strict=False) if values.dtype.is_numeric() else values

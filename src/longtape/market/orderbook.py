@@ -24,7 +24,7 @@ from longtape.market import archives
 
 Levels = Sequence[tuple[float, float]]
 DEPTH = 20
-_CROSSED = "the best bid is not below the best ask"
+CROSSED = "the best bid is not below the best ask"
 
 
 class Update(NamedTuple):
@@ -161,7 +161,7 @@ class _Builder:
             self._give(snapshot)
         for update in held:
             if self.waiting is None and self._apply(update) and self.book.is_crossed:
-                self._break(update, _CROSSED)
+                self._break(update, CROSSED)
 
     def _follow(self, update: Update) -> None:
         if self._apply(update):
@@ -189,7 +189,7 @@ class _Builder:
 
     def _give(self, update: Update) -> None:
         if self.book.is_crossed:
-            self._break(update, _CROSSED)
+            self._break(update, CROSSED)
             return
         self.rows.append((update.time, update.event_time, update.received, update.last))
         self.levels.append(_flat(*self.book.top(self.depth), self.depth))

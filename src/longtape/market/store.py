@@ -28,10 +28,12 @@ from longtape.core.errors import LongtapeError, UserError, unknown_name
 from longtape.core.instrument import Instrument
 from longtape.market import codec, partition
 from longtape.market.bars import Bars
+from longtape.market.books import Books
 from longtape.market.codec import Damaged
 from longtape.market.partition import CANDLE_KINDS, Appended, OnConflict
 from longtape.market.series import Series, series_of, usual_name
 from longtape.market.storage import open_storage
+from longtape.market.trades import Trades
 
 _STORE = "store.json"
 _INSTRUMENT = "instrument.json"
@@ -119,9 +121,35 @@ class Store:
         """
         interval = usual_name(Interval.parse(interval))
         series = self.find(symbol, kind, interval, source, category)
-        frame = self._rows(series, since, until)
-        origin = f"{self.root}: {series.key} {interval}"
-        return Bars(self.instrument(series), interval, frame, origin)
+        return Bars(self.instrument(series), interval, self._rows(series, since, until), self._origin(series))
+
+    def read_books(
+        self,
+        symbol: str,
+        *,
+        source: str | None = None,
+        category: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+    ) -> Books:
+        """Order books of [since, until), checked. Errors as in `read`, and UserError for a row that cannot be."""
+        series = self.find(symbol, "books", None, source, category)
+        rows = self._rows(series, since, until).sort("timestamp", "update_id")
+        return Books.checked(self.instrument(series), rows, self._origin(series))
+
+    def read_trades(
+        self,
+        symbol: str,
+        *,
+        source: str | None = None,
+        category: str | None = None,
+        since: str | int | None = None,
+        until: str | int | None = None,
+    ) -> Trades:
+        """Trades of [since, until), checked. Errors as in `read_books`."""
+        series = self.find(symbol, "trades", None, source, category)
+        rows = self._rows(series, since, until)
+        return Trades.checked(self.instrument(series), rows, self._origin(series))
 
     def read_table(
         self,
@@ -329,6 +357,9 @@ class Store:
             return pl.DataFrame(schema=series.kind.columns)
         frame = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed", rechunk=True)
         return _between(frame, low, high)
+
+    def _origin(self, series: Series) -> str:
+        return f"{self.root}: {series.key} {series.interval or series.name}"
 
     def _readable(self, name: str) -> pl.DataFrame:
         try:

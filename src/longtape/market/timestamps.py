@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import polars as pl
 
 from longtape.core.errors import UserError
 
+TimeUnit = Literal["ms", "us"]
 UNITS = {"s": 1_000, "ms": 1, "us": -1_000, "ns": -1_000_000}
 _CLOCK = (
     r"(?:[T ]+(?P<hour>\d{1,2}):?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
@@ -32,7 +35,7 @@ def to_utc(times: pl.Series, origin: str, time_format: str | None = None) -> pl.
     if times.dtype == pl.Date:
         times = times.cast(pl.Datetime("ms"))
     if isinstance(times.dtype, pl.Datetime):
-        return _aware(times)
+        return in_utc(times)
     if times.dtype.is_numeric():
         return _from_numbers(times, origin, time_format)
     if times.dtype != pl.String:
@@ -56,10 +59,11 @@ def _refuse_empty(times: pl.Series, origin: str) -> None:
         raise UserError(f"{origin}: row {_first(empty)} has no time; remove the row or name the time column")
 
 
-def _aware(times: pl.Series) -> pl.Series:
+def in_utc(times: pl.Series, unit: TimeUnit = "ms") -> pl.Series:
+    """Datetimes in UTC and in `unit`; a time without zone is UTC."""
     zone = times.dtype.time_zone  # type: ignore[attr-defined]
     utc = times.dt.replace_time_zone("UTC") if zone is None else times.dt.convert_time_zone("UTC")
-    return utc.cast(pl.Datetime("ms", "UTC"))
+    return utc.cast(pl.Datetime(unit, "UTC"))
 
 
 def _looks_like_dates(text: pl.Series) -> bool:
@@ -105,7 +109,7 @@ def _from_format(text: pl.Series, origin: str, time_format: str) -> pl.Series:
         raise UserError(
             f"{origin}: row {row}: time '{text[row - 1]}' does not fit the format '{time_format}'"
         )
-    return _aware(parsed)
+    return in_utc(parsed)
 
 
 def _from_text(text: pl.Series, origin: str) -> pl.Series:

@@ -10,7 +10,9 @@ import polars as pl
 
 from longtape.core.errors import UserError
 from longtape.market import archives
-from longtape.market.timestamps import unit_of
+from longtape.market.files import PARQUET, read_parquet, refuse_other_symbols
+from longtape.market.timestamps import in_utc, unit_of
+from longtape.market.trades import side_of_taker
 
 # Names as files write them, in lower case without punctuation; the first that is there is taken.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -37,11 +39,12 @@ def read_trades(path: str | Path, symbol: str | None = None) -> pl.DataFrame:
     """
     table = _table(Path(path))
     frame = _chosen(table, path)
-    if symbol is not None and "symbol" in frame.columns and (frame["symbol"].cast(pl.String) != symbol).any():
-        found = frame["symbol"].cast(pl.String).unique().sort().to_list()
-        raise UserError(f"{path}: holds trades of {', '.join(map(str, found[:5]))}, not of '{symbol}' alone")
+    if symbol is not None:
+        refuse_other_symbols(frame, symbol, "trades", path)
     numbers = {name: _numbers(frame[name], path) for name in ("price", "size")}
-    frame = frame.with_columns(_times(frame["timestamp"], path), **numbers, **_side(frame), **_id(frame))
+    frame = frame.with_columns(
+        _times(frame["timestamp"], path), **numbers, **side_of_taker(frame), **_id(frame)
+    )
     frame = frame.select(
         name for name in ("timestamp", "price", "size", "id", "side") if name in frame.columns
     )
@@ -49,11 +52,9 @@ def read_trades(path: str | Path, symbol: str | None = None) -> pl.DataFrame:
 
 
 def _table(path: Path) -> pl.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    if path.suffix.lower() in PARQUET:
+        return read_parquet(path)
     try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path, hive_partitioning=False, glob=False)
         raw = archives.read_bytes(path)
         first = next(csv.reader([raw[:4096].decode("utf-8", "replace").partition("\n")[0]]), [])
         headless = bool(first) and first[0].strip().isdigit()
@@ -86,9 +87,7 @@ def _chosen(table: pl.DataFrame, path: str | Path) -> pl.DataFrame:
 
 def _times(times: pl.Series, path: str | Path) -> pl.Series:
     if isinstance(times.dtype, pl.Datetime):
-        zone = times.dtype.time_zone
-        aware = times.dt.replace_time_zone("UTC") if zone is None else times.dt.convert_time_zone("UTC")
-        return aware.cast(pl.Datetime("us", "UTC"))
+        return in_utc(times, "us")
     numbers = _numbers(times, path)
     factor = _TO_MICROSECONDS[unit_of(numbers, str(path))]
     return (numbers * factor).round().cast(pl.Int64).cast(pl.Datetime("us", "UTC"))
@@ -101,16 +100,6 @@ def _numbers(values: pl.Series, path: str | Path) -> pl.Series:
         row = int(bad.arg_max() or 0)
         raise UserError(f"{path}: row {row + 1}, column '{values.name}': '{values[row]}' is not a number")
     return numbers
-
-
-def _side(frame: pl.DataFrame) -> dict[str, pl.Series]:
-    """The taker's side; where the buyer was the maker, the seller took."""
-    if "side" in frame.columns:
-        return {"side": frame["side"].cast(pl.String).str.to_lowercase()}
-    if "buyer_is_maker" not in frame.columns:
-        return {}
-    made = frame["buyer_is_maker"].cast(pl.String).str.to_lowercase().is_in(["true", "1"])
-    return {"side": made.replace_strict({True: "sell", False: "buy"}, return_dtype=pl.String)}
 
 
 def _id(frame: pl.DataFrame) -> dict[str, pl.Series]:

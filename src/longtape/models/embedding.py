@@ -35,11 +35,16 @@ class InputScaling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, C] raw → [B, L, C] scaled."""
+        if not self.window_norm:
+            return self.standardise(x)
         x = ((x - self.mean) / self.deviation).nan_to_num(0.0)
-        if self.window_norm:
-            centre = x.mean(1, keepdim=True)
-            x = (x - centre) / (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        centre = x.mean(1, keepdim=True)
+        x = (x - centre) / (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
         return x.clamp(-self.clip, self.clip)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Rows [..., C] raw → scaled by the statistics of the training rows alone."""
+        return ((x - self.mean) / self.deviation).nan_to_num(0.0).clamp(-self.clip, self.clip)
 
 
 class PatchEmbedding(nn.Module):

@@ -1,63 +1,207 @@
-"""A transformer encoder over any attention mechanism."""
+"""The encoder forecaster: window → tokens → transformer → one vector → a head for each kind of target.
+
+All features of all assets stand side by side in a token; the vector at the end has an output row for each asset.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from longtape.models.config import ModelConfig
+from longtape.attention import Attention, build_attention, mechanism_class
+from longtape.core.errors import UserError
+from longtape.features.panel import Panel, Rows
+from longtape.features.target_kinds import TargetKind
+from longtape.models.base import Array, Model, ModelConfig, ModelInputs
+from longtape.models.batch import Batch
+from longtape.models.embedding import InputScaling, PatchEmbedding, Positions
+from longtape.models.har import HarDesign
+from longtape.models.heads import HEADS, Head
+from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, SpanRidge
+from longtape.models.pooling import build_pooling
+from longtape.models.prediction import Prediction
+from longtape.models.transformer import Transformer
 
 
-class EncoderLayer(nn.Module):
-    """Attention and a GELU feed-forward, each with a residual and a layer norm (before or after)."""
+class EncoderConfig(ModelConfig):
+    """A transformer encoder over the window."""
 
-    def __init__(self, config: ModelConfig, **shared: Any) -> None:
-        super().__init__()
-        d = config.d_model
-        self.pre_norm = config.norm == "pre"
-        self.attention = config.build_attention(**shared)
-        width = config.d_ff or 4 * d
-        self.feed_forward = nn.Sequential(
-            nn.Linear(d, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, d),
-            nn.Dropout(config.dropout),
+    trains: ClassVar[bool] = True
+
+    kind: Literal["encoder"] = "encoder"
+    lookback: int = Field(512, ge=2, description="bars in a window")
+    attention: str = Field("bigbird", description="mechanism, one of `longtape.attention.MECHANISMS`")
+    attention_options: dict[str, Any] = Field(default_factory=dict, description="options of the mechanism")
+    d_model: int = Field(64, ge=1)
+    n_heads: int = Field(4, ge=1)
+    n_layers: int = Field(2, ge=1)
+    d_ff: int | None = Field(
+        None, ge=1, description="width of the feed-forward layer; 4 × d_model by default"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1)
+    norm: Literal["pre", "post"] = "pre"
+    patch: int = Field(
+        1, ge=1, description="bars joined into one token; the first is padded where it is short"
+    )
+    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    pooling: Literal["last", "mean", "class", "attention"] = "last"
+    window_norm: bool = Field(
+        False, description="subtract each window's own mean and divide by its deviation"
+    )
+    clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
+    baseline: bool = Field(
+        True, description="begin at the closed-form baseline (ridge, log-HAR); false: at the training mean"
+    )
+    heads: dict[str, str] = Field(
+        default_factory=dict, description="kind of target → head; the kind's usual head by default"
+    )
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _widths(self) -> EncoderConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} must be a multiple of n_heads={self.n_heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_can_be_built(self) -> EncoderConfig:
+        """An unknown mechanism or option is refused here, before anything is read or written."""
+        with torch.random.fork_rng(devices=[]):
+            self.build_attention()
+        return self
+
+    def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
+        for name in self.heads:
+            if name not in kinds:
+                raise UserError(f"model.heads: no target is of kind '{name}'; there are {', '.join(kinds)}")
+        for kind in kinds.values():
+            head_name(self.heads, kind)
+
+    def head_of(self, kind: TargetKind) -> str | None:
+        return head_name(self.heads, kind)
+
+    @property
+    def summary(self) -> str:
+        """Mechanism and lookback."""
+        return f"{self.attention} attention over {self.lookback:,} bars"
+
+    @property
+    def has_global_tokens(self) -> bool:
+        """True where marks of market time can become global tokens."""
+        return "global_positions" in mechanism_class(self.attention).inputs
+
+    def build_attention(self, **shared: Any) -> Attention:
+        """One attention layer of this model."""
+        own = {
+            "d_model": self.d_model,
+            "n_heads": self.n_heads,
+            "seq_len": self.n_tokens,
+            "dropout": self.dropout,
+        }
+        return build_attention(self.attention, **(own | self.attention_options), **shared)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens the transformer sees: ⌈lookback / patch⌉, and one more with class pooling."""
+        return -(-self.lookback // self.patch) + (self.pooling == "class")
+
+
+class EncoderForecaster(Model):
+    """[B, L, C] raw features → predictions of all targets."""
+
+    Config = EncoderConfig
+    config: EncoderConfig
+
+    def __init__(self, config: EncoderConfig, inputs: ModelInputs) -> None:
+        super().__init__(config, inputs)
+        self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip, config.window_norm)
+        self.embedding = PatchEmbedding(len(inputs.columns), config.patch, config.d_model)
+        self.class_token = (
+            nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.pooling == "class" else None
         )
-        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.positions = Positions(config.positions, config.n_tokens, config.d_model)
+        self.drop = nn.Dropout(config.dropout)
+        self.transformer = Transformer(config)
+        self.pooling = build_pooling(config.pooling, config.d_model)
+        self.heads = nn.ModuleDict({kind: self._build_head(kind) for kind in inputs.kinds})
+        self.baselines = nn.ModuleDict({kind: self._build_baseline(kind) for kind in inputs.kinds})
 
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
-        """[B, N, d_model] and global positions [B, G] → [B, N, d_model]."""
-        extra = {} if marks is None else {"global_positions": marks}
-        if self.pre_norm:
-            x = x + self.attention(self.norm1(x), **extra)
-            return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self.attention(x, **extra))
-        return self.norm2(x + self.feed_forward(x))
+    def forward(self, batch: Batch) -> Prediction:
+        """The prediction at the end of every window."""
+        scaled, parts, at = self.scaling.standardise(batch.x), [], 0
+        vector = self.pooling(self._encode(scaled, batch)[-1])
+        for kind, baseline in self._baselines():
+            base = baseline(scaled, batch.rows[:, at : at + baseline.n_rows])
+            parts.append(self.heads[kind](vector, base))
+            at += baseline.n_rows
+        return Prediction(tuple(parts), self.kind_columns)
+
+    def hidden_states(self, batch: Batch) -> list[Tensor]:
+        """Tokens after each layer [B, N, d_model], the last ones normalised as the head sees them."""
+        return self._encode(self.scaling.standardise(batch.x), batch)
+
+    def _encode(self, scaled: Tensor, batch: Batch) -> list[Tensor]:
+        if self.config.window_norm:
+            scaled = self.scaling(batch.x)
+        tokens = self.embedding(scaled)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
+        states: list[Tensor] = self.transformer(
+            self.drop(self.positions(tokens)), self._token_of(batch.marks)
+        )
+        return states
+
+    def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
+        for kind, baseline in self._baselines():
+            baseline.fit(panel, self.inputs.kinds[kind], train, validation, self.scaling.standardise)
+
+    def row_inputs(self, panel: Panel) -> Array:
+        parts = [baseline.row_inputs(panel) for _, baseline in self._baselines()]
+        return torch.cat([torch.from_numpy(part) for part in parts], 1).numpy()
+
+    @property
+    def reach(self) -> int:
+        """The window, or what a baseline reads beyond it."""
+        return max(self.config.lookback, *(baseline.reach for _, baseline in self._baselines()))
+
+    def _baselines(self) -> list[tuple[str, LinearBaseline]]:
+        return [(kind, one) for kind, one in self.baselines.items() if isinstance(one, LinearBaseline)]
+
+    def _token_of(self, bars: Tensor) -> Tensor | None:
+        """Positions of bars in the window → positions of their tokens; −1 stays. None where nothing is marked."""
+        if bars.shape[1] == 0:
+            return None
+        short = -self.config.lookback % self.config.patch
+        tokens = (bars + short) // self.config.patch + (self.class_token is not None)
+        return tokens.masked_fill(bars < 0, -1)
+
+    def _build_head(self, kind: str) -> Head:
+        of_kind = self.inputs.targets_of(kind)[0].of_kind
+        head = HEADS.load(head_name(self.config.heads, of_kind))
+        built: Head = head(self.config.d_model, self.scale_of(kind), n_classes=of_kind.classes)
+        return built
+
+    def _build_baseline(self, kind: str) -> LinearBaseline:
+        head = cast(Head, self.heads[kind])
+        n_assets, n_targets = self.inputs.kinds[kind].shape
+        if self.config.baseline and head.space == "log_variance":
+            return LogHar(HarDesign.of(self.inputs.interval, self.inputs.calendar), n_assets, n_targets)
+        if self.config.baseline and head.space == "mean":
+            return SpanRidge(len(self.inputs.columns), self.config.lookback, n_assets, n_targets)
+        return Constant(head.space, n_assets, n_targets, head.n_classes)
 
 
-class Encoder(nn.Module):
-    """L layers; with pre-norm, one more norm at the end."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        for _ in range(config.n_layers):
-            layerwise = config.attention_options.get("sharing") == "layerwise" and len(self.layers) > 0
-            shared = {"shared": self.layers[0].attention} if layerwise else {}
-            self.layers.append(EncoderLayer(config, **shared))
-        self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
-        self.checkpointing = config.gradient_checkpointing
-
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
-        """[B, N, d_model] and global positions [B, G] → [B, N, d_model]."""
-        for layer in self.layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, marks, use_reentrant=False)
-            else:
-                x = layer(x, marks)
-        out: Tensor = self.norm(x)
-        return out
+def head_name(heads: Mapping[str, str], kind: TargetKind) -> str:
+    """The head of a kind of target; UserError where it does not fit."""
+    name = heads.get(kind.name, kind.heads[0])
+    if name not in kind.heads:
+        HEADS.find(name)
+        raise UserError(
+            f"model.heads: the head '{name}' does not go with targets of kind '{kind.name}';"
+            f" {' or '.join(kind.heads)} does"
+        )
+    return name

@@ -1,18 +1,29 @@
-"""Heads: from a window's vector to a prediction in original units, and the loss that trains it.
+"""Heads: from vectors to the distribution of one kind of target, in original units.
 
-A head starts at zero, so that before training it predicts exactly what the skip connection gives. Adding a head is one
-class here and one line in `HEADS`.
+A head starts at zero, so that before training it predicts exactly what the closed-form baseline gives. Adding a head is
+one class here and one line in `HEADS`, and its name in the kinds of target that it fits (`features.target_kinds`).
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longtape.core.registry import Registry
+from longtape.models.prediction import (
+    Categorical,
+    Distribution,
+    LogVariance,
+    Point,
+    Quantiles,
+    StudentT,
+    Weights,
+)
 
 HEADS = Registry(
     "head",
@@ -22,115 +33,107 @@ HEADS = Registry(
         "student_t": "longtape.models.heads:StudentTHead",
         "quantile": "longtape.models.heads:QuantileHead",
         "volatility": "longtape.models.heads:VolatilityHead",
+        "classes": "longtape.models.heads:ClassesHead",
+        "allocation": "longtape.models.heads:AllocationHead",
     },
 )
-USUAL_HEAD = {"return": "regression", "path": "regression", "volatility": "volatility"}
-SMALLEST_VARIANCE = 1e-12  # a window without any move still has a finite logarithm
 
 
 class Head(nn.Module):
-    """n targets of one kind. `scale` [n] is the deviation of the training targets, in original units."""
+    """n targets of one kind for each of A assets. `scale` [A, n] is the deviation of the training targets.
 
-    n_outputs = 1
+    A vector for each window [B, d_model] has an output row for each asset; a vector for each asset [B, A, d_model] has
+    rows that all assets share (`shared`), so that the size of the head does not grow with their number.
+    """
+
+    n_outputs = 1  # for each target
+    space: ClassVar[str] = "mean"  # in which the baseline is given: mean, log_variance, logits, or none
     scale: Tensor
 
-    def __init__(self, d_model: int, scale: Tensor) -> None:
+    def __init__(self, d_model: int, scale: Tensor, *, shared: bool = False, n_classes: int = 0) -> None:
         super().__init__()
+        self.shared, self.n_classes = shared, n_classes
+        self.n_outputs = n_classes or self.n_outputs
         self.register_buffer("scale", scale.float())
-        self.linear = nn.Linear(d_model, len(scale) * self.n_outputs)
+        n_rows = 1 if shared else len(scale)
+        self.linear = nn.Linear(d_model, n_rows * scale.shape[1] * self.n_outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, vector: Tensor, base: Tensor) -> Tensor:
-        """vector [B, d_model], base [B, n] (what the skip gives) → parameters [B, n, n_outputs]."""
-        raw = self.linear(vector).unflatten(-1, (-1, self.n_outputs)).float()
-        return self.parameters_of(raw, base)
+    def forward(self, vector: Tensor, base: Tensor) -> Distribution:
+        """Vectors [B, d_model] or, shared, [B, A, d_model], and the baseline [B, A, n] → distribution [B, A, n]."""
+        n_rows = vector.shape[1] if self.shared else len(self.scale)
+        raw = self.linear(vector).view(len(vector), n_rows, self.scale.shape[1], self.n_outputs)
+        return self.distribution(raw.float(), base)
 
-    def parameters_of(self, raw: Tensor, base: Tensor) -> Tensor:
-        """Raw outputs and the skip's value → the parameters of the prediction."""
-        return base[..., None] + self.scale[:, None] * raw
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        """Point prediction [B, n], original units."""
-        return parameters[..., 0]
-
-    def loss(self, parameters: Tensor, target: Tensor) -> Tensor:
-        """Loss [B, n] of `target` [B, n] in original units; free of the unit."""
-        raise NotImplementedError
-
-    def quantile(self, parameters: Tensor, level: float) -> Tensor | None:
-        """The head's own quantile [B, n], or None where it predicts a point only."""
-        return None
+    @abstractmethod
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+        """Raw outputs [B, A, n, n_outputs] and the baseline → the distribution."""
 
 
 class RegressionHead(Head):
-    """Mean squared error, in units of the training deviation."""
+    """The mean, by squared error in units of the training deviation."""
 
-    def loss(self, parameters: Tensor, target: Tensor) -> Tensor:
-        return ((self.mean(parameters) - target) / self.scale).square()
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+        return Point(base + self.scale * raw[..., 0], self.scale)
 
 
 class HuberHead(Head):
-    """Huber's loss with its knee at one training deviation (Huber 1964)."""
+    """The mean, by Huber's loss with its knee at one training deviation (Huber 1964)."""
 
-    def loss(self, parameters: Tensor, target: Tensor) -> Tensor:
-        return 2 * F.huber_loss(self.mean(parameters) / self.scale, target / self.scale, reduction="none")
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+        return Point(base + self.scale * raw[..., 0], self.scale, "huber")
 
 
 class StudentTHead(Head):
-    """Location, scale and degrees of freedom (> 2); negative log-likelihood."""
+    """Location, spread and degrees of freedom (> 2), by likelihood."""
 
     n_outputs = 3
 
-    def parameters_of(self, raw: Tensor, base: Tensor) -> Tensor:
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
         location = base + self.scale * raw[..., 0]
         spread = self.scale * F.softplus(raw[..., 1] + math.log(math.e - 1)) + 1e-9
-        freedom = 2.0 + F.softplus(raw[..., 2] + 2.0)
-        return torch.stack([location, spread, freedom], -1)
-
-    def loss(self, parameters: Tensor, target: Tensor) -> Tensor:
-        law = torch.distributions.StudentT(parameters[..., 2], parameters[..., 0], parameters[..., 1])
-        return -law.log_prob(target) - self.scale.log()
+        freedom = 2.0 + F.softplus(raw[..., 2] + 2.0) + 1e-3
+        return StudentT(location, spread, freedom, self.scale)
 
 
 class QuantileHead(Head):
-    """Quantiles that cannot cross: softplus steps away from the median; pinball loss (Koenker & Bassett 1978)."""
+    """Quantiles that cannot cross: softplus steps away from the median; pinball loss."""
 
-    levels = (0.05, 0.25, 0.5, 0.75, 0.95)
+    levels = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
     n_outputs = len(levels)
 
-    def parameters_of(self, raw: Tensor, base: Tensor) -> Tensor:
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
         middle = self.n_outputs // 2
         median = base + self.scale * raw[..., middle]
-        step = self.scale[:, None] * F.softplus(raw)
+        step = self.scale[..., None] * F.softplus(raw - 1.0)
         below = median[..., None] - step[..., :middle].flip(-1).cumsum(-1).flip(-1)
         above = median[..., None] + step[..., middle + 1 :].cumsum(-1)
-        return torch.cat([below, median[..., None], above], -1)
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        return parameters[..., self.n_outputs // 2]
-
-    def loss(self, parameters: Tensor, target: Tensor) -> Tensor:
-        levels = torch.tensor(self.levels, device=target.device)
-        miss = (target[..., None] - parameters) / self.scale[:, None]
-        return torch.maximum(levels * miss, (levels - 1) * miss).sum(-1)
-
-    def quantile(self, parameters: Tensor, level: float) -> Tensor | None:
-        return parameters[..., self.levels.index(level)] if level in self.levels else None
+        return Quantiles(torch.cat([below, median[..., None], above], -1), self.levels, self.scale)
 
 
 class VolatilityHead(Head):
-    """Positive by construction: the logarithm of the variance, trained with QLIKE (Patton 2011).
+    """The logarithm of the variance, trained with QLIKE; positive by construction."""
 
-    `base` is a log variance; the prediction is the root of the expected variance.
-    """
+    space = "log_variance"
 
-    def parameters_of(self, raw: Tensor, base: Tensor) -> Tensor:
-        return base[..., None] + raw
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+        return LogVariance(base + raw[..., 0])
 
-    def mean(self, parameters: Tensor) -> Tensor:
-        return (0.5 * parameters[..., 0]).exp()
 
-    def loss(self, parameters: Tensor, target: Tensor) -> Tensor:
-        surprise = target.square().clamp_min(SMALLEST_VARIANCE).log() - parameters[..., 0]
-        return surprise.exp() - surprise - 1
+class ClassesHead(Head):
+    """Logits of ordered classes, by cross-entropy."""
+
+    space = "logits"
+
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+        return Categorical(base + raw)
+
+
+class AllocationHead(Head):
+    """A share of the equity in [−1, 1], by the return that it earns."""
+
+    space = "none"
+
+    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+        return Weights(torch.tanh(base + raw[..., 0]), self.scale)

@@ -12,7 +12,10 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(8, ge=0, description="0 keeps the closed-form skip alone")
+    epochs: int = Field(8, ge=0, description="0 keeps the closed-form baseline alone")
+    seeds: int = Field(
+        1, ge=1, description="models trained from seed, seed + 1, …, whose predictions are averaged"
+    )
     batch_size: int = Field(32, ge=1)
     stride: int = Field(
         1, ge=1, description="an epoch visits 1/stride of the training windows, others the next time"

@@ -1,5 +1,5 @@
 """The way of the data, walked end to end: what an experiment describes, done."""
 
-from longtape.workflow.steps import Run, load_run, run, train
+from longtape.workflow.run import Run, load_run, run, train
 
 __all__ = ["Run", "load_run", "run", "train"]

@@ -12,7 +12,7 @@ from longtape.core.progress import say
 from longtape.experiment import parse_experiment
 from longtape.market.sources import sample
 from longtape.market.store import Store
-from longtape.workflow.steps import Run, run
+from longtape.workflow.run import Run, run
 
 
 def run_demo(out: str | Path) -> Run:

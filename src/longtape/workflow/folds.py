@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from longtape.core.files import write_json
 from longtape.core.progress import say
 from longtape.evaluation.walk_forward import WalkForward, walk_forward
 from longtape.experiment import Experiment
-from longtape.features.splits import Split, WalkForwardConfig
-from longtape.market.load import load
+from longtape.features.splits import WalkForwardConfig
 from longtape.report.text import table
+from longtape.workflow.data import RunData
 from longtape.workflow.page import write_walk_report
-from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
-from longtape.workflow.steps import write_frame
+from longtape.workflow.run import write_frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,23 +34,15 @@ def run_walk_forward(
     experiment: Experiment, config: WalkForwardConfig, out: str | Path, resume: bool = False
 ) -> WalkedForward:
     """Refit `experiment` at every fold and judge the joined forecasts; `resume` keeps the folds that are there."""
-    bars = load(experiment.data)
-    pipeline = ExperimentPipeline(experiment)
-    identity = {
-        "experiment": experiment.to_yaml(),
-        "fingerprints": {one.instrument.key: one.fingerprint() for one in bars},
-    }
-    walked = walk_forward(pipeline, bars, config, out, identity=identity, resume=resume)
+    data = RunData.of(experiment)
+    identity = {"experiment": experiment.to_yaml(), "fingerprints": data.fingerprints}
+    walked = walk_forward(data.pipeline, data.bars, config, out, identity=identity, resume=resume)
     say("judging the joined folds")
-    record = Split(
-        walked.folds[0].train,
-        walked.folds[0].validation,
-        np.concatenate([fold.test for fold in walked.folds]),
-    )
-    results = judge_run(pipeline, walked.panel, record, bars, walked.forecasts)
+    results = judge_run(data.trading, walked.panel, walked.folds, data.bars, walked.forecasts)
     made = WalkedForward(Path(out), walked, results)
     write_frame(walked.forecasts, made.root / "forecast.parquet")
-    write_frame(results.account.equity, made.root / "equity.parquet")
+    if results.account is not None:
+        write_frame(results.account.equity, made.root / "equity.parquet")
     write_json(made.root / "metrics.json", results.to_dict() | {"folds": walked.table()})
     write_walk_report(made.root / "report.html", experiment, walked.table(), results)
     return made

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from longtape.backtest.judgement import Judgement
+from longtape.evaluation.skill import MODEL
 from longtape.experiment import Experiment
 from longtape.report import figures
 from longtape.report.page import Block, Facts, Figure, Figures, Table, write
-from longtape.workflow.results import MODEL, Results
+from longtape.workflow.results import Results
 
 _FAN_CAPTION = (
     "The newest 400 forecasts, at the time their label is known; shaded gold: past the end of the data."
@@ -24,14 +25,13 @@ def write_report(
     path: str | Path,
     experiment: Experiment,
     facts: Mapping[str, Any],
-    history: Sequence[Mapping[str, float]],
+    histories: Sequence[Sequence[Mapping[str, float]]],
     results: Results,
 ) -> Path:
     """Write the page of a run; returns its path."""
     symbols = ", ".join(experiment.data.symbols)
-    subtitle = f"{symbols}, bars of {experiment.data.interval}; {experiment.model.attention} attention over"
-    subtitle += f" {experiment.model.lookback:,} bars"
-    blocks = [*_money(results), *_forecasts(experiment, results), *_training(experiment, facts, history)]
+    subtitle = f"{symbols}, {_rows_of(experiment)}; {experiment.model.summary}"
+    blocks = [*_money(results), *_forecasts(experiment, results), *_training(experiment, facts, histories)]
     verdict = [*results.verdict, _audit_line(facts["audit"])]
     blocks.insert(-1, _audit(facts["audit"]))
     return write(path, experiment.name, subtitle, verdict, blocks)
@@ -42,10 +42,15 @@ def write_walk_report(
 ) -> Path:
     """Write the page of a walk forward; returns its path."""
     symbols = ", ".join(experiment.data.symbols)
-    subtitle = f"{symbols}, bars of {experiment.data.interval}; refitted at each of {len(folds)} folds"
+    subtitle = f"{symbols}, {_rows_of(experiment)}; refitted at each of {len(folds)} folds"
     caption = "Scaler, threshold and model are fitted inside each fold; every window is forecast once, out of sample."
     blocks = [*_money(results), Table("Folds", caption, folds), *_forecasts(experiment, results)]
     return write(path, f"{experiment.name}, walked forward", subtitle, results.verdict, blocks)
+
+
+def _rows_of(experiment: Experiment) -> str:
+    data = experiment.data
+    return f"bars of {data.interval}" if data.kind == "candles" else data.kind
 
 
 def _audit_line(found: Mapping[str, Any] | None) -> str:
@@ -75,6 +80,8 @@ def _audit(found: Mapping[str, Any] | None) -> Block:
 
 def _money(results: Results) -> list[Block]:
     judgement, account = results.judgement, results.account
+    if judgement is None or account is None:
+        return []
     curves = {MODEL: account.equity} | {name: one.equity for name, one in judgement.beside.items()}
     equity = Figure("Equity", "Marked at the close of every bar, after all costs.", figures.equity(curves))
     shape = [
@@ -137,22 +144,25 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
 
 
 def _training(
-    experiment: Experiment, facts: Mapping[str, Any], history: Sequence[Mapping[str, float]]
+    experiment: Experiment, facts: Mapping[str, Any], histories: Sequence[Sequence[Mapping[str, float]]]
 ) -> list[Block]:
     caption = "Mean loss over the targets. Epoch 0 is the closed-form baseline from which the network starts."
-    curve = Figure("Learning curve", caption, figures.learning_curve(history))
+    curves = [
+        Figure("Learning curve" + (f", seed {n + 1}" if n else ""), caption, figures.learning_curve(history))
+        for n, history in enumerate(histories)
+    ]
     of_run = {
         "seed": facts["seed"],
         **{f"fingerprint of {key}": value for key, value in facts["fingerprints"].items()},
         **{f"{name} windows": count for name, count in facts["windows"].items()},
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "features": ", ".join(experiment.features),
-        "attention": f"{experiment.model.attention} {experiment.model.attention_options or ''}",
-        "costs": ", ".join(
-            f"{k} {v}" for k, v in experiment.backtest.costs.model_dump().items() if v is not None
-        ),
+        "model": experiment.model.summary,
     }
+    if experiment.has_account:
+        costs = experiment.backtest.costs.model_dump()
+        of_run["costs"] = ", ".join(f"{k} {v}" for k, v in costs.items() if v is not None)
     return [
-        Figures([curve]),
+        Figures(curves),
         Facts("What this run was", "Enough to repeat it to the bit on this machine.", of_run),
     ]

@@ -6,60 +6,34 @@ This is what evaluation drives (`longtape.evaluation.protocol`): each step is a 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 
-from longtape.backtest import BacktestResult, run_backtest
+from longtape.backtest import BacktestResult
+from longtape.backtest.engine import run_account
+from longtape.backtest.frames import only_at_bars
 from longtape.backtest.signals import weights_from_forecast
 from longtape.core.errors import UserError
+from longtape.core.files import read_json, write_json
 from longtape.experiment import Experiment
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
-from longtape.features.panel import Panel
+from longtape.features.panel import Panel, Rows
 from longtape.features.scaling import Standardizer
-from longtape.features.splits import Periods, Split, chronological
-from longtape.features.windows import Windows
-from longtape.forecasting.frame import to_frame
-from longtape.forecasting.intervals import Calibration, calibrate
-from longtape.forecasting.predict import model_inputs, predict
-from longtape.market.bars import Bars
-from longtape.models.forecaster import Forecaster, ModelInputs
+from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
+from longtape.forecasting.fitted import FittedForecaster, History, calibrated
+from longtape.forecasting.intervals import Calibration
+from longtape.market.rows import Rows as MarketRows
+from longtape.models.base import Model, ModelInputs
+from longtape.models.registry import build_model
+from longtape.training.checkpoint import load_weights, save_weights
+from longtape.training.ensemble import joined
 from longtape.training.loop import Trainer
-
-Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class FittedForecaster:
-    """A trained model (its scaler is inside) and the calibration of its intervals."""
-
-    model: Forecaster
-    calibration: Calibration
-    batch_size: int
-    history: tuple[dict[str, float], ...] = ()
-
-    def inputs(self, panel: Panel, origins: Rows) -> Mapping[str, npt.NDArray[Any]]:
-        """What the network is given: scaled windows `x` [n, L, C], the time each is known, and its marks [n, G]."""
-        return {
-            "x": model_inputs(self.model, panel, origins),
-            "when": panel.known_at[origins],
-            "marks": panel.mark_positions(origins, self.model.config.lookback),
-        }
-
-    def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
-        """Forecast frame of the windows that end at `origins`."""
-        if panel.columns != self.model.inputs.columns:
-            raise UserError("these bars give other feature columns than the model was trained on")
-        return to_frame(
-            panel, origins, predict(self.model, panel, origins, self.batch_size), self.calibration
-        )
+from longtape.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -67,6 +41,7 @@ class ExperimentPipeline:
     """The steps that an experiment describes."""
 
     experiment: Experiment
+    funding: pl.DataFrame | None = None  # recorded payments, for costs.funding = history
     events: Events | None = None  # as they were known at some time; None: the experiment's file
 
     @property
@@ -74,66 +49,135 @@ class ExperimentPipeline:
         """Bars in a window."""
         return self.experiment.model.lookback
 
-    def panel(self, bars: Sequence[Bars]) -> Panel:
+    def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features, targets and marks of `bars`."""
         panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
-        """Training, validation and test origins, as configured or at the borders of `periods`."""
+        """Training, validation, calibration and test origins, as configured or at the borders of `periods`."""
         return chronological(panel, self.lookback, periods or self.experiment.split)
+
+    def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
+        """The test period of the experiment's split, block by block."""
+        return walk_forward(panel, self.lookback, self.experiment.split, config)
 
     def scaler(self, panel: Panel, train: Rows) -> Standardizer:
         """Mean and deviation of the rows that training windows see."""
-        rows = Split(train, train[:0], train[:0]).training_rows(self.lookback)
-        return Standardizer.fit(panel.values, rows, panel.columns)
+        nothing = train[:0]
+        rows = Split(train, nothing, nothing, nothing).training_rows(self.lookback)
+        return Standardizer.fit(panel.values, rows, [str(column) for column in panel.columns])
 
-    def fit(self, panel: Panel, train: Rows, validation: Rows) -> FittedForecaster:
-        """Train from the experiment's seed; nothing is kept on disk."""
+    def inputs(self, panel: Panel, train: Rows) -> ModelInputs:
+        """What a model must know of these data."""
+        scaler = self.scaler(panel, train)
+        deviation = np.nanstd(panel.targets[train], axis=0)
+        deviation[~(deviation > 0)] = 1.0  # a constant target has no unit of its own
+        return ModelInputs(
+            panel.columns,
+            panel.assets,
+            panel.target_columns,
+            panel.interval,
+            panel.calendar,
+            scaler.mean,
+            scaler.std,
+            deviation,
+        )
+
+    def fit(self, panel: Panel, split: Split) -> FittedForecaster:
+        """Train from the experiment's seeds; nothing is kept on disk."""
         with tempfile.TemporaryDirectory(prefix="longtape-") as folder:
-            return self.fit_with_checkpoint(
-                panel, train, validation, Path(folder) / "checkpoint.safetensors", False
-            )
+            return self.fit_in(RunFolder(folder), panel, split)
 
-    def fit_with_checkpoint(
-        self, panel: Panel, train: Rows, validation: Rows, checkpoint: Path, resume: bool
+    def fit_in(self, folder: RunFolder, panel: Panel, split: Split) -> FittedForecaster:
+        """Train in a folder, going on from whatever checkpoints it holds to the same numbers."""
+        inputs = self.inputs(panel, split.train)
+        trained = [
+            self._member(folder, number, inputs, panel, split)
+            for number in range(self.experiment.training.seeds)
+        ]
+        model = joined([model for model, _ in trained])
+        traded = self.experiment.backtest.traded if self.experiment.has_account else None
+        calibration = calibrated(model, panel, split, self.experiment.forecast, traded)
+        return self.fitted(model, calibration, split.periods, tuple(history for _, history in trained))
+
+    def fitted(
+        self,
+        model: Model,
+        calibration: Calibration,
+        periods: Periods | None,
+        histories: tuple[History, ...] = (),
     ) -> FittedForecaster:
-        """Train, saving to `checkpoint`, or go on from it to the same numbers."""
-        if not len(validation):
+        """A trained model with what belongs to it."""
+        return FittedForecaster(model.eval(), calibration, self.experiment.forecast, periods, histories)
+
+    def untrained(self, inputs: ModelInputs) -> Model:
+        """The model of a run as it is before its weights are loaded."""
+        seeds = range(self.experiment.training.seeds)
+        return joined([build_model(self.experiment.model, inputs) for _ in seeds])
+
+    def _member(
+        self, folder: RunFolder, number: int, inputs: ModelInputs, panel: Panel, split: Split
+    ) -> tuple[Model, History]:
+        """The model of one seed: as it waits for the others, or trained."""
+        seed = self.experiment.seed + number
+        torch.manual_seed(seed)
+        model = build_model(self.experiment.model, inputs)
+        if model.is_trained and not len(split.validation):
             raise UserError(
                 "split: training stops early on validation windows, and there are none; name some"
             )
-        torch.manual_seed(self.experiment.seed)
-        model = Forecaster(self.experiment.model, self._model_inputs(panel, train))
-        seen, checked = (Windows(panel, self.lookback, rows) for rows in (train, validation))
-        trainer = Trainer(model, seen, checked, self.experiment.training, self.experiment.seed, checkpoint)
-        history = trainer.fit(resume)
-        calibration = self._calibrate(model, panel, validation)
-        return FittedForecaster(model, calibration, self.experiment.forecast.batch_size, tuple(history))
+        kept, losses = folder.trained(number), folder.trained(number).with_suffix(".json")
+        if kept.exists() and losses.exists():
+            model.load_state_dict(load_weights(kept))
+            return model, read_json(losses)
+        trainer = Trainer(
+            model,
+            panel,
+            split.train,
+            split.validation,
+            self.experiment.training,
+            seed,
+            folder.checkpoint(number),
+        )
+        history = trainer.fit(resume=True)
+        if self.experiment.training.seeds > 1:
+            save_weights(kept, model.state_dict())
+            write_json(losses, history)
+        return model, history
 
     def rescaled(self, fitted: FittedForecaster, panel: Panel, train: Rows) -> FittedForecaster:
         """The same trained weights with the scaler fitted again."""
-        model = Forecaster(self.experiment.model, fitted.model.inputs)
-        model.load_state_dict(fitted.model.state_dict())
         scaler = self.scaler(panel, train)
-        model.scaling.mean.copy_(torch.tensor(scaler.mean))
-        model.scaling.deviation.copy_(torch.tensor(scaler.std))
+        inputs = replace(fitted.model.inputs, mean=scaler.mean, deviation=scaler.std)
+        model = self.untrained(inputs)
+        state = {k: v for k, v in fitted.model.state_dict().items() if ".scaling." not in f".{k}"}
+        model.load_state_dict(state, strict=False)
         return replace(fitted, model=model.eval())
 
     def weights(self, forecast: pl.DataFrame) -> pl.DataFrame:
-        """Target weights decided at each origin's close."""
+        """Target weights decided at each origin's close; no symbol where nothing is traded."""
+        if not self.experiment.has_account:
+            return forecast.select("timestamp").unique(maintain_order=True)
         return weights_from_forecast(forecast, self.experiment.backtest.signal)
 
-    def backtest(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> BacktestResult:
-        """The account that follows `weights` through `bars`, with the experiment's costs."""
-        config = self.experiment.backtest
-        return run_backtest(
-            weights, bars, costs=config.costs, fill=config.fill, initial_capital=config.initial_capital
+    def backtest(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> BacktestResult:
+        """The account that follows `weights` through `bars`; what has no bar at a time is not traded on then."""
+        return run_account(
+            self.experiment.backtest, only_at_bars(weights, bars), bars, funding_history=self.funding
         )
 
-    def fills(self, weights: pl.DataFrame, bars: Sequence[Bars]) -> pl.DataFrame:
-        """Trades that follow from `weights` on `bars`."""
-        return self.backtest(weights, bars).fills
+    def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
+        """Trades that follow from `weights` on any `bars`; recorded funding, known for the test period only, is left
+        out of the equity that sizes them.
+        """
+        if not self.experiment.has_account:
+            return weights.clear()
+        account = self.experiment.backtest
+        if account.costs.funding == "history":
+            costs = account.costs.model_copy(update={"funding": "excluded"})
+            account = account.model_copy(update={"costs": costs})
+        return run_account(account, only_at_bars(weights, bars), bars).fills
 
     def as_of(self, time: int) -> ExperimentPipeline:
         """The same with the events that had been announced by `time`."""
@@ -141,17 +185,3 @@ class ExperimentPipeline:
         if marks is None or marks.events is None:
             return self
         return replace(self, events=(self.events or read_events(marks.events)).as_of(time))
-
-    def _model_inputs(self, panel: Panel, train: Rows) -> ModelInputs:
-        scaler = self.scaler(panel, train)
-        deviation = np.nanstd(panel.targets[train], axis=0)
-        deviation[deviation == 0] = 1.0  # a constant target has no unit of its own
-        return ModelInputs(
-            panel.columns, panel.target_columns, panel.interval, scaler.mean, scaler.std, deviation
-        )
-
-    def _calibrate(self, model: Forecaster, panel: Panel, validation: Rows) -> Calibration:
-        batch_size = self.experiment.forecast.batch_size
-        predicted = predict(model, panel, validation, batch_size, "calibrate")
-        level, traded = self.experiment.forecast.level, self.experiment.backtest.traded
-        return calibrate(panel.target_columns, predicted, panel.targets[validation], level, traded)

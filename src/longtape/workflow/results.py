@@ -1,4 +1,4 @@
-"""What a run came to: the account and everything it was held against, and how good the forecasts were."""
+"""What a run came to: how good the forecasts were, and the account with everything it was held against."""
 
 from __future__ import annotations
 
@@ -7,53 +7,57 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from longtape.backtest import BacktestResult
 from longtape.backtest.judgement import Judgement, judge
 from longtape.core.clock import iso
-from longtape.evaluation.skill import coverage, skill
-from longtape.evaluation.statistics import diebold_mariano, loss_of
-from longtape.features.panel import Panel, TargetColumn
+from longtape.evaluation.skill import MODEL, P_VALUE, Rows, coverage, skills
+from longtape.features.panel import Panel
 from longtape.features.splits import Split
-from longtape.market.bars import Bars
-from longtape.models.baselines import BASELINES
+from longtape.features.target_kinds import KINDS
+from longtape.forecasting.fitted import FittedForecaster
+from longtape.market.rows import Rows as MarketRows
 from longtape.report.text import table
 from longtape.workflow.pipeline import ExperimentPipeline
-
-MODEL = "longtape"
-P_VALUE = "p, differs from longtape"
-Rows = list[dict[str, Any]]
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
     """Everything that the terminal, metrics.json and the report show of the test period."""
 
-    judgement: Judgement
+    judgement: Judgement | None  # None where nothing is traded
     skills: Mapping[str, Rows]  # "SYMBOL target" → model and baselines
     coverage: Rows
     forecasts: pl.DataFrame
     verdict: Sequence[str]
 
     @property
-    def account(self) -> BacktestResult:
+    def account(self) -> BacktestResult | None:
         """The model's own account."""
-        return self.judgement.result
+        return None if self.judgement is None else self.judgement.result
+
+    @property
+    def required_account(self) -> BacktestResult:
+        """The same where the experiment trades."""
+        if self.account is None:
+            raise ValueError("nothing is traded")
+        return self.account
 
     @property
     def strategies(self) -> Rows:
         """The model and the simple strategies on the same bars and terms."""
-        return [_row(name, one) for name, one in {MODEL: self.account, **self.judgement.beside}.items()]
+        if self.judgement is None:
+            return []
+        everyone = {MODEL: self.judgement.result, **self.judgement.beside}
+        return [_row(name, one) for name, one in everyone.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for metrics.json; a figure that does not exist is null."""
         content = {
-            "account": self.account.account,
-            "metrics": self.account.metrics,
-            "judgement": self.judgement.to_dict(),
+            "account": None if self.account is None else self.account.account,
+            "metrics": None if self.account is None else self.account.metrics,
+            "judgement": None if self.judgement is None else self.judgement.to_dict(),
             "skill": dict(self.skills),
             "coverage": self.coverage,
             "verdict": list(self.verdict),
@@ -63,28 +67,60 @@ class Results:
 
     def text(self) -> str:
         """The results next to the baselines, and the verdict."""
-        costs = table(self.judgement.costs.rows, "The same at other costs a side")
-        parts = [table(self.strategies, "Backtest of the test period"), costs]
+        parts = []
+        if self.judgement is not None:
+            parts.append(table(self.strategies, "Backtest of the test period"))
+            parts.append(table(self.judgement.costs.rows, "The same at other costs a side"))
         parts += [table(rows, f"Forecast of {name}") for name, rows in self.skills.items()]
-        said = "Verdict\n" + "\n".join(f"- {line}" for line in self.verdict)
-        return "\n\n".join([*parts, table(self.coverage, "Intervals"), said])
+        if self.coverage:
+            parts.append(table(self.coverage, "Intervals"))
+        return "\n\n".join([*parts, "Verdict\n" + "\n".join(f"- {line}" for line in self.verdict)])
 
 
 def judge_run(
-    pipeline: ExperimentPipeline, panel: Panel, split: Split, bars: Sequence[Bars], forecasts: pl.DataFrame
+    pipeline: ExperimentPipeline,
+    panel: Panel,
+    splits: Sequence[Split],
+    bars: Sequence[MarketRows],
+    forecasts: pl.DataFrame,
+    fitted: FittedForecaster | None = None,
 ) -> Results:
-    """Backtest and score the forecasts of the test period."""
-    first = int(panel.timestamps[split.test[0]])
-    traded = [one.between(first) for one in bars if one.symbol in panel.symbols]
-    judgement = judge(pipeline.backtest(pipeline.weights(forecasts), traded))
-    skills = {
-        f"{target.symbol} {target.name}": _skill_rows(panel, split, forecasts, k)
-        for k, target in enumerate(panel.target_columns)
-    }
-    covered = coverage(forecasts)
-    verdict = [*judgement.verdict, *(_skill_line(name, rows) for name, rows in skills.items())]
-    verdict += [_coverage_line(pipeline.experiment.forecast.level, covered), _clock_line(judgement.result)]
-    return Results(judgement, skills, covered, forecasts, verdict)
+    """Score the forecasts of the test period and trade them; `splits` are the folds they were made in, one or more.
+
+    Nothing outside the test period is scored or traded.
+    """
+    inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
+    origins = np.concatenate([split.test for split in splits])
+    periods = splits[-1].periods
+    first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until
+    of_test = forecasts.filter(_between(first, last))
+    judgement = _judged(pipeline, of_test, bars, first, last)
+    scored = of_test.filter(pl.col("end").dt.timestamp("ms") <= int(panel.target_ends[origins].max()))
+    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored)
+    verdict = [] if judgement is None else list(judgement.verdict)
+    verdict += [_skill_line(name, rows) for name, rows in found.items()]
+    verdict += _interval_lines(pipeline.experiment.forecast.level, covered, fitted)
+    verdict.append(_clock_line(panel, origins, judgement))
+    return Results(judgement, found, covered, forecasts, verdict)
+
+
+def _between(since: int, until: int | None) -> pl.Expr:
+    times = pl.col("timestamp").dt.timestamp("ms")
+    return (times >= since) & (times < until) if until is not None else times >= since
+
+
+def _judged(
+    pipeline: ExperimentPipeline,
+    forecasts: pl.DataFrame,
+    bars: Sequence[MarketRows],
+    since: int,
+    until: int | None,
+) -> Judgement | None:
+    if not pipeline.experiment.has_account:
+        return None
+    symbols = forecasts["symbol"].unique().to_list()
+    traded = [one.between(since, until) for one in bars if one.symbol in symbols]
+    return judge(pipeline.backtest(pipeline.weights(forecasts), traded))
 
 
 def _row(name: str, result: BacktestResult) -> dict[str, Any]:
@@ -103,58 +139,53 @@ def _row(name: str, result: BacktestResult) -> dict[str, Any]:
     }
 
 
-def _skill_rows(panel: Panel, split: Split, forecasts: pl.DataFrame, k: int) -> Rows:
-    target = panel.target_columns[k]
-    actual, own = panel.targets[split.test, k], _own(forecasts, target, panel, split)
-    rows: Rows = [{"model": MODEL, **skill(target.kind, actual, own)}]
-    for name, baseline in BASELINES.get(target.kind, {}).items():
-        other = baseline(panel, k, split.train, split.test)
-        rows.append(
-            {
-                "model": name,
-                **skill(target.kind, actual, other),
-                P_VALUE: _p_value(target, actual, own, other),
-            }
-        )
-    return rows
-
-
-def _own(forecasts: pl.DataFrame, target: TargetColumn, panel: Panel, split: Split) -> Array:
-    """The model's forecasts at the test origins, in their order."""
-    mine = forecasts.filter(
-        (pl.col("target") == target.name)
-        & (pl.col("symbol") == target.symbol)
-        & (pl.col("horizon") == target.horizon)
-    )
-    rows = np.searchsorted(mine["timestamp"].dt.timestamp("ms").to_numpy(), panel.timestamps[split.test])
-    return mine["mean"].to_numpy()[rows]
-
-
-def _p_value(target: TargetColumn, actual: Array, own: Array, other: Array) -> float:
-    """Of the Diebold–Mariano test that both forecasts lose equally much."""
-    if len(actual) <= 2 * target.horizon:
-        return float("nan")
-    losses = (loss_of(target.kind, actual, forecast) for forecast in (own, other))
-    return diebold_mariano(*losses, horizon=target.horizon).p_value
-
-
 def _skill_line(name: str, rows: Rows) -> str:
-    measure, larger_is_better = ("QLIKE", False) if "QLIKE" in rows[0] else ("R² against zero", True)
+    kind = next(kind for kind in KINDS.values() if kind.headline in rows[0])
+    measure, sign = kind.headline, 1 if kind.larger_is_better else -1
     own, others = rows[0], [row for row in rows[1:] if np.isfinite(row[measure])]
-    best = (max if larger_is_better else min)(others, key=lambda row: row[measure])
-    ahead = (own[measure] > best[measure]) == larger_is_better
+    if not others or not np.isfinite(own[measure]):
+        return f"{name}: not scored; no label of the test period is known."
+    best = max(others, key=lambda row: sign * row[measure])
+    ahead = sign * own[measure] > sign * best[measure]
     sure = best[P_VALUE] < 0.05
     standing = f"{'ahead of' if ahead else 'behind'} the best baseline{'' if sure else ', within luck'}"
-    figures = f"{measure} {own[measure]:.4f}, {best['model']} {best[measure]:.4f}, p {best[P_VALUE]:.2f}"
+    figures = f"{measure} {own[measure]:.4f}, {best['model']} {best[measure]:.4f}, {_p_text(best[P_VALUE])}"
     return f"{name}: {standing} ({figures})."
 
 
-def _coverage_line(level: float, covered: Rows) -> str:
-    shares = ", ".join(f"{row['symbol']} {row['target']} {row['coverage']:.1%}" for row in covered)
-    return f"Intervals of {level:.0%} held in the test period: {shares}."
+def _p_text(p_value: float) -> str:
+    if np.isnan(p_value):
+        return "too short to test"
+    return "p < 0.001" if p_value < 0.001 else f"p {p_value:.3f}"
 
 
-def _clock_line(account: BacktestResult) -> str:
+def _interval_lines(level: float, covered: Rows, fitted: FittedForecaster | None) -> list[str]:
+    lines = []
+    if covered:
+        shares = ", ".join(f"{_named(row, covered)} {row['coverage']:.1%}" for row in covered)
+        lines.append(f"Intervals of {level:.0%} held in the test period: {shares}.")
+    if fitted is not None:
+        made = zip(fitted.model.inputs.targets, fitted.calibration.targets, strict=True)
+        lines += [
+            f"The interval of {target.asset} {target.name} is infinite: {one.rows} calibration rows are too few for"
+            f" {level:.0%}."
+            for target, one in made
+            if np.isinf(one.lower) or np.isinf(one.upper)
+        ]
+    return lines
+
+
+def _named(row: Mapping[str, Any], rows: Rows) -> str:
+    """Symbol and target, with the horizon where a target has several."""
+    same = [r for r in rows if (r["symbol"], r["target"]) == (row["symbol"], row["target"])]
+    return f"{row['symbol']} {row['target']}" + (f" at {row['horizon']}" if len(same) > 1 else "")
+
+
+def _clock_line(panel: Panel, origins: Any, judgement: Judgement | None) -> str:
+    if judgement is None:
+        begin, end = panel.timestamps[origins[0]], panel.timestamps[origins[-1]]
+        return f"Test period {iso(int(begin))} to {iso(int(end))}; nothing is traded."
+    account = judgement.result
     span = f"{iso(int(account.clock[0]))} to {iso(int(account.clock[-1]))}"
     return f"Test period {span}; annualised with {account.periods_per_year:,.0f} bars a year ({account.calendar})."
 

@@ -33,9 +33,8 @@ def require_calendar(name: str, where: str = "") -> str:
 
 def _unknown(name: object, nearest: list[str], where: str) -> UserError:
     near = nearest or get_close_matches(str(name).upper(), _library().get_calendar_names(), n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? Write" if near else "write"
-    line = f"calendar '{name}' is not known; {hint} 24/7, 24/5 or an exchange code such as XNYS"
-    return UserError(f"{where}: {line}" if where else line)
+    hint = f"did you mean '{near[0]}'?" if near else "write 24/7, 24/5 or an exchange code such as XNYS"
+    return UserError(f"{where + ': ' if where else ''}unknown calendar '{name}'; {hint}")
 
 
 def _library() -> ModuleType:

@@ -21,15 +21,14 @@ def load(name: str = "SP500") -> Bars:
 
     Source: the data sets of the package `arch`, which took them from Yahoo Finance; `adj_close` is carried along.
     """
-    if name not in NAMES:
-        raise unknown_name("sample", name, NAMES)
+    known = instrument(name)
     table = require(NAMES[name], "sample").load()
     days: Milliseconds = table.index.to_numpy().astype("datetime64[ms]").astype("int64")
     columns = {ours: table[theirs].to_numpy(dtype="float64") for ours, theirs in _COLUMNS.items()}
     frame = pl.DataFrame(
         {"timestamp": pl.Series(days).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC"), **columns}
     )
-    return Bars.checked(_instrument(name), Interval.parse("1d"), frame, f"sample {name}")
+    return Bars.checked(known, Interval.parse("1d"), frame, f"sample {name}")
 
 
 _COLUMNS = {
@@ -42,7 +41,10 @@ _COLUMNS = {
 }
 
 
-def _instrument(name: str) -> Instrument:
+def instrument(name: str) -> Instrument:
+    """What is known about a sample; UserError with the nearest name for another."""
+    if name not in NAMES:
+        raise unknown_name("sample", name, NAMES)
     return Instrument("sample", "index", name, calendar=CALENDAR)
 
 
@@ -54,9 +56,7 @@ class Sample(Source):
 
     def instrument(self, symbol: str, category: str = "index") -> Instrument:
         """What is known about the index."""
-        if symbol not in NAMES:
-            raise unknown_name("sample", symbol, NAMES)
-        return _instrument(symbol)
+        return instrument(symbol)
 
     def candles(
         self,

@@ -1,0 +1,127 @@
+"""Kinds of target: everything that depends on what is forecast, in one entry each.
+
+A label function (`longtape.features.targets`) belongs to a kind. The kind says in which unit its labels are, which
+heads can forecast it, which closed-form models stand beside it, by which loss and scores it is judged, how an error is
+scaled for an interval, and whether the account can trade it. Heads and models are named as in their registries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from longtape.core import scoring
+from longtape.core.errors import unknown_name
+
+Array = npt.NDArray[np.float64]
+Scores = Callable[[Array, Array], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TargetKind:
+    """One kind of target. `loss` and `scores` take labels [n] and forecasts: means [n], or, where the kind has
+    classes, their probabilities [n, M].
+    """
+
+    name: str
+    unit: str
+    heads: tuple[str, ...]  # the first is the usual one
+    baselines: tuple[str, ...]
+    loss: Callable[[Array, Array], Array]
+    scores: Scores
+    headline: str  # the score that the verdict states
+    larger_is_better: bool
+    error: Literal["difference", "log ratio"] | None  # what an interval is made of; None: no interval
+    traded: bool = False  # an expected log return, which signals can trade
+    classes: int = 0
+
+
+def return_scores(actual: Array, forecast: Array) -> dict[str, float]:
+    """R² out of sample against zero (1 − SSE/Σy²), root mean squared error, hit rate of the sign."""
+    sse, against = ((actual - forecast) ** 2).sum(), (actual**2).sum()
+    moved = (forecast != 0) & (actual != 0)
+    hits = float((np.sign(forecast) == np.sign(actual))[moved].mean()) if moved.any() else float("nan")
+    return {
+        "R² against zero": float(1 - sse / against) if against > 0 else float("nan"),
+        "RMSE": float(np.sqrt(((actual - forecast) ** 2).mean())),
+        "hit rate": hits,
+    }
+
+
+def volatility_scores(actual: Array, forecast: Array) -> dict[str, float]:
+    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011)."""
+    y = np.maximum(actual**2, scoring.SMALLEST_VARIANCE)
+    f = np.maximum(forecast**2, scoring.SMALLEST_VARIANCE)
+    spread = ((y - y.mean()) ** 2).sum()
+    return {
+        "R²": float(1 - ((y - f) ** 2).sum() / spread) if spread > 0 else float("nan"),
+        "QLIKE": float(scoring.qlike(actual, forecast).mean()),
+    }
+
+
+def class_scores(actual: Array, probabilities: Array) -> dict[str, float]:
+    """Mean log loss, Brier score, and the share of labels that the likeliest class hits."""
+    return {
+        "log loss": float(scoring.log_loss(actual, probabilities).mean()),
+        "Brier": float(scoring.brier(actual, probabilities).mean()),
+        "accuracy": float((probabilities.argmax(axis=1) == actual).mean()),
+    }
+
+
+def _moves(name: str) -> TargetKind:
+    return TargetKind(
+        name,
+        unit="log return",
+        heads=("regression", "huber", "student_t", "quantile", "allocation"),
+        baselines=("zero", "mean", "last_value", "ar1"),
+        loss=scoring.squared_error,
+        scores=return_scores,
+        headline="R² against zero",
+        larger_is_better=True,
+        error="difference",
+        traded=True,
+    )
+
+
+def _classes(name: str, count: int) -> TargetKind:
+    return TargetKind(
+        name,
+        unit=f"class, 0 to {count - 1}",
+        heads=("classes",),
+        baselines=("mean",),
+        loss=scoring.log_loss,
+        scores=class_scores,
+        headline="log loss",
+        larger_is_better=False,
+        error=None,
+        classes=count,
+    )
+
+
+VOLATILITY = TargetKind(
+    "volatility",
+    unit="volatility of the horizon (root of the sum of squared log returns)",
+    heads=("volatility",),
+    baselines=("mean", "last_value", "log_har"),
+    loss=scoring.qlike,
+    scores=volatility_scores,
+    headline="QLIKE",
+    larger_is_better=False,
+    error="log ratio",
+)
+
+KINDS: Mapping[str, TargetKind] = {
+    kind.name: kind
+    for kind in (_moves("return"), _moves("path"), VOLATILITY, _classes("direction", 3), _classes("up", 2))
+}
+
+
+def target_kind(name: str) -> TargetKind:
+    """The kind of that name; UserError with the nearest name."""
+    if name not in KINDS:
+        raise unknown_name("kind of target", name, KINDS)
+    return KINDS[name]

@@ -1,0 +1,48 @@
+"""Linear regression from accumulated sums: rows pass by in chunks and are never held together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+CHUNK = 16_384  # rows of a design that are held at a time
+
+
+class Gram:
+    """XᵀX [F, F], XᵀY [F, n] and Σy² [n] of all rows added so far."""
+
+    def __init__(self, n_inputs: int, n_outputs: int) -> None:
+        self.count = 0
+        self.xx = np.zeros((n_inputs, n_inputs))
+        self.xy = np.zeros((n_inputs, n_outputs))
+        self.yy = np.zeros(n_outputs)
+
+    def add(self, x: Array, y: Array) -> None:
+        """Add rows x [m, F] with their outputs y [m, n]."""
+        self.count += len(x)
+        self.xx += x.T @ x
+        self.xy += x.T @ y
+        self.yy += (y * y).sum(axis=0)
+
+    def solve(self, penalty: Array) -> Array:
+        """(XᵀX + diag(penalty))⁻¹ XᵀY, [F, n]; an infinite penalty leaves an input out."""
+        used = np.isfinite(penalty)
+        weights = np.zeros_like(self.xy)
+        left = self.xx[np.ix_(used, used)] + np.diag(penalty[used])
+        weights[used] = np.linalg.lstsq(left, self.xy[used], rcond=1e-13)[0]
+        return weights
+
+    def errors(self, weights: Array) -> Array:
+        """Σ (y − x·w)² of each output [n]."""
+        cross = 2 * (weights * self.xy).sum(axis=0)
+        explained: Array = np.einsum("fn,fg,gn->n", weights, self.xx, weights)
+        return np.maximum(self.yy - cross + explained, 0.0)
+
+
+def chunks(origins: Rows) -> Iterator[Rows]:
+    """`origins` in parts that are worked on together."""
+    return (origins[start : start + CHUNK] for start in range(0, len(origins), CHUNK))

@@ -1,0 +1,171 @@
+"""Log-HAR: the logarithm of the coming variance from logarithms of past ones, with a level for every hour of the week.
+
+Corsi (2009), "A Simple Approximate Long-Memory Model of Realized Volatility", in logarithms:
+
+    ln y² = a + Σ_l b_l · ln(mean r² over lag l) + c(hour of the week)
+
+Hours are the market's own, so that a change of its clock moves none. The levels c are shrunk towards zero as if
+`PRIOR` more rows without an effect had been seen in each, so an hour that training lacks is forecast at the general
+level. The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"),
+which is right whatever their distribution; e^(s²/2) is right for normal ones only, and a squared return of one bar is
+far from that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from longtape.core.calendars import bars_per_year, day_of_week, hour_of_week
+from longtape.core.clock import ALWAYS_OPEN, DAY, WEEK, Interval
+from longtape.core.scoring import SMALLEST_VARIANCE
+from longtape.features.panel import Panel, Rows
+from longtape.features.rolling import rolling_mean
+from longtape.models.gram import Gram, chunks
+
+Array = npt.NDArray[np.float64]
+PRIOR = 10.0
+DAYS_OPEN = (
+    1 / 8,
+    1 / 4,
+    1 / 2,
+    1,
+    3,
+    7,
+    30,
+)  # lags of intraday bars where the market never closes: 3 h to 720 h
+DAYS_SESSIONS = (1 / 8, 1 / 4, 1 / 2, 1, 3, 5, 21)  # the same week and month in sessions
+DAILY = (1, 2, 5, 10, 22, 66, 252)  # bars of a day
+LONGER = (1, 2, 4, 13, 26, 52)  # bars of a week or more
+EVENTS = (10, 30, 100, 300, 1_000)
+
+
+@dataclass(frozen=True)
+class HarDesign:
+    """Lags in bars, and the cells of the week: 168 hours, 7 days, or one."""
+
+    lags: tuple[int, ...]
+    n_cells: int
+
+    @classmethod
+    def of(cls, interval: Interval, calendar: str) -> HarDesign:
+        """The lags that suit bars of this length in this market."""
+        step = interval.milliseconds
+        if step == 0:
+            return cls(EVENTS, 1)
+        if step >= DAY:
+            return cls(DAILY, 7) if step < WEEK else cls(LONGER, 1)
+        days = 365 if calendar == ALWAYS_OPEN else 252
+        per_day = bars_per_year(interval, calendar) / days
+        lags = DAYS_OPEN if calendar == ALWAYS_OPEN else DAYS_SESSIONS
+        return cls(tuple(dict.fromkeys(max(1, round(per_day * lag)) for lag in lags)), 168)
+
+    @property
+    def reach(self) -> int:
+        """Rows up to the origin that the lags read."""
+        return self.lags[-1] + 1
+
+    def lagged(self, panel: Panel, asset: int) -> Array:
+        """ln(mean r² over each lag) [T, L]; where the data begin, over what there is."""
+        with np.errstate(invalid="ignore"):
+            returns = np.diff(np.log(panel.closes[:, asset]), prepend=np.nan)
+        squares = np.nan_to_num(returns**2)
+        means = np.stack([trailing_mean(squares, lag) for lag in self.lags], axis=1)
+        return np.log(np.maximum(means, SMALLEST_VARIANCE))
+
+    def cells(self, panel: Panel) -> Rows:
+        """The hour (bars of a day: the day) of the week in which each label begins, [T]."""
+        if self.n_cells == 1:
+            return np.zeros(len(panel), np.int64)
+        if self.n_cells == 7:
+            return day_of_week(panel.timestamps, panel.calendar)
+        return hour_of_week(panel.known_at, panel.calendar)
+
+
+def trailing_mean(values: Array, width: int) -> Array:
+    """Mean over the last `width` values, over fewer where there are fewer."""
+    growing = np.cumsum(values[: width - 1]) / np.arange(1, min(width, len(values) + 1))
+    if len(values) < width:
+        return growing
+    out = rolling_mean(np.ascontiguousarray(values), width)
+    out[: width - 1] = growing
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class LogHarFit:
+    """ln f² = intercept + smearing + lags · lag_weights + cell_weights[cell], for n horizons."""
+
+    lag_weights: Array  # [L, n]
+    cell_weights: Array  # [cells, n]
+    intercept: Array  # [n]
+    smearing: Array  # [n], ln of the mean exponentiated residual
+    normal: Array  # [n], s²/2, what a normal residual would ask for instead
+
+    def log_variance(self, lagged: Array, cells: Rows) -> Array:
+        """[m, n]."""
+        return lagged @ self.lag_weights + self.cell_weights[cells] + self.intercept + self.smearing
+
+
+def log_label(labels: Array) -> Array:
+    """ln y² of volatilities."""
+    return np.log(np.maximum(labels**2, SMALLEST_VARIANCE))
+
+
+def fit_log_har(design: HarDesign, panel: Panel, asset: int, columns: Rows, origins: Rows) -> LogHarFit:
+    """Least squares on the origins whose labels `columns` [n] are known."""
+    rows = HarRows(design, panel, asset, columns)
+    gram = rows.gram()
+    for part in chunks(origins):
+        rows.add(gram, part)
+    return rows.fitted(gram, origins)
+
+
+class HarRows:
+    """The design of one asset on a panel, read in chunks: 1, lags, one column for each cell."""
+
+    def __init__(self, design: HarDesign, panel: Panel, asset: int, columns: Rows) -> None:
+        self.design, self.columns, self.panel = design, columns, panel
+        self.lagged, self.cells = design.lagged(panel, asset), design.cells(panel)
+
+    def gram(self) -> Gram:
+        """Sums that hold no row yet."""
+        return Gram(1 + len(self.design.lags) + self.design.n_cells, len(self.columns))
+
+    def add(self, gram: Gram, origins: Rows) -> None:
+        """Add the origins whose labels are known."""
+        known = self._known(origins)
+        gram.add(self._design(known), log_label(self.panel.targets[known][:, self.columns]))
+
+    def fitted(self, gram: Gram, origins: Rows) -> LogHarFit:
+        """The regression that `gram` gives, its residuals taken over `origins`."""
+        n_lags = len(self.design.lags)
+        penalty = np.concatenate([[0.0], np.full(n_lags, 1e-8), np.full(self.design.n_cells, PRIOR)])
+        weights = gram.solve(penalty)
+        count, exponentials, squares = 0, np.zeros(len(self.columns)), np.zeros(len(self.columns))
+        for part in chunks(origins):
+            known = self._known(part)
+            residual = log_label(self.panel.targets[known][:, self.columns]) - self._apply(known, weights)
+            count += len(known)
+            exponentials += np.exp(residual).sum(axis=0)
+            squares += (residual**2).sum(axis=0)
+        intercept, lags, cells = weights[0], weights[1 : 1 + n_lags], weights[1 + n_lags :]
+        smearing = np.log(np.maximum(exponentials / max(count, 1), SMALLEST_VARIANCE))
+        return LogHarFit(lags, cells, intercept, smearing, squares / max(count, 1) / 2)
+
+    def _known(self, origins: Rows) -> Rows:
+        return origins[np.isfinite(self.panel.targets[origins][:, self.columns]).all(axis=1)]
+
+    def _design(self, origins: Rows) -> Array:
+        out = np.zeros((len(origins), 1 + len(self.design.lags) + self.design.n_cells))
+        out[:, 0] = 1.0
+        out[:, 1 : 1 + len(self.design.lags)] = self.lagged[origins]
+        out[np.arange(len(origins)), 1 + len(self.design.lags) + self.cells[origins]] = 1.0
+        return out
+
+    def _apply(self, origins: Rows, weights: Array) -> Array:
+        n_lags = len(self.design.lags)
+        of_cells: Array = weights[1 + n_lags :][self.cells[origins]]
+        return weights[0] + self.lagged[origins] @ weights[1 : 1 + n_lags] + of_cells

@@ -1,0 +1,171 @@
+"""The closed-form part of a network: a baseline fitted on the training rows, from which training begins.
+
+Returns and paths begin at a ridge on averages of the scaled inputs over growing spans, volatility at log-HAR, classes
+at their training frequencies. Heads start at zero, so an untrained model is this baseline, and the network learns what it
+leaves over. A baseline gives its value in the space of the head: units of the target, log variance, or logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longtape.core.scoring import SMALLEST_VARIANCE
+from longtape.features.panel import Panel, Rows
+from longtape.models.gram import Gram, chunks
+from longtape.models.har import Array, HarDesign, LogHarFit, fit_log_har
+
+RIDGE_GRID = (0.01, 0.1, 1.0, 10.0, 100.0, float("inf"))
+Scale = Callable[[Tensor], Tensor]
+
+
+class LinearBaseline(nn.Module):
+    """What a head's prediction starts from, [B, A, n] (classes: [B, A, n, M])."""
+
+    n_rows = 0  # values that it reads of the origin's row
+    reach = 1  # rows up to the origin that these depend on
+
+    def row_inputs(self, panel: Panel) -> Array:
+        """[T, n_rows]: a function of each row and those before it."""
+        return np.empty((len(panel), 0))
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        """Fit to the targets `columns` [A, n] of the panel; `scale` is the model's scaling of features."""
+        raise NotImplementedError
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        """Scaled windows [B, L, C] and row inputs [B, n_rows] → [B, A, n], float32."""
+        raise NotImplementedError
+
+
+class Constant(LinearBaseline):
+    """The same for every window: the mean label, the logarithm of the mean variance, or the frequency of classes."""
+
+    value: Tensor
+
+    def __init__(self, space: str, n_assets: int, n_targets: int, n_classes: int = 0) -> None:
+        super().__init__()
+        self.space, self.n_classes = space, n_classes
+        shape = (n_assets, n_targets) + ((n_classes,) if space == "logits" else ())
+        self.register_buffer("value", torch.zeros(shape, dtype=torch.float64))
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        labels = panel.targets[train][:, columns]
+        if self.space == "log_variance":
+            found = np.log(np.maximum(np.nanmean(labels**2, axis=0), SMALLEST_VARIANCE))
+        elif self.space == "logits":
+            # One more of each class than was seen (Laplace), so that no class is impossible.
+            seen = np.stack([(labels == c).sum(axis=0) + 1.0 for c in range(self.n_classes)], axis=-1)
+            found = np.log(seen / seen.sum(axis=-1, keepdims=True))
+        else:
+            found = np.nanmean(labels, axis=0) if self.space == "mean" else np.zeros(columns.shape)
+        self.value.copy_(torch.from_numpy(found))
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        return self.value.float().expand(len(scaled), *self.value.shape)
+
+
+class SpanRidge(LinearBaseline):
+    """Ridge on the means of every scaled column over the last 1, 4, 16, … bars of the window."""
+
+    weights: Tensor
+    intercept: Tensor
+
+    def __init__(self, n_columns: int, lookback: int, n_assets: int, n_targets: int) -> None:
+        super().__init__()
+        self.lookback = lookback
+        self.spans = tuple(span for span in (4**i for i in range(12)) if span <= lookback)
+        n_inputs = n_columns * len(self.spans)
+        zeros = torch.zeros(n_inputs, n_assets, n_targets, dtype=torch.float64)
+        self.register_buffer("weights", zeros)
+        self.register_buffer("intercept", zeros[0].clone())
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        means = torch.cat([scaled[:, -span:].mean(1) for span in self.spans], 1).double()
+        return (torch.einsum("bf,fan->ban", means, self.weights) + self.intercept).float()
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        known = np.isfinite(panel.targets[train][:, columns]).all()
+        # Labels known at other times for other assets need sums of their own.
+        groups = [slice(None)] if known else [slice(a, a + 1) for a in range(len(columns))]
+        for group in groups:
+            own = columns[group]
+            fitted = self._sums(panel, own.ravel(), train, scale)
+            checked = self._sums(panel, own.ravel(), validation, scale)
+            best = _best_ridge(fitted, checked).reshape(-1, *own.shape)
+            self.intercept[group] = torch.from_numpy(best[0])
+            self.weights[:, group] = torch.from_numpy(best[1:])
+
+    def _sums(self, panel: Panel, columns: Rows, origins: Rows, scale: Scale) -> Gram:
+        gram = Gram(1 + len(self.weights), len(columns))
+        for part in chunks(origins):
+            labels = panel.targets[part][:, columns]
+            known = np.isfinite(labels).all(axis=1)
+            if known.any():
+                gram.add(self.design(panel, part[known], scale), labels[known])
+        return gram
+
+    def design(self, panel: Panel, origins: Rows, scale: Scale) -> Array:
+        """[n, 1 + F]: one, then the span means at ascending origins, from running sums over the rows they cover."""
+        first = int(origins[0]) - self.lookback + 1
+        rows = torch.from_numpy(panel.values[first : int(origins[-1]) + 1])
+        scaled = scale(rows).numpy().astype(np.float64)
+        total = np.concatenate([np.zeros((1, scaled.shape[1])), np.cumsum(scaled, axis=0)])
+        end = origins - first + 1
+        means = [(total[end] - total[end - span]) / span for span in self.spans]
+        return np.concatenate([np.ones((len(origins), 1)), *means], axis=1)
+
+
+def _best_ridge(fitted: Gram, checked: Gram) -> Array:
+    """Weights [1 + F, n], each output with the penalty of least validation error; ∞ leaves the training mean."""
+    best = np.full(fitted.xy.shape[1], np.inf)
+    chosen = np.zeros_like(fitted.xy)
+    for penalty in RIDGE_GRID:
+        diagonal = np.full(len(fitted.xx), penalty * max(fitted.count, 1))
+        diagonal[0] = 0.0
+        weights = fitted.solve(diagonal)
+        errors = checked.errors(weights)
+        better = errors < best
+        best = np.where(better, errors, best)
+        chosen[:, better] = weights[:, better]
+    return chosen
+
+
+class LogHar(LinearBaseline):
+    """Log-HAR of every asset (`longtape.models.har`), whatever the lookback of the network."""
+
+    lag_weights: Tensor
+    cell_weights: Tensor
+    intercept: Tensor
+
+    def __init__(self, design: HarDesign, n_assets: int, n_targets: int) -> None:
+        super().__init__()
+        self.har = design
+        self.n_rows, self.reach = n_assets * len(design.lags) + 1, design.reach
+        for name, n_inputs in (("lag_weights", len(design.lags)), ("cell_weights", design.n_cells)):
+            self.register_buffer(name, torch.zeros(n_assets, n_inputs, n_targets, dtype=torch.float64))
+        self.register_buffer("intercept", torch.zeros(n_assets, n_targets, dtype=torch.float64))
+
+    def row_inputs(self, panel: Panel) -> Array:
+        lags = [self.har.lagged(panel, asset) for asset in range(len(panel.assets))]
+        return np.concatenate([*lags, self.har.cells(panel)[:, None].astype(np.float64)], axis=1)
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        for asset, own in enumerate(columns):
+            found = fit_log_har(self.har, panel, asset, own, train)
+            self._take(asset, found)
+
+    def _take(self, asset: int, found: LogHarFit) -> None:
+        self.lag_weights[asset] = torch.from_numpy(found.lag_weights)
+        self.cell_weights[asset] = torch.from_numpy(found.cell_weights)
+        self.intercept[asset] = torch.from_numpy(found.intercept + found.smearing)
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        lags = rows[:, :-1].unflatten(1, (len(self.lag_weights), -1))
+        cell = rows[:, -1].long()
+        of_lags = torch.einsum("bal,aln->ban", lags, self.lag_weights)
+        of_cell = self.cell_weights[:, cell].transpose(0, 1)
+        return (of_lags + of_cell + self.intercept).float()

@@ -1,0 +1,37 @@
+"""Models by name, as `model.kind` in an experiment says them."""
+
+from __future__ import annotations
+
+from longtape.core.registry import Registry
+from longtape.features.panel import TargetColumn
+from longtape.models.base import Model, ModelConfig, ModelInputs
+
+MODELS = Registry(
+    "model",
+    {
+        "encoder": "longtape.models.encoder:EncoderForecaster",
+        "zero": "longtape.models.closed_forms:Zero",
+        "mean": "longtape.models.closed_forms:Mean",
+        "last_value": "longtape.models.closed_forms:LastValue",
+        "ar1": "longtape.models.closed_forms:Ar1",
+        "log_har": "longtape.models.closed_forms:LogHarModel",
+    },
+)
+
+
+def build_model(config: ModelConfig, inputs: ModelInputs) -> Model:
+    """The model that `config` describes, with weights from torch's current seed."""
+    kind: type[Model] = MODELS.load(config.kind)
+    return kind(config, inputs)
+
+
+def config_of(kind: str) -> type[ModelConfig]:
+    """The configuration of a kind of model; UserError with the nearest name."""
+    model: type[Model] = MODELS.load(kind)
+    return model.Config
+
+
+def title_of(kind: str, target: TargetColumn) -> str:
+    """How tables call a model of a target."""
+    model: type[Model] = MODELS.load(kind)
+    return model.titles.get(target.kind, model.title or kind)

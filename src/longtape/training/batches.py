@@ -1,0 +1,60 @@
+"""From a panel to the batches that a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from longtape.features.panel import Panel, Rows
+from longtape.features.windows import Windows, first_origin, prefetch
+from longtape.models.base import Model
+from longtape.models.batch import Batch
+
+
+class BatchSource:
+    """Batches of a panel for a fitted model; what the model reads of each row is computed once."""
+
+    def __init__(self, model: Model, panel: Panel) -> None:
+        self.panel, self.lookback, self.steps = panel, model.config.lookback, model.future_steps
+        self.row_inputs = torch.from_numpy(model.row_inputs(panel))
+        self.all_present = bool(panel.present.all())
+
+    def batch(self, origins: Rows) -> Batch:
+        """The windows that end at `origins`, on the CPU. UserError where one does not lie in the panel."""
+        panel = self.panel
+        x, y = Windows(panel, self.lookback, origins).batch(np.arange(len(origins)))
+        return Batch(
+            x=torch.from_numpy(x),
+            present=self._present(origins),
+            known_at=torch.from_numpy(panel.known_at[origins]),
+            rows=self.row_inputs[origins],
+            marks=torch.from_numpy(panel.mark_positions(origins, self.lookback)),
+            future=torch.from_numpy(panel.future(origins, self.steps)),
+            y=torch.from_numpy(y).float(),
+            y_present=torch.from_numpy(np.isfinite(y)),
+            n_shared=panel.n_shared,
+        )
+
+    def batches(self, order: Iterable[Rows]) -> Iterator[Batch]:
+        """A batch for each array of origins, read ahead by a thread."""
+        return prefetch(self.batch, order)
+
+    def _present(self, origins: Rows) -> torch.Tensor:
+        n_assets = len(self.panel.assets)
+        if self.all_present:
+            return torch.ones(1, 1, 1, dtype=torch.bool).expand(len(origins), self.lookback, n_assets)
+        rows = origins[:, None] + np.arange(1 - self.lookback, 1)
+        return torch.from_numpy(self.panel.present[rows])
+
+
+def in_order(origins: Rows, batch_size: int, stride: int = 1) -> Iterator[Rows]:
+    """Every `stride`-th origin, in order of time."""
+    rows = origins[::stride]
+    return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+
+
+def check_origins(model: Model, panel: Panel) -> None:
+    """UserError where the panel holds no whole window of the model."""
+    first_origin(panel, model.config.lookback)

@@ -1,0 +1,280 @@
+"""The way of the data, walked: train, forecast, backtest, report, each a function and all of them in `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from longtape.backtest import BacktestResult
+from longtape.core.clock import Interval, iso
+from longtape.core.errors import UserError
+from longtape.core.files import atomic_path, read_json, write_json
+from longtape.core.progress import say
+from longtape.evaluation.audit import AuditReport, audit
+from longtape.experiment import Experiment, load_experiment, parse_experiment
+from longtape.features.splits import latest
+from longtape.features.windows import first_origin
+from longtape.forecasting.fitted import FittedForecaster
+from longtape.forecasting.intervals import Calibration
+from longtape.market.bars import Bars
+from longtape.market.books import Books
+from longtape.market.rows import Rows as MarketRows
+from longtape.market.trades import Trades
+from longtape.report.text import table
+from longtape.training.run_folder import FINISHED, RunFolder
+from longtape.workflow.data import RunData
+from longtape.workflow.page import write_report
+from longtape.workflow.pipeline import ExperimentPipeline
+from longtape.workflow.results import Results, judge_run
+
+
+def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
+    """Train, forecast, backtest, audit, report; returns the finished run. `experiment` may be the path of its file."""
+    made = train(experiment, out, resume)
+    made.forecast(history=True)
+    if made.experiment.has_account:
+        made.backtest()
+    else:
+        made.score()
+    if made.experiment.audit:
+        made.audit()
+    made.report()
+    return made
+
+
+def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
+    """Train into a new folder `out`, or go on with an interrupted run there (`resume`)."""
+    if not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment)
+    folder = RunFolder(out)
+    resume = resume and folder.root.exists()
+    if not resume:
+        folder.refuse_existing()
+    data = RunData.of(experiment)
+    say(data.summary())
+    data.require_funding()
+    folder = _reopened(folder.root, data) if resume else data.create_folder(out)
+    if folder.status != FINISHED:
+        fitted = data.pipeline.fit_in(folder, data.panel, data.split)
+        model, calibration = fitted.model, fitted.calibration.to_dict()
+        folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
+    return Run(folder, data)
+
+
+def load_run(path: str | Path) -> Run:
+    """A finished run: `.forecast()`, `.backtest()`, `.report()`."""
+    folder = RunFolder.open(path)
+    folder.require_finished()
+    return Run(folder)
+
+
+def _reopened(root: Path, data: RunData) -> RunFolder:
+    """The folder of an interrupted run, if it is of the same experiment and the same data."""
+    folder = RunFolder.open(root)
+    if folder.experiment_yaml != data.experiment.to_yaml():
+        raise UserError(
+            f"{root}: the experiment is not the one that this run began with; resume with that one"
+        )
+    if folder.fingerprints != data.fingerprints:
+        raise UserError(f"{root}: the data are not those that this run began with; train into a new folder")
+    return folder
+
+
+class Run:
+    """A trained model in its folder, with everything that can be made of it."""
+
+    def __init__(self, folder: RunFolder, data: RunData | None = None) -> None:
+        self.folder, self._data = folder, data
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self.folder.root
+
+    def path(self, name: str) -> Path:
+        """A file of the run."""
+        return self.folder.path(name)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The resolved experiment."""
+        where = str(self.path("experiment.yaml"))
+        return parse_experiment(yaml.safe_load(self.folder.experiment_yaml), where)
+
+    @cached_property
+    def pipeline(self) -> ExperimentPipeline:
+        """The steps of the experiment."""
+        return ExperimentPipeline(self.experiment)
+
+    @cached_property
+    def data(self) -> RunData:
+        """The run's data as they are now, split at the borders that it was trained with."""
+        data = self._data or RunData.of(self.experiment, self.folder.periods)
+        if data.fingerprints != self.folder.fingerprints:
+            border = iso(self.folder.periods.validation_until)
+            say(
+                "note: the data have changed since training; forecasts are made again, and scored from"
+                f" {border} on, where the run's test period begins"
+            )
+        return data
+
+    @cached_property
+    def fitted(self) -> FittedForecaster:
+        """The model with its best weights."""
+        model = self.pipeline.untrained(self.folder.inputs)
+        model.load_state_dict(self.folder.weights)
+        calibration = Calibration.from_dict(self.folder.calibration)
+        histories = tuple(self.folder.histories)
+        return self.pipeline.fitted(model, calibration, self.folder.periods, histories)
+
+    def forecast(
+        self, bars: Sequence[MarketRows] | MarketRows | None = None, history: bool = False
+    ) -> pl.DataFrame:
+        """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet).
+
+        `bars` are the run's own by default. Other bars of the same markets give forecasts of their newest window, or,
+        with `history`, of every window they hold; the column `period` says which of them the model was trained on.
+        """
+        if bars is not None:
+            panel = self.pipeline.panel(self._fitting(bars))
+            newest = latest(panel, self.pipeline.lookback)
+            first = first_origin(panel, self.pipeline.lookback) if history else newest
+            return self.fitted.forecast(panel, np.arange(first, newest + 1))
+        panel = self.data.panel
+        newest = latest(panel, self.pipeline.lookback)
+        first = self._first_test_row() if history else newest
+        frame = self.fitted.forecast(panel, np.arange(first, newest + 1))
+        if history:
+            self.folder.write_forecast(frame, self.data.fingerprints)
+        return frame
+
+    def _first_test_row(self) -> int:
+        test = self.data.split.test
+        if not len(test):
+            border = iso(self.folder.periods.validation_until)
+            raise UserError(
+                f"{self.root}: the data hold no window of the test period, which begins at {border}"
+            )
+        return int(test[0])
+
+    @cached_property
+    def forecasts(self) -> pl.DataFrame:
+        """Forecast frame of the test period and beyond: as kept, if it is of the data as they are now."""
+        kept = self.folder.read_forecast(self.data.fingerprints)
+        return self.forecast(history=True) if kept is None else kept
+
+    @cached_property
+    def results(self) -> Results:
+        """Skill beside the baselines and, where returns are forecast, the account of the test period."""
+        self._first_test_row()
+        data = self.data
+        return judge_run(data.trading, data.panel, [data.split], data.bars, self.forecasts, self.fitted)
+
+    def score(self) -> Results:
+        """Hold the forecasts of the test period against the baselines; kept in metrics.json."""
+        write_json(self.path("metrics.json"), self.results.to_dict())
+        return self.results
+
+    def backtest(self, bars: Sequence[MarketRows] | MarketRows | None = None) -> BacktestResult:
+        """Trade the test period's forecasts; equity, positions, trades and measures are kept in the run.
+
+        With other `bars` of the same markets, every window of theirs is forecast and traded, and nothing is kept; the
+        result's notes say where the model was trained on them.
+        """
+        if not self.experiment.has_account:
+            raise UserError(f"{self.root}: nothing is traded, because no target of the run is a return")
+        if bars is not None:
+            return self._backtest_on(self._fitting(bars))
+        account = self.score().required_account
+        for name in ("equity", "positions", "trades", "fills"):
+            write_frame(getattr(account, name), self.path(f"backtest/{name}.parquet"))
+        return account
+
+    def _backtest_on(self, bars: Sequence[MarketRows]) -> BacktestResult:
+        panel = self.pipeline.panel(bars)
+        first = first_origin(panel, self.pipeline.lookback)
+        frame = self.fitted.forecast(panel, np.arange(first, len(panel)))
+        begin = int(panel.timestamps[first])
+        made = self.pipeline.backtest(self.pipeline.weights(frame), [one.between(begin) for one in bars])
+        seen = frame.filter(pl.col("period").is_in(["training", "validation", "calibration"])).height
+        if not seen:
+            return made
+        note = f"{seen:,} of {frame.height:,} forecasts lie in the period that the model was fitted on"
+        return replace(made, notes=(*made.notes, note))
+
+    def _fitting(self, bars: Sequence[MarketRows] | MarketRows) -> list[MarketRows]:
+        """Bars of the run's own markets, in the run's order. UserError naming what differs."""
+        given = [bars] if isinstance(bars, MarketRows) else list(bars)
+        asked = self.experiment.data
+        for one in given:
+            self._refuse_other_rows(one)
+            if asked.category is not None and one.instrument.category != asked.category:
+                raise UserError(
+                    f"{one.origin}: category '{one.instrument.category}', and the run was trained on '{asked.category}'"
+                )
+        by_symbol = {one.symbol: one for one in given}
+        if sorted(by_symbol) != sorted(asked.symbols):
+            raise UserError(
+                f"bars of {', '.join(sorted(by_symbol))} were given, and the run was trained on"
+                f" {', '.join(asked.symbols)}"
+            )
+        return [by_symbol[symbol] for symbol in asked.symbols]
+
+    def _refuse_other_rows(self, one: MarketRows) -> None:
+        """UserError where these are not rows of the kind and interval that the run was trained on."""
+        asked = self.experiment.data
+        kinds: dict[str, type[MarketRows]] = {"candles": Bars, "books": Books, "trades": Trades}
+        if not isinstance(one, kinds[asked.kind]):
+            raise UserError(
+                f"{one.origin}: {type(one).__name__.lower()}, and the run was trained on {asked.kind}"
+            )
+        if isinstance(one, Bars) and one.interval != Interval.parse(str(asked.interval)):
+            raise UserError(
+                f"{one.origin}: bars of {one.interval}, and the run was trained on bars of {asked.interval}"
+            )
+
+    def audit(self, **counts: int) -> AuditReport:
+        """Cut and change the data and see whether anything decided before moves; kept in audit.json.
+
+        `counts` are those of `longtape.evaluation.audit.audit`; few by default, so that it takes seconds.
+        """
+        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": 8}
+        found = audit(self.data.pipeline, self.data.bars, fitted=self.fitted, **(few | counts))
+        write_json(self.path("audit.json"), found.to_dict())
+        return found
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the HTML report; returns its path."""
+        audited = self.path("audit.json")
+        facts: Mapping[str, Any] = self.folder.facts | {
+            "audit": read_json(audited) if audited.exists() else None
+        }
+        where = out or self.path("report.html")
+        return write_report(where, self.experiment, facts, self.folder.histories, self.results)
+
+    def training_table(self) -> str:
+        """Losses per epoch as text."""
+        return "\n\n".join(table(history, "training") for history in self.folder.histories)
+
+    def results_table(self) -> str:
+        """The results next to the baselines, and the verdict, as text."""
+        return self.results.text()
+
+
+def write_frame(frame: pl.DataFrame, path: str | Path) -> None:
+    """Write a frame as Parquet or CSV, by the name's ending."""
+    path = Path(path)
+    if path.suffix not in (".parquet", ".csv"):
+        raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
+    with atomic_path(path) as beside:
+        if path.suffix == ".csv":
+            frame.write_csv(beside)
+        else:
+            frame.write_parquet(beside, compression="zstd")
