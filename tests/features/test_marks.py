@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from longtape.core.clock import DAY, HOUR, MINUTE, iso, to_milliseconds
+from longtape.core.clock import HOUR, MINUTE, iso, to_milliseconds
 from longtape.core.errors import UserError
-from longtape.features.marks import Events, Marks, MarksConfig, build_marks, read_events, session_times
+from longtape.features.marks import Events, Marks, MarksConfig, build_marks, read_events
 from longtape.features.panel import Panel
 from tests.features.panels import clocked_panel
 
@@ -45,17 +45,6 @@ def test_sessions_with_daylight_saving_holidays_and_a_half_day() -> None:
     opens = MarksConfig(kinds=("session_open",), calendar="XNYS")
     spring = clock("2023-03-10", "2023-03-14", 30 * MINUTE)
     assert marked(build_marks(spring, opens), spring) == ["2023-03-10 14:30Z", "2023-03-13 13:30Z"]
-
-
-def test_other_exchanges_keep_their_own_clock() -> None:
-    first, last = to_milliseconds("2024-03-28"), to_milliseconds("2024-04-03")
-    london = [iso(int(t)) for t in session_times("XLON", first, last, "open")]
-    assert london == ["2024-03-28 08:00Z", "2024-04-02 07:00Z"]  # Easter between, and summer time
-    tokyo = session_times("XTKS", first, last, "close")
-    assert iso(int(tokyo[0])) == "2024-03-28 06:00Z"
-    assert (
-        len(session_times("XNYS", to_milliseconds("2024-01-06"), to_milliseconds("2024-01-07"), "open")) == 0
-    )
 
 
 def test_a_mark_between_two_opens_stands_at_the_earlier_bar() -> None:
@@ -212,14 +201,22 @@ def test_a_list_of_events_with_holes_is_refused(tmp_path, text: str, complaint: 
         read_events(tmp_path / "absent.csv")
 
 
-def test_calendars_that_do_not_exist_are_one_line() -> None:
-    now = to_milliseconds("2024-01-01")
-    with pytest.raises(UserError, match="no exchange calendar 'NYSEX'"):
-        session_times("NYSEX", now, now + DAY, "open")
-    with pytest.raises(UserError, match="24/7 market has no sessions"):
-        session_times("24/7", now, now + DAY, "open")
-    with pytest.raises(UserError, match="XKRX does not cover"):
-        session_times("XKRX", to_milliseconds("1950-01-01"), now, "open")
+def test_sessions_that_a_market_does_not_have_are_one_line() -> None:
+    with pytest.raises(ValidationError, match="unknown calendar 'NYSEX'; did you mean 'NYSE'"):
+        MarksConfig(kinds=("session_open",), calendar="NYSEX")
+    with pytest.raises(UserError, match=r"24/7 market has no sessions; name marks\.calendar"):
+        build_marks(clock("2024-01-01", "2024-01-02"), MarksConfig(kinds=("session_open",)))
+
+
+def test_foreign_exchange_opens_at_17_new_york() -> None:
+    panel = clock("2024-03-07", "2024-03-13")
+    opens = MarksConfig(kinds=("session_open",), calendar="24/5")
+    assert marked(build_marks(panel, opens), panel) == [
+        "2024-03-07 22:00Z",
+        "2024-03-10 21:00Z",
+        "2024-03-11 21:00Z",
+        "2024-03-12 21:00Z",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from longtape.core.clock import DAY, HOUR, MINUTE, Interval, to_milliseconds
+from longtape.core.clock import DAY, HOUR, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.features.build import FeaturesConfig, build
 from longtape.features.catalogue import targets
-from longtape.features.clock import future_opens, session_of
 from longtape.features.panel import Panel
-from longtape.features.table import Table
 from tests.features.tables import START, as_bars, columns
 
 ROWS = 200
@@ -105,24 +103,6 @@ def test_a_mistake_is_told_in_one_line(name: str, word: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("calendar", "interval", "last", "expected"),
-    [
-        ("24/7", "1h", "2024-12-31T23:00", ["2025-01-01T00:00", "2025-01-01T01:00"]),
-        ("24/7", "1M", "2024-12-01", ["2025-01-01", "2025-02-01"]),
-        ("24/5", "1h", "2024-12-27T20:00", ["2024-12-27T21:00", "2024-12-29T22:00"]),
-        ("24/5", "1d", "2024-12-26", ["2024-12-27", "2024-12-30"]),
-        ("XNYS", "1d", "2024-12-24", ["2024-12-26", "2024-12-27"]),
-        ("XNYS", "1h", "2024-12-24T16:30", ["2024-12-24T17:30", "2024-12-26T14:30"]),  # a half day
-        ("XNYS", "30m", "2025-03-07T20:30", ["2025-03-10T13:30", "2025-03-10T14:00"]),  # clocks go forward
-        ("XNYS", "1w", "2024-12-23", ["2024-12-30", "2025-01-06"]),
-    ],
-)
-def test_bars_to_come_follow_the_market(calendar: str, interval: str, last: str, expected: list[str]) -> None:
-    found = future_opens(to_milliseconds(last), 2, Interval.parse(interval), calendar)
-    assert found.tolist() == [to_milliseconds(when) for when in expected]
-
-
 def test_ends_past_the_data_of_an_exchange_skip_its_holidays() -> None:
     start = to_milliseconds("2024-12-23")
     found = build(
@@ -130,18 +110,6 @@ def test_ends_past_the_data_of_an_exchange_skip_its_holidays() -> None:
         FeaturesConfig(features=["close"], targets=["return(1)"]),
     )
     assert found.target_ends[:, 0].tolist() == [start + 2 * DAY, start + 4 * DAY]
-
-
-def test_sessions_begin_with_the_exchange() -> None:
-    times = to_milliseconds("2024-07-01T13:30") + 30 * MINUTE * np.arange(96)
-    table = Table("X", Interval.parse("30m"), "XNYS", times, times + 30 * MINUTE, {})
-    first_new = np.flatnonzero(np.diff(session_of(table))) + 1
-    assert times[first_new].tolist() == [
-        to_milliseconds("2024-07-01T20:00"),
-        to_milliseconds("2024-07-02T20:00"),
-    ]
-    always = Table("X", Interval.parse("30m"), "24/7", times, times, {})
-    assert np.count_nonzero(np.diff(session_of(always))) == 2
 
 
 def test_the_first_label_starts_at_the_close_of_its_bar() -> None:

@@ -134,7 +134,7 @@ def test_what_cannot_be_checked_is_named():
         checked(frame.with_columns(timestamp=pl.lit(None, TIME_TYPE)))
     with pytest.raises(UserError, match="column 'open' holds String"):
         checked(frame.with_columns(open=pl.lit("a lot")))
-    with pytest.raises(UserError, match="calendar 'NYSE!' is not known"):
+    with pytest.raises(UserError, match="unknown calendar 'NYSE!'"):
         checked(pl.concat([frame[:2], frame[5:]]), calendar="NYSE!")
 
 

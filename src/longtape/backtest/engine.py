@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from longtape.backtest import annual
 from longtape.backtest import costs as costing
 from longtape.backtest.account import (
     MARGIN_CALLS,
@@ -35,6 +34,7 @@ from longtape.backtest.frames import (
     several_bars,
 )
 from longtape.backtest.result import BacktestResult, Setup
+from longtape.core import calendars
 from longtape.core.clock import DAY, Interval, Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
@@ -190,7 +190,7 @@ def _closes(clock: Milliseconds, interval: Interval | None) -> Milliseconds:
     """Ends of the bars [T]: by their interval where it is known, else by the usual distance between opens."""
     if interval is not None:
         return interval.close_of(clock)
-    return clock + (annual.usual_step(clock) if len(clock) > 1 else 0)
+    return clock + (calendars.usual_step(clock) if len(clock) > 1 else 0)
 
 
 def scaled_to(weights: Floats, cap: float | None) -> tuple[Floats, int]:
@@ -280,7 +280,7 @@ def _per_year(
     given: float | None, clock: Milliseconds, known: Sequence[Instrument | None]
 ) -> tuple[float, str]:
     if given is None:
-        return annual.periods_per_year(clock, known)
+        return calendars.periods_per_year(clock, [i.calendar if i else None for i in known])
     if not (np.isfinite(given) and given > 0):
         raise UserError(f"periods_per_year must be above zero (given: {given})")
     return float(given), "as given"

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import polars as pl
 
 from longtape.backtest import statistics
-from longtape.backtest.annual import infer_periods_per_year
 from longtape.backtest.frames import as_frame, milliseconds
 from longtape.backtest.summary import Summary, as_returns, summarise
+from longtape.core.calendars import infer_periods_per_year
 from longtape.core.errors import UserError
 
 Floats = npt.NDArray[np.float64]

@@ -1,1 +1,1 @@
-"""Below all rooms: errors, clock, instruments, atomic files, registries, progress."""
+"""Below all rooms: errors, clock and calendars, instruments, atomic files, registries, progress."""

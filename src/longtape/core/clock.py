@@ -1,4 +1,4 @@
-"""Time: UTC milliseconds, bar intervals, and how many bars a market's year holds."""
+"""Time: UTC milliseconds and bar intervals. What a market makes of it is in `core.calendars`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DAY = 24 * HOUR
 WEEK = 7 * DAY
 _UNITS = {"s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK, "M": 30 * DAY}
 
+FIRST_MONDAY = 4 * DAY  # 1970-01-05: weeks begin on Mondays
+
 ALWAYS_OPEN = "24/7"
 WEEKDAYS_ONLY = "24/5"
-TRADING_DAYS = 252
-SESSION_HOURS = 6.5
 
 
 @dataclass(frozen=True, order=True)
@@ -55,20 +55,6 @@ class Interval:
         months = open_times.astype("datetime64[ms]").astype("datetime64[M]")
         after = months + np.timedelta64(int(self.name[:-1]), "M")
         return after.astype("datetime64[ms]").astype(np.int64)
-
-    def bars_per_year(self, calendar: str) -> float:
-        """Bars in a year of this market's clock: 24/7 counts 365 days, an exchange 252 days of 6.5 hours."""
-        if self.is_month:
-            return 12.0 / int(self.name[:-1])
-        if calendar == ALWAYS_OPEN:
-            return 365 * DAY / self.milliseconds
-        if self.milliseconds >= WEEK:
-            return 52 * WEEK / self.milliseconds
-        if calendar == WEEKDAYS_ONLY:
-            return 260 * DAY / self.milliseconds
-        if self.milliseconds >= DAY:
-            return TRADING_DAYS * DAY / self.milliseconds
-        return TRADING_DAYS * SESSION_HOURS * HOUR / self.milliseconds
 
     def __str__(self) -> str:
         return self.name

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import polars as pl
 
-from longtape.core.clock import DAY, Milliseconds
-from longtape.core.errors import UserError
+from longtape.core.calendars import wall_clock
+from longtape.core.clock import DAY
 from longtape.features.catalogue import feature
 from longtape.features.rolling import Array, kernel
 from longtape.features.table import Table
@@ -26,31 +25,22 @@ def _circle(turns: Array) -> tuple[Array, Array]:
     return sine, cosine
 
 
-def _local(table: Table, zone: str) -> Milliseconds:
-    if zone == "UTC":
-        return table.timestamps
-    times = pl.Series(table.timestamps).cast(pl.Datetime("ms", "UTC"))
-    try:
-        local = times.dt.convert_time_zone(zone)
-    except pl.exceptions.PolarsError:
-        raise UserError(f"features: unknown time zone '{zone}'; write for example America/New_York") from None
-    return local.dt.replace_time_zone(None, ambiguous="earliest").dt.timestamp("ms").to_numpy()
-
-
 @feature("sin, cos of 2π · time of day / 24 h", CYCLE, outputs=OUTPUTS, shared=True)
 def hour(table: Table, zone: str = "UTC") -> tuple[Array, Array]:
     """Time of day at which the bar opens, in a time zone (daylight saving included)."""
-    return _circle((_local(table, zone) % DAY) / DAY)
+    return _circle((wall_clock(table.timestamps, zone) % DAY) / DAY)
 
 
 @feature("sin, cos of 2π · weekday / 7, Monday = 0", CYCLE, outputs=OUTPUTS, shared=True)
 def weekday(table: Table, zone: str = "UTC") -> tuple[Array, Array]:
     """Day of the week on which the bar opens."""
-    return _circle((_local(table, zone) // DAY + 3) % 7 / 7.0)
+    return _circle((wall_clock(table.timestamps, zone) // DAY + 3) % 7 / 7.0)
 
 
 @feature("sin, cos of 2π · (month − 1) / 12", CYCLE, outputs=OUTPUTS, shared=True)
 def month(table: Table, zone: str = "UTC") -> tuple[Array, Array]:
     """Month in which the bar opens."""
-    months = _local(table, zone).astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+    months = (
+        wall_clock(table.timestamps, zone).astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+    )
     return _circle(months % 12 / 12.0)

@@ -17,22 +17,13 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from longtape.core.clock import (
-    ALWAYS_OPEN,
-    DAY,
-    HOUR,
-    WEEK,
-    WEEKDAYS_ONLY,
-    Milliseconds,
-    iso,
-    to_milliseconds,
-)
-from longtape.core.errors import UserError, require
+from longtape.core.calendars import require_calendar, session_closes, session_opens
+from longtape.core.clock import ALWAYS_OPEN, DAY, FIRST_MONDAY, HOUR, WEEK, Milliseconds, to_milliseconds
+from longtape.core.errors import UserError
 from longtape.features.panel import Panel
 from longtape.features.windows import Rows
 
 MarkKind = Literal["session_open", "session_close", "day", "week", "funding"]
-_FIRST_MONDAY = 4 * DAY  # 1970-01-05
 
 
 class MarksConfig(BaseModel):
@@ -42,7 +33,7 @@ class MarksConfig(BaseModel):
 
     kinds: tuple[MarkKind, ...] = Field((), description="regular moments")
     calendar: str | None = Field(
-        None, description="exchange calendar of the sessions, e.g. XNYS; left out: the data's"
+        None, description="calendar of the sessions, e.g. XNYS or 24/5; left out: the data's"
     )
     funding_hours: int | None = Field(
         None, gt=0, le=24, description="hours between funding payments, from 00:00 UTC"
@@ -56,6 +47,8 @@ class MarksConfig(BaseModel):
             raise ValueError("marks: name kinds (session_open, day, …) or an events file")
         if self.calendar is not None and not {"session_open", "session_close"} & set(self.kinds):
             raise ValueError("marks: calendar is for session_open and session_close, and neither is named")
+        if self.calendar is not None:
+            require_calendar(self.calendar, "marks")
         if ("funding" in self.kinds) != (self.funding_hours is not None):
             raise ValueError("marks: the kind funding and funding_hours go together")
         return self
@@ -151,39 +144,17 @@ def _regular(kind: MarkKind, panel: Panel, config: MarksConfig) -> Milliseconds:
     if kind == "day":
         return _every(first, last, DAY, 0)
     if kind == "week":
-        return _every(first, last, WEEK, _FIRST_MONDAY)
+        return _every(first, last, WEEK, FIRST_MONDAY)
     if kind == "funding":
         return _every(first, last, (config.funding_hours or 0) * HOUR, 0)
     calendar = config.calendar or panel.calendar
-    return session_times(calendar, first, last, "open" if kind == "session_open" else "close")
+    if calendar == ALWAYS_OPEN:
+        raise UserError(
+            f"marks: a {calendar} market has no sessions; name marks.calendar (e.g. XNYS), or use day, week, funding"
+        )
+    return (session_opens if kind == "session_open" else session_closes)(calendar, first, last)
 
 
 def _every(first: int, last: int, step: int, offset: int) -> Milliseconds:
     begin = -(-(first - offset) // step) * step + offset
     return np.arange(begin, last + 1, step, dtype=np.int64)
-
-
-def session_times(calendar: str, first: int, last: int, column: Literal["open", "close"]) -> Milliseconds:
-    """When sessions of an exchange open or close in [first, last], UTC milliseconds: half days, daylight saving and
-    holidays as in `exchange_calendars`. Raises UserError for a market without sessions, or an unknown code.
-    """
-    if calendar in (ALWAYS_OPEN, WEEKDAYS_ONLY):
-        raise UserError(
-            f"marks: a {calendar} market has no sessions; name marks.calendar (e.g. XNYS), or use day, week, funding"
-        )
-    calendars = require("exchange_calendars", "calendars")
-    days = [np.datetime64(time, "ms").astype("datetime64[D]").item() for time in (first - DAY, last + DAY)]
-    if calendar not in calendars.get_calendar_names():
-        raise UserError(
-            f"marks: no exchange calendar '{calendar}'; codes are those of exchange_calendars, e.g. XNYS"
-        )
-    try:
-        schedule = calendars.get_calendar(calendar, start=days[0], end=days[1]).schedule
-    except calendars.errors.NoSessionsError:
-        return np.empty(0, np.int64)
-    except ValueError as error:
-        raise UserError(
-            f"marks: calendar {calendar} does not cover {iso(first)} to {iso(last)} ({error})"
-        ) from None
-    times = schedule[column].dt.tz_convert(None).to_numpy().astype("datetime64[ms]").astype(np.int64)
-    return times[(times >= first) & (times <= last)]

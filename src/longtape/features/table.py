@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from longtape.core.clock import DAY, WEEK, Interval, Milliseconds, iso
+from longtape.core.clock import DAY, FIRST_MONDAY, WEEK, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
-FIRST_MONDAY = 4 * DAY  # 1970-01-05: weeks begin on Mondays
 SUMMED = frozenset(
     {
         "volume",

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from longtape.core.clock import ALWAYS_OPEN, DAY, TRADING_DAYS
+from longtape.core.calendars import bars_per_day
+from longtape.core.clock import ALWAYS_OPEN
 from longtape.core.errors import UserError
 from longtape.features.catalogue import feature
 from longtape.features.price import WILDER, one_bar_returns
@@ -67,11 +68,9 @@ def bars_in(table: Table, period: str) -> int:
     if not table.interval.milliseconds:
         raise UserError("features: realised_volatility needs bars of a fixed interval")
     always, sessions = DAYS[period]
-    if table.calendar == ALWAYS_OPEN:
-        bars = always * DAY / table.interval.milliseconds
-    else:
-        bars = sessions * table.interval.bars_per_year(table.calendar) / TRADING_DAYS
-    if bars < 0.99:
+    days = always if table.calendar == ALWAYS_OPEN else sessions
+    bars = days * bars_per_day(table.interval, table.calendar)
+    if bars < 0.95:  # a month of 30 days falls a little short of a bar of a month
         raise UserError(
             f'features: realised_volatility("{period}"): a bar of {table.interval} is longer than that'
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from longtape.core.calendars import session_numbers
 from longtape.core.clock import Interval, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.features.catalogue import Series, feature
-from longtape.features.clock import session_of
 from longtape.features.price import one_bar_returns
 from longtape.features.rolling import Array, divide, grouped_ratio, rolling_mean, rolling_sum
 from longtape.features.table import Rows, Table, longest, period_starts
@@ -64,8 +64,8 @@ def _grouped(table: Table, group: Rows) -> Array:
     warm_up=lambda table: longest(Interval.parse("1d"), table.interval) - 1,
 )
 def vwap_session(table: Table) -> Array:
-    """Volume-weighted average price of the session so far (24/7 and 24/5: the UTC day)."""
-    return _grouped(table, session_of(table))
+    """Volume-weighted average price of the session so far (24/7: the UTC day)."""
+    return _grouped(table, session_numbers(table.timestamps, table.interval, table.calendar))
 
 
 @feature(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
@@ -58,8 +59,8 @@ def read_bars(
     kept when present. `newest_first` turns a file that runs backwards; `drop_empty` leaves out rows without any
     price, which then are gaps. UserError names the file, and the row and column where there is one.
     """
-    instrument = Instrument(source, category, symbol, calendar=calendar)
     origin = str(path)
+    instrument = Instrument(source, category, symbol, calendar=require_calendar(calendar, origin))
     table = read_table(Path(path))
     frame = _renamed(table, columns or {}, symbol, origin)
     mine = only_symbol(frame, symbol, origin)

@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, to_milliseconds
-from longtape.core.errors import UserError, require, unknown_name
+from longtape.core.calendars import require_calendar
+from longtape.core.clock import ALWAYS_OPEN, Interval, to_milliseconds
+from longtape.core.errors import UserError
 from longtape.core.instrument import CATEGORIES, Instrument, check_category
 from longtape.core.when import When
 from longtape.market.bars import Bars
@@ -106,7 +107,7 @@ class DataConfig(BaseModel):
         if self.category is not None:
             check_category(self.category)
         if self.calendar is not None:
-            _check_calendar(self.calendar)
+            require_calendar(self.calendar)
         if self.source == "sample":
             self._is_a_sample()
         if self.source != "store":
@@ -231,11 +232,3 @@ def _of_period(rows: R, config: DataConfig) -> R:
         between = f"from {config.since or 'the first'} until {config.until or 'the last'}"
         raise UserError(f"{rows.origin}: no {config.kind} of {rows.symbol} {between}")
     return cut
-
-
-def _check_calendar(name: str) -> None:
-    if name in (ALWAYS_OPEN, WEEKDAYS_ONLY):
-        return
-    known = require("exchange_calendars", "calendars").get_calendar_names()
-    if name not in known:
-        raise unknown_name("calendar", name, [ALWAYS_OPEN, WEEKDAYS_ONLY, *known])

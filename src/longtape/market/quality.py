@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.market import gaps as clock
@@ -146,6 +147,7 @@ def check_frame(
     UserError if a column or a time is missing, or if the calendar is unknown.
     """
     interval = Interval.parse(interval)
+    require_calendar(calendar, name)
     times = _times(frame, name)
     columns = {column: _numbers(frame, column, name) for column in COLUMNS[1:]}
     ordered = times if (np.diff(times) > 0).all() else np.unique(times)
