@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from longtape.core.calendars import bars_per_year, day_of_week, hour_of_week
+from longtape.core.calendars import bars_per_day, hour_of_week, market_dates
 from longtape.core.clock import ALWAYS_OPEN, DAY, WEEK, Interval
 from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
@@ -26,7 +26,7 @@ from longtape.features.rolling import rolling_mean
 from longtape.models.gram import Gram, chunks
 
 Array = npt.NDArray[np.float64]
-PRIOR = 10.0
+PRIOR = 1.0
 DAYS_OPEN = (
     1 / 8,
     1 / 4,
@@ -57,8 +57,7 @@ class HarDesign:
             return cls(EVENTS, 1)
         if step >= DAY:
             return cls(DAILY, 7) if step < WEEK else cls(LONGER, 1)
-        days = 365 if calendar == ALWAYS_OPEN else 252
-        per_day = bars_per_year(interval, calendar) / days
+        per_day = bars_per_day(interval, calendar)
         lags = DAYS_OPEN if calendar == ALWAYS_OPEN else DAYS_SESSIONS
         return cls(tuple(dict.fromkeys(max(1, round(per_day * lag)) for lag in lags)), 168)
 
@@ -80,7 +79,7 @@ class HarDesign:
         if self.n_cells == 1:
             return np.zeros(len(panel), np.int64)
         if self.n_cells == 7:
-            return day_of_week(panel.timestamps, panel.calendar)
+            return (market_dates(panel.timestamps, panel.interval, panel.calendar) + 3) % 7
         return hour_of_week(panel.known_at, panel.calendar)
 
 
