@@ -186,9 +186,7 @@ def test_resume_on_a_new_folder_begins(tmp_path):
 
 def test_a_rolling_window_moves_and_an_expanding_one_grows(tmp_path):
     grown = walk(tmp_path / "a").folds
-    moved = walk(
-        tmp_path / "b", config=WalkForwardConfig(n_folds=4, window="rolling")
-    )
+    moved = walk(tmp_path / "b", config=WalkForwardConfig(n_folds=4, window="rolling"))
     assert len({int(fold.train[0]) for fold in grown}) == 1
     starts = [int(fold.train[0]) for fold in moved.folds]
     assert starts == sorted(set(starts))
