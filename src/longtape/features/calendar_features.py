@@ -8,7 +8,7 @@ import numpy as np
 
 from longtape.core.calendars import wall_clock
 from longtape.core.clock import DAY
-from longtape.features.catalogue import feature
+from longtape.features.registry import feature
 from longtape.features.rolling import Array, kernel
 from longtape.features.table import Table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from longtape.core.errors import UserError
-from longtape.features.catalogue import Everyone, Series, feature
+from longtape.features.registry import Everyone, Series, feature
 from longtape.features.rolling import Array, divide, rolling_covariance
 from longtape.features.table import Table
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from longtape.core.clock import ALWAYS_OPEN, HOUR, Interval
 from longtape.core.files import write_text
-from longtape.features.catalogue import FAMILIES, Spec, features, targets
+from longtape.features.catalogue import FAMILIES, features, targets
+from longtape.features.registry import Spec
 from longtape.features.table import Table
 
 HEAD = """# Features and targets
@@ -40,10 +41,9 @@ def document() -> str:
     """The whole page."""
     parts = [HEAD]
     for family in FAMILIES:
-        name = family.removesuffix("_features")
-        members = [spec for spec in features().values() if spec.family == name]
+        members = [spec for spec in features().values() if spec.family == family]
         parts += [
-            f"## {name.replace('_', ' ').capitalize()}\n",
+            f"## {family.replace('_', ' ').capitalize()}\n",
             _table(members, [_warm_up(s) for s in members]),
         ]
     return "\n".join([*parts, TARGETS_HEAD, _table(list(targets().values()), None)])

@@ -10,8 +10,9 @@ import numpy as np
 
 from longtape.core.clock import Interval
 from longtape.core.errors import UserError, unknown_name
-from longtape.features.catalogue import Everyone, Spec, features
+from longtape.features.catalogue import features
 from longtape.features.expression import Expression
+from longtape.features.registry import Everyone, Spec
 from longtape.features.rolling import Array
 from longtape.features.table import Table, longest, newest_known, resample
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from longtape.core.errors import UserError
-from longtape.features.catalogue import feature
+from longtape.features.registry import feature
 from longtape.features.rolling import Array, divide, kernel, lagged, rolling_sum
 from longtape.features.table import Table
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from longtape.features.catalogue import Series, feature
+from longtape.features.registry import Series, feature
 from longtape.features.rolling import (
     Array,
     divide,

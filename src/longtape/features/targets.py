@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from longtape.core.errors import UserError
-from longtape.features.catalogue import target
 from longtape.features.price import one_bar_returns
+from longtape.features.registry import target
 from longtape.features.rolling import Array, kernel, rolling_mean, rolling_sum
 from longtape.features.table import Table
 

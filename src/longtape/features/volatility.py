@@ -9,8 +9,8 @@ import numpy as np
 from longtape.core.calendars import bars_per_day
 from longtape.core.clock import ALWAYS_OPEN
 from longtape.core.errors import UserError
-from longtape.features.catalogue import feature
 from longtape.features.price import WILDER, one_bar_returns
+from longtape.features.registry import feature
 from longtape.features.rolling import (
     Array,
     exponential,

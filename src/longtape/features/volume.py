@@ -7,8 +7,8 @@ import numpy as np
 from longtape.core.calendars import session_numbers
 from longtape.core.clock import Interval, to_milliseconds
 from longtape.core.errors import UserError
-from longtape.features.catalogue import Series, feature
 from longtape.features.price import one_bar_returns
+from longtape.features.registry import Series, feature
 from longtape.features.rolling import Array, divide, grouped_ratio, rolling_mean, rolling_sum
 from longtape.features.table import Rows, Table, longest, period_starts
 
