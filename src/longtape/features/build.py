@@ -16,7 +16,7 @@ from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target, target_horizons
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
-from longtape.features.panel import Column, Panel, TargetColumn
+from longtape.features.panel import UNKNOWN_END, Column, Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
@@ -266,8 +266,7 @@ def _clock_ahead(table: Table, count: int) -> tuple[Milliseconds, Milliseconds]:
     """Opens and closes of the table's bars and of the `count` bars after them."""
     last = int(table.timestamps[-1])
     if table.interval == EVENTS:
-        step = max(1, (last - int(table.timestamps[0])) // max(len(table) - 1, 1))
-        later = last + step * np.arange(1, count + 1)
+        later = np.full(count, UNKNOWN_END)
         return np.append(table.timestamps, later), np.append(table.known_at, later)
     later = future_opens(last, count, table.interval, table.calendar)
     return np.append(table.timestamps, later), np.append(table.known_at, table.interval.close_of(later))

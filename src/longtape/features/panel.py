@@ -13,6 +13,7 @@ from longtape.core.errors import UserError
 from longtape.features.target_kinds import TargetKind, target_kind
 
 Rows = npt.NDArray[np.int64]
+UNKNOWN_END = 2**62  # of a label that ends with an event to come, which nobody can date
 
 
 @dataclass(frozen=True)

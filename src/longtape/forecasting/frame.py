@@ -5,7 +5,7 @@
 | timestamp | open of the newest bar of the window, or time of the event (UTC) |
 | known_at | the moment at which the forecast is made: the bar's close |
 | symbol, target, kind, horizon | what is forecast, and over how many bars |
-| end | when the label will be known; in the future for the newest windows |
+| end | when the label will be known; in the future for the newest windows, null for events to come |
 | period | where the run's split puts the origin: training, validation, calibration, test, after the test |
 | mean, lower, upper | point forecast and interval; returns are log returns |
 | p0, p1, … | probabilities of classes, where a target has classes |
@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from longtape.features.panel import Panel, Rows
+from longtape.features.panel import UNKNOWN_END, Panel, Rows
 from longtape.features.splits import Periods
 from longtape.forecasting.intervals import Calibration, intervals
 from longtape.forecasting.predict import Predicted
@@ -41,7 +41,7 @@ def to_frame(
             "target": target.name,
             "kind": target.kind,
             "horizon": target.horizon,
-            "end": panel.target_ends[origins, column],
+            "end": _ends(panel.target_ends[origins, column]),
             "period": period,
             "mean": predicted.mean[:, column],
             "lower": pl.Series(lower[:, column]).fill_nan(None),
@@ -52,6 +52,11 @@ def to_frame(
         }
         parts.append(pl.DataFrame(part))
     return pl.concat(parts).with_columns(pl.col("timestamp", "known_at", "end").cast(_TIME))
+
+
+def _ends(ends: Rows) -> pl.Series:
+    series = pl.Series(ends)
+    return series.set(series == UNKNOWN_END, None)
 
 
 def _probabilities(predicted: Predicted, column: int, classes: int) -> dict[str, pl.Series]:
