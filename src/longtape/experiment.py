@@ -144,6 +144,17 @@ class Experiment(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _funding_is_recorded_where_it_is_read(self) -> Experiment:
+        recorded = self.has_account and self.backtest.costs.funding == "history"
+        if self.data.funding_path is not None and not recorded:
+            raise ValueError("data.funding_path has no effect without backtest.costs.funding: history")
+        if recorded and self.data.source == "file" and self.data.funding_path is None:
+            raise ValueError(
+                "backtest.costs.funding: history of a candle file needs data.funding_path; or name rate or excluded"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _marks_have_an_effect(self) -> Experiment:
         if self.marks is not None and not self.model.has_global_tokens:
             raise ValueError("marks become global tokens, which this model does not have; use bigbird")

@@ -28,6 +28,7 @@ from longtape.market.bars import TIME_TYPE, Bars
 
 HORIZON = 6
 WARM_UP = 24
+FOLDED = SplitConfig(train=0.5, validation=0.1)
 START = to_milliseconds("2024-01-01")
 
 
@@ -209,7 +210,7 @@ class RidgePipeline:
         return Standardizer.fit(panel.values, np.arange(train[0] - self.lookback + 1, train[-1] + 1))
 
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
-        return walk_forward(panel, self.lookback, SplitConfig(train=0.4, validation=0.1), config)
+        return walk_forward(panel, self.lookback, FOLDED, config)
 
     def fit(self, panel: Panel, split: Split) -> Ridge:
         train = split.train

@@ -57,10 +57,10 @@ class ShuffledSplit(RidgePipeline):
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
         split = super().split(panel, periods)
         rows = np.random.default_rng(0).permutation(
-            np.concatenate([split.train, split.validation, split.test])
+            np.concatenate([split.train, split.validation, split.calibration, split.test])
         )
-        a, b = len(split.train), len(split.train) + len(split.validation)
-        return Split(np.sort(rows[:a]), np.sort(rows[a:b]), np.sort(rows[b:]), split.periods)
+        sizes = np.cumsum([len(split.train), len(split.validation), len(split.calibration)])
+        return Split(*(np.sort(part) for part in np.split(rows, sizes)), split.periods)
 
 
 class NegativeShift(RidgePipeline):
@@ -106,14 +106,14 @@ class EventKnownTooEarly(RidgePipeline):
 
 
 PLANTED = [
-    (CentredMean(), "features", "feature 'AAA.centred'"),
+    (CentredMean(), "features", "feature 'AAA centred'"),
     (WholeSampleScaler(), "inputs", "model input 'x'"),
     (ShuffledSplit(), "split", "training labels"),
-    (NegativeShift(), "features", "feature 'BBB.next'"),
-    (ResampleLabelledAtStart(), "features", "feature 'AAA.slow'"),
-    (BackFill(), "features", "feature 'AAA.return'"),
+    (NegativeShift(), "features", "feature 'BBB next'"),
+    (ResampleLabelledAtStart(), "features", "feature 'AAA slow'"),
+    (BackFill(), "features", "feature 'AAA return'"),
     (SameBarFill(), "fills", "fill of"),
-    (TargetInFeatures(), "features", "feature 'AAA.answer'"),
+    (TargetInFeatures(), "features", "feature 'AAA answer'"),
     (NoPurge(), "split", "training labels"),
     (EventKnownTooEarly(events=EVENTS), "features", "feature 'event_ahead'"),
 ]
@@ -236,7 +236,7 @@ def test_finds_what_depends_on_where_the_data_begin(pipeline: RidgePipeline) -> 
 
 class CountsItsRows(Ridge):
     def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
-        rows = pl.Series("row", np.tile(origins, len(panel.symbols)))
+        rows = pl.Series("row", np.tile(origins, len(panel.assets)))
         return super().forecast(panel, origins).with_columns(rows)
 
 
@@ -257,7 +257,7 @@ class RoundsAtTheThreshold(Ridge):
     def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
         hours = panel.timestamps[origins] // HOUR
         mean = np.where(hours % 3 == 0, 1e-9 * np.where(origins % 2 == 0, 1, -1), hours % 5 - 2.5)
-        return self.to_frame(panel, origins, np.repeat(mean[:, None], len(panel.symbols), axis=1))
+        return self.to_frame(panel, origins, np.repeat(mean[:, None], len(panel.assets), axis=1))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from polars.testing import assert_frame_equal
 
 from longtape.core.errors import UserError
 from longtape.evaluation.walk_forward import walk_forward
-from longtape.features.splits import WalkForwardConfig, usable
-from tests.evaluation.ridge_pipeline import HORIZON, RidgePipeline, random_bars
+from longtape.features.splits import WalkForwardConfig, chronological
+from tests.evaluation.ridge_pipeline import FOLDED, HORIZON, RidgePipeline, random_bars
 
-FOLDS = WalkForwardConfig(n_folds=4, test=0.4, validation=0.1)
+FOLDS = WalkForwardConfig(n_folds=4)
 IDENTITY = {"experiment": "ridge", "fingerprints": {"test/spot/AAA": "1"}}
 BARS = random_bars(500)
 
@@ -26,11 +26,11 @@ class Counting(RidgePipeline):
     fits: list[tuple[int, int]] = field(default_factory=list)
     stop_at: int = 0
 
-    def fit(self, panel, train, validation):
-        self.fits.append((int(train[0]), int(train[-1])))
+    def fit(self, panel, split):
+        self.fits.append((int(split.train[0]), int(split.train[-1])))
         if len(self.fits) == self.stop_at:
             raise KeyboardInterrupt
-        return super().fit(panel, train, validation)
+        return super().fit(panel, split)
 
 
 def walk(out, pipeline=None, **options):
@@ -51,8 +51,7 @@ COMPLETE = [*(f"fold-0{n}.parquet" for n in (1, 2, 3, 4)), "plan.json"]
 
 def test_every_tested_origin_is_forecast_once_and_in_order_of_time(tmp_path):
     walked = walk(tmp_path)
-    origins = usable(walked.panel, RidgePipeline().lookback)
-    tested = origins[len(origins) - int(len(origins) * FOLDS.test) :]
+    tested = chronological(walked.panel, RidgePipeline().lookback, FOLDED).test
     assert np.array_equal(np.concatenate([fold.test for fold in walked.folds]), tested)
     for symbol in ("AAA", "BBB"):
         mine = walked.forecasts.filter(pl.col("symbol") == symbol)
@@ -66,9 +65,7 @@ def test_forecasts_are_those_of_a_model_fitted_on_the_past_of_its_fold(tmp_path)
     for fold in walked.folds:
         assert walked.panel.target_ends[fold.train].max() <= walked.panel.timestamps[fold.validation[0]]
         assert walked.panel.target_ends[fold.validation].max() <= walked.panel.timestamps[fold.test[0]]
-        by_hand.append(
-            pipeline.fit(walked.panel, fold.train, fold.validation).forecast(walked.panel, fold.test)
-        )
+        by_hand.append(pipeline.fit(walked.panel, fold).forecast(walked.panel, fold.test))
     assert_frame_equal(walked.forecasts, pl.concat(by_hand), check_exact=True)
 
 
@@ -162,8 +159,8 @@ def test_a_folder_that_is_there_is_not_touched_without_resume(tmp_path):
     [
         {"identity": {**IDENTITY, "experiment": "another"}},
         {"identity": {**IDENTITY, "fingerprints": {"test/spot/AAA": "2"}}},
-        {"config": WalkForwardConfig(n_folds=3, test=0.4, validation=0.1)},
-        {"config": WalkForwardConfig(n_folds=4, test=0.4, validation=0.1, window="rolling")},
+        {"config": WalkForwardConfig(n_folds=3)},
+        {"config": WalkForwardConfig(n_folds=4, window="rolling")},
     ],
     ids=["experiment", "data", "folds", "window"],
 )
@@ -189,15 +186,13 @@ def test_resume_on_a_new_folder_begins(tmp_path):
 
 def test_a_rolling_window_moves_and_an_expanding_one_grows(tmp_path):
     grown = walk(tmp_path / "a").folds
-    moved = walk(
-        tmp_path / "b", config=WalkForwardConfig(n_folds=4, test=0.4, validation=0.1, window="rolling")
-    )
+    moved = walk(tmp_path / "b", config=WalkForwardConfig(n_folds=4, window="rolling"))
     assert len({int(fold.train[0]) for fold in grown}) == 1
     starts = [int(fold.train[0]) for fold in moved.folds]
     assert starts == sorted(set(starts))
-    lengths = [len(fold.train) + len(fold.validation) for fold in moved.folds]
+    lengths = [len(fold.train) + len(fold.validation) + len(fold.calibration) for fold in moved.folds]
     # Holes in the bars take no origins here; purging takes the same number from every fold.
-    assert max(lengths) - min(lengths) <= HORIZON
+    assert max(lengths) - min(lengths) <= 2 * HORIZON
 
 
 def test_the_table_says_what_each_fold_saw(tmp_path):

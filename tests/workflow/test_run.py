@@ -47,7 +47,7 @@ def test_a_run_folder_holds_what_it_takes_to_repeat_it(made):
     present = {str(path.relative_to(made.root)) for path in made.root.rglob("*") if path.is_file()}
     kept = {"equity", "positions", "trades", "fills"}
     assert present == {
-        "experiment.yaml", "run.json", "model.safetensors", "model.json", "calibration.json", "history.json",
+        "experiment.yaml", "run.json", "model.safetensors", "model.json", "calibration.json", "history.jsonl",
         "forecast.parquet", "metrics.json", "audit.json", "report.html", *(f"backtest/{name}.parquet" for name in kept),
     }  # fmt: skip
     facts = read_json(made.path("run.json"))
@@ -76,10 +76,10 @@ def test_the_resolved_experiment_is_the_experiment(made):
 
 
 def test_train_validation_and_test_keep_apart(made):
-    work = made._work
-    panel, split = work.panel, work.split
+    panel, split = made.data.panel, made.data.split
     assert panel.target_ends[split.train].max() <= panel.known_at[split.validation[0]]
-    assert panel.target_ends[split.validation].max() <= panel.known_at[split.test[0]]
+    assert panel.target_ends[split.validation].max() <= panel.known_at[split.calibration[0]]
+    assert panel.target_ends[split.calibration].max() <= panel.known_at[split.test[0]]
     rows = split.training_rows(64)
     assert np.allclose(made.fitted.model.scaling.mean.numpy(), panel.values[rows].mean(axis=0), atol=1e-6)
 
@@ -88,19 +88,19 @@ def test_the_newest_forecast_lies_in_the_future(made):
     newest = load_run(made.root).forecast()
     assert newest.height == 2
     assert newest["actual"].null_count() == 2
-    assert (newest["end"] > made._work.bars[0].frame["timestamp"].max()).all()
+    assert (newest["end"] > made.data.bars[0].frame["timestamp"].max()).all()
     history = pl.read_parquet(made.path("forecast.parquet"))
     assert newest.equals(history.filter(pl.col("timestamp") == newest["timestamp"][0]))
 
 
 def test_new_bars_are_forecast_by_a_kept_model(made):
-    more = candles(950, symbol="TEST")
+    more = candles(950, symbol="TEST", category="linear")
     frame = load_run(made.root).forecast(more)
     assert frame["timestamp"][0] == more.frame["timestamp"][-1]
 
 
 def test_other_bars_are_traded_by_a_kept_model(made):
-    account = load_run(made.root).backtest(candles(600, seed=9))
+    account = load_run(made.root).backtest(candles(600, seed=9, category="linear"))
     assert account.books.equity.shape == (600 - 20 - 64 + 1,)
     assert account.fills.height > 0
 
@@ -110,7 +110,7 @@ def test_the_account_balances_and_fills_at_the_next_open(made):
     books = account.account
     spent = sum(books[name] for name in ("fees", "spread", "slippage", "funding", "borrow"))
     assert books["start"] + books["profit"] - spent == pytest.approx(books["end"], rel=1e-9)
-    bars = made._work.bars[0].frame
+    bars = made.data.bars[0].frame
     fills = account.fills.join(bars, on="timestamp")
     assert fills.height > 0
     assert (fills["price"] == fills["open"]).all()
@@ -119,7 +119,7 @@ def test_the_account_balances_and_fills_at_the_next_open(made):
 
 
 def test_overlapping_forecasts_never_hold_more_than_the_account(made):
-    weights = made.fitted_pipeline.weights(made.forecasts)
+    weights = made.pipeline.weights(made.forecasts)
     assert weights["TEST"].abs().max() <= 1 + 1e-12
     steps = weights["TEST"].diff().abs().drop_nulls()
     assert steps.max() <= 2 / 6 + 1e-12  # one of six tranches is turned over at a time
@@ -191,7 +191,7 @@ def test_resume_refuses_other_data_or_another_experiment(tmp_path):
 @pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_a_stopped_run_is_marked_and_goes_on_to_the_same_numbers(tmp_path, how):
     """As a user would: stop the command in the middle of training, then --resume."""
-    path = write_experiment(tmp_path, candle_frame(900), epochs=400)
+    path = write_experiment(tmp_path, candle_frame(900), epochs=40)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "longtape", "train", str(path), "--out", str(out)]
     settings = [
@@ -220,7 +220,7 @@ def test_a_stopped_run_is_marked_and_goes_on_to_the_same_numbers(tmp_path, how):
     refused = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
-    finished = [*command, *settings, "-o", "training.epochs=400", "--resume"]
+    finished = [*command, *settings, "--resume"]
     assert subprocess.run(finished, capture_output=True, timeout=300).returncode == 0
     whole = train(load_experiment(path, settings[1::2]), tmp_path / "whole")
     assert whole.path("model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()

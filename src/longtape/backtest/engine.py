@@ -10,18 +10,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from longtape.backtest import costs as costing
-from longtape.backtest.account import (
-    MARGIN_CALLS,
-    N_FILLS,
-    N_TRADES,
-    UNFILLED,
-    Books,
-    Plan,
-    Prices,
-    Rules,
-    keep_account,
-    new_books,
-)
+from longtape.backtest.account import Books, Plan, Prices, Rules, keep_account, new_books
 from longtape.backtest.config import AccountConfig, Fill, Limits, LotSize, Rebalance, ZeroVolume
 from longtape.backtest.costs import DEFAULT_COSTS, Costs
 from longtape.backtest.frames import (
@@ -158,7 +147,7 @@ def simulate(prices: Prices, plan: Plan, rules: Rules) -> Books:
     orders = bars * symbols if rules.every_bar else min(plan.weights.size, bars * symbols) + symbols
     books = new_books(bars, symbols, orders)
     keep_account(prices, plan, rules, books)
-    fills, trades = int(books.totals[N_FILLS]), int(books.totals[N_TRADES])
+    fills, trades = int(books.totals["fills"]), int(books.totals["trades"])
     return books._replace(fills=_used(books.fills, fills), trades=_used(books.trades, trades))
 
 
@@ -299,7 +288,7 @@ def _notes(
         notes.append("funding of perpetuals is excluded")
     if capped:
         notes.append(f"{capped:,} rows of weights were scaled down to the leverage cap")
-    if unfilled := int(books.totals[UNFILLED]):
+    if unfilled := int(books.totals["unfilled"]):
         notes.append(f"{unfilled} orders never filled: no later bar with volume")
     if config.zero_volume == "wait":
         most = np.nan_to_num(market.prices.volume).max(axis=0)
@@ -307,6 +296,6 @@ def _notes(
         notes += [
             f"{s} has no volume on any bar, so no order fills; zero_volume='fill' trades it" for s in silent
         ]
-    if calls := int(books.totals[MARGIN_CALLS]):
+    if calls := int(books.totals["margin_calls"]):
         notes.append(f"{calls} margin calls closed all positions")
     return tuple(notes)

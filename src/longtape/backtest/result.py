@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longtape.backtest import account as books_of
 from longtape.backtest.account import REASONS, Books, Plan, Prices, Rules
 from longtape.backtest.costs import Costs
 from longtape.backtest.metrics import compute_metrics, equity_returns
@@ -85,20 +84,19 @@ class BacktestResult:
     @cached_property
     def fills(self) -> pl.DataFrame:
         """`timestamp, symbol, units, price, value, fee, spread, slippage, reason`, one row per execution."""
-        bar, symbol, reason = self.books.fills[:, :3].astype(np.int64).T
-        units, price, fee, spread, slippage = self.books.fills[:, 3:].T
-        multiplier = self.multipliers[symbol]
+        fills = self.books.fills
+        multiplier = self.multipliers[fills["symbol"]]
         return pl.DataFrame(
             {
-                "timestamp": self._times.gather(bar),
-                "symbol": self._names(symbol),
-                "units": units,
-                "price": price / multiplier,
-                "value": np.abs(units) * price,
-                "fee": fee,
-                "spread": spread,
-                "slippage": slippage,
-                "reason": pl.Series(REASONS).gather(reason),
+                "timestamp": self._times.gather(fills["bar"]),
+                "symbol": self._names(fills["symbol"]),
+                "units": fills["units"],
+                "price": fills["price"] / multiplier,
+                "value": np.abs(fills["units"]) * fills["price"],
+                "fee": fills["fee"],
+                "spread": fills["spread"],
+                "slippage": fills["slippage"],
+                "reason": pl.Series(REASONS).gather(fills["reason"]),
             }
         )
 
@@ -109,37 +107,37 @@ class BacktestResult:
         fills; `costs` are fees, spread and slippage, `carry` funding and borrow; `profit` and `return` (over
         the entry value) are after both.
         """
-        symbol, first, last, reason = self.books.trades[:, :4].astype(np.int64).T
-        units, entry, out, costs, carry = self.books.trades[:, 4:].T
-        multiplier = self.multipliers[symbol]
+        trades = self.books.trades
+        multiplier, units = self.multipliers[trades["symbol"]], trades["units"]
         return pl.DataFrame(
             {
-                "symbol": self._names(symbol),
+                "symbol": self._names(trades["symbol"]),
                 "side": pl.Series(["short", "long"]).gather((units > 0).astype(np.int64)),
-                "entry_time": self._times.gather(first),
-                "exit_time": self._times.gather(last),
+                "entry_time": self._times.gather(trades["entry_bar"]),
+                "exit_time": self._times.gather(trades["exit_bar"]),
                 "units": np.abs(units),
-                "entry_price": entry / multiplier,
-                "exit_price": out / multiplier,
+                "entry_price": trades["entry_price"] / multiplier,
+                "exit_price": trades["exit_price"] / multiplier,
                 "profit": self._trade_profits,
-                "costs": costs,
-                "carry": carry,
+                "costs": trades["costs"],
+                "carry": trades["carry"],
                 "return": self.trade_returns,
-                "bars": last - first,
-                "reason": pl.Series(REASONS).gather(reason),
+                "bars": trades["exit_bar"] - trades["entry_bar"],
+                "reason": pl.Series(REASONS).gather(trades["reason"]),
             }
         )
 
     @property
     def _trade_profits(self) -> Floats:
-        units, entry, out, costs, carry = self.books.trades[:, 4:].T
-        return units * (out - entry) - costs - carry
+        trades = self.books.trades
+        moved: Floats = trades["units"] * (trades["exit_price"] - trades["entry_price"])
+        return moved - trades["costs"] - trades["carry"]
 
     @property
     def trade_returns(self) -> Floats:
         """Net return of each closed trade over its entry value."""
-        units, entry = self.books.trades[:, 4], self.books.trades[:, 5]
-        return self._trade_profits / np.abs(units * entry)
+        trades = self.books.trades
+        return self._trade_profits / np.abs(trades["units"] * trades["entry_price"])
 
     @cached_property
     def returns(self) -> Floats:
@@ -150,16 +148,9 @@ class BacktestResult:
     def account(self) -> dict[str, float]:
         """start + profit − fees − spread − slippage − funding − borrow = end."""
         totals = self.books.totals
-        return {
-            "start": self.initial_capital,
-            "profit": float(totals[books_of.PROFIT]),
-            "fees": float(totals[books_of.FEES]),
-            "spread": float(totals[books_of.SPREAD]),
-            "slippage": float(totals[books_of.SLIPPAGE]),
-            "funding": float(totals[books_of.FUNDING]),
-            "borrow": float(totals[books_of.BORROW]),
-            "end": float(self.books.equity[-1]),
-        }
+        flows = ("profit", "fees", "spread", "slippage", "funding", "borrow")
+        sums = {name: float(totals[name]) for name in flows}
+        return {"start": self.initial_capital, **sums, "end": float(self.books.equity[-1])}
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -185,21 +176,21 @@ class BacktestResult:
         equity, years = self.books.equity, len(self.clock) / self.periods_per_year
         if equity.min() <= 0:
             return float("nan")
-        return float(self.books.totals[books_of.TRADED] / equity.mean() / years)
+        return float(self.books.totals["traded"] / equity.mean() / years)
 
     @property
     def _use(self) -> dict[str, float]:
         totals = self.books.totals
         paid = {name: value for name, value in self.account.items() if name not in ("start", "end", "profit")}
         return {
-            "n_fills": float(totals[books_of.N_FILLS]),
+            "n_fills": float(totals["fills"]),
             "turnover": self.turnover,
             "exposure": float(self.exposure.mean()),
             **paid,
             "costs": sum(paid.values()),
-            "unfilled": float(totals[books_of.UNFILLED]),
-            "margin_calls": float(totals[books_of.MARGIN_CALLS]),
-            "ended": float(totals[books_of.ENDED]),
+            "unfilled": float(totals["unfilled"]),
+            "margin_calls": float(totals["margin_calls"]),
+            "ended": float(totals["ended"]),
         }
 
     @property

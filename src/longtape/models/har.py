@@ -4,9 +4,9 @@ Corsi (2009), "A Simple Approximate Long-Memory Model of Realized Volatility", i
 
     ln y² = a + Σ_l b_l · ln(mean r² over lag l) + c(hour of the week)
 
-Hours are the market's own, so that a change of its clock moves none. The levels c are shrunk towards zero as if
-`PRIOR` more rows without an effect had been seen in each, so an hour that training lacks is forecast at the general
-level. The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"),
+Hours are the market's own, so that a change of its clock moves none. The levels c are drawn from N(0, τ²), so they are
+shrunk towards zero by the ratio of the residuals' variance to τ², which the data say (empirical Bayes, by moments): a
+market without hours gets none, and an hour that training lacks is forecast at the general level. The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"),
 which is right whatever their distribution; e^(s²/2) is right for normal ones only, and a squared return of one bar is
 far from that.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from longtape.core.calendars import bars_per_year, day_of_week, hour_of_week
+from longtape.core.calendars import bars_per_day, hour_of_week, market_dates
 from longtape.core.clock import ALWAYS_OPEN, DAY, WEEK, Interval
 from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
@@ -26,7 +26,7 @@ from longtape.features.rolling import rolling_mean
 from longtape.models.gram import Gram, chunks
 
 Array = npt.NDArray[np.float64]
-PRIOR = 10.0
+LEAST_PRIOR, MOST_PRIOR = 1e-3, 1e9  # rows without an effect that count for each cell beside its own
 DAYS_OPEN = (
     1 / 8,
     1 / 4,
@@ -57,8 +57,7 @@ class HarDesign:
             return cls(EVENTS, 1)
         if step >= DAY:
             return cls(DAILY, 7) if step < WEEK else cls(LONGER, 1)
-        days = 365 if calendar == ALWAYS_OPEN else 252
-        per_day = bars_per_year(interval, calendar) / days
+        per_day = bars_per_day(interval, calendar)
         lags = DAYS_OPEN if calendar == ALWAYS_OPEN else DAYS_SESSIONS
         return cls(tuple(dict.fromkeys(max(1, round(per_day * lag)) for lag in lags)), 168)
 
@@ -80,7 +79,7 @@ class HarDesign:
         if self.n_cells == 1:
             return np.zeros(len(panel), np.int64)
         if self.n_cells == 7:
-            return day_of_week(panel.timestamps, panel.calendar)
+            return (market_dates(panel.timestamps, panel.interval, panel.calendar) + 3) % 7
         return hour_of_week(panel.known_at, panel.calendar)
 
 
@@ -142,8 +141,7 @@ class HarRows:
     def fitted(self, gram: Gram, origins: Rows) -> LogHarFit:
         """The regression that `gram` gives, its residuals taken over `origins`."""
         n_lags = len(self.design.lags)
-        penalty = np.concatenate([[0.0], np.full(n_lags, 1e-8), np.full(self.design.n_cells, PRIOR)])
-        weights = gram.solve(penalty)
+        weights = self.solve(gram)
         count, exponentials, squares = 0, np.zeros(len(self.columns)), np.zeros(len(self.columns))
         for part in chunks(origins):
             known = self._known(part)
@@ -154,6 +152,31 @@ class HarRows:
         intercept, lags, cells = weights[0], weights[1 : 1 + n_lags], weights[1 + n_lags :]
         smearing = np.log(np.maximum(exponentials / max(count, 1), SMALLEST_VARIANCE))
         return LogHarFit(lags, cells, intercept, smearing, squares / max(count, 1) / 2)
+
+    def solve(self, gram: Gram) -> Array:
+        """Weights [1 + L + cells, n], the cells of each output shrunk by the prior that its own residuals say."""
+        loose = gram.solve(self._penalty(LEAST_PRIOR))
+        priors = self._priors(gram, loose)
+        columns = [gram.solve(self._penalty(prior))[:, k] for k, prior in enumerate(priors)]
+        return np.stack(columns, axis=1)
+
+    def _penalty(self, prior: float) -> Array:
+        lags = np.full(len(self.design.lags), 1e-8)
+        return np.concatenate([[0.0], lags, np.full(self.design.n_cells, prior)])
+
+    def _priors(self, gram: Gram, weights: Array) -> list[float]:
+        """s²/τ² of each output: τ² is what the levels vary by beyond what chance gives levels of so many rows."""
+        first = 1 + len(self.design.lags)
+        rows, cells = np.diag(gram.xx)[first:], weights[first:]
+        seen = int((rows > 0).sum())
+        noise = gram.errors(weights) / max(gram.count - first - seen, 1)
+        variance = (rows[:, None] * cells**2).sum(axis=0) / max(gram.count, 1)
+        beyond = np.maximum(variance - noise * max(seen - 1, 0) / max(gram.count, 1), 0.0)
+        ratio = noise / np.maximum(beyond, noise / MOST_PRIOR)
+        return [
+            float(np.clip(r, LEAST_PRIOR, MOST_PRIOR)) if n > 0 else LEAST_PRIOR
+            for r, n in zip(ratio, noise, strict=True)
+        ]
 
     def _known(self, origins: Rows) -> Rows:
         return origins[np.isfinite(self.panel.targets[origins][:, self.columns]).all(axis=1)]

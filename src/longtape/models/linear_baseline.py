@@ -1,8 +1,8 @@
 """The closed-form part of a network: a baseline fitted on the training rows, from which training begins.
 
 Returns and paths begin at a ridge on averages of the scaled inputs over growing spans, volatility at log-HAR, classes
-at their training frequencies. Heads start at zero, so an untrained model is this baseline, and the network learns what it
-leaves over. A baseline gives its value in the space of the head: units of the target, log variance, or logits.
+at their training frequencies. Heads start at zero, so an untrained model is this baseline, and the network learns what
+it leaves over. A baseline gives its value in the space of the head: units of the target, log variance, or logits.
 """
 
 from __future__ import annotations

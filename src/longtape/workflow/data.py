@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from longtape.core.calendars import bars_per_year
 from longtape.experiment import Experiment
 from longtape.features.panel import Panel
 from longtape.features.splits import Periods, Split
@@ -34,7 +35,8 @@ class RunData:
         if experiment.has_account:
             for instrument in describe(experiment.data):
                 experiment.refuse_instrument(instrument.category)
-        return cls(experiment, ExperimentPipeline(experiment), load(experiment.data), periods)
+        rows = load(experiment.data)
+        return cls(experiment, ExperimentPipeline(experiment, _periods_per_year(rows)), rows, periods)
 
     @cached_property
     def panel(self) -> Panel:
@@ -98,3 +100,10 @@ class RunData:
         what = f"bars of {data.interval}" if data.kind == "candles" else data.kind
         bars = ", ".join(f"{one.symbol}: {len(one):,} {what}" for one in self.bars)
         return f"{bars}; {len(self.panel.columns)} features; windows: {windows}"
+
+
+def _periods_per_year(rows: Sequence[MarketRows]) -> float | None:
+    """Bars in a year of the market that the bars are of; None for events, and for several markets on one clock."""
+    bars = [one for one in rows if isinstance(one, Bars)]
+    calendars = {one.instrument.calendar for one in bars}
+    return bars_per_year(bars[0].interval, calendars.pop()) if len(calendars) == 1 else None

@@ -41,6 +41,7 @@ class ExperimentPipeline:
     """The steps that an experiment describes."""
 
     experiment: Experiment
+    periods_per_year: float | None = None  # of the bars' own market; None: read from the forecasts' times
     funding: pl.DataFrame | None = None  # recorded payments, for costs.funding = history
     events: Events | None = None  # as they were known at some time; None: the experiment's file
 
@@ -159,7 +160,8 @@ class ExperimentPipeline:
         """Target weights decided at each origin's close; no symbol where nothing is traded."""
         if not self.experiment.has_account:
             return forecast.select("timestamp").unique(maintain_order=True)
-        return weights_from_forecast(forecast, self.experiment.backtest.signal)
+        signal = self.experiment.backtest.signal
+        return weights_from_forecast(forecast, signal, self.periods_per_year)
 
     def backtest(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> BacktestResult:
         """The account that follows `weights` through `bars`; what has no bar at a time is not traded on then."""
