@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from longtape.core.calendars import wall_clock
+from longtape.core.calendars import time_zone, wall_clock
 from longtape.core.clock import DAY
 from longtape.features.registry import feature
 from longtape.features.rolling import Array, kernel
@@ -25,19 +25,23 @@ def _circle(turns: Array) -> tuple[Array, Array]:
     return sine, cosine
 
 
-@feature("sin, cos of 2π · time of day / 24 h", CYCLE, outputs=OUTPUTS, shared=True)
+def _is_a_zone(zone: str) -> None:
+    time_zone(zone)
+
+
+@feature("sin, cos of 2π · time of day / 24 h", CYCLE, outputs=OUTPUTS, shared=True, check=_is_a_zone)
 def hour(table: Table, zone: str = "UTC") -> tuple[Array, Array]:
     """Time of day at which the bar opens, in a time zone (daylight saving included)."""
     return _circle((wall_clock(table.timestamps, zone) % DAY) / DAY)
 
 
-@feature("sin, cos of 2π · weekday / 7, Monday = 0", CYCLE, outputs=OUTPUTS, shared=True)
+@feature("sin, cos of 2π · weekday / 7, Monday = 0", CYCLE, outputs=OUTPUTS, shared=True, check=_is_a_zone)
 def weekday(table: Table, zone: str = "UTC") -> tuple[Array, Array]:
     """Day of the week on which the bar opens."""
     return _circle((wall_clock(table.timestamps, zone) // DAY + 3) % 7 / 7.0)
 
 
-@feature("sin, cos of 2π · (month − 1) / 12", CYCLE, outputs=OUTPUTS, shared=True)
+@feature("sin, cos of 2π · (month − 1) / 12", CYCLE, outputs=OUTPUTS, shared=True, check=_is_a_zone)
 def month(table: Table, zone: str = "UTC") -> tuple[Array, Array]:
     """Month in which the bar opens."""
     months = (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from longtape.core.errors import UserError
-from longtape.features.registry import Everyone, Series, feature
+from longtape.features.registry import Everyone, Series, feature, two_rows
 from longtape.features.rolling import Array, divide, rolling_covariance
 from longtape.features.table import Table
 
@@ -13,12 +12,10 @@ SECTION = "cross-section of all symbols loaded, equal weights"
 
 
 def _window(table: Table, n: int, **_: object) -> int:
-    if n < 2:
-        raise UserError("features: correlation and beta need n of at least 2")
     return n - 1
 
 
-@feature("cov(x, y) / √(var x · var y) over n bars", "Pearson's correlation", warm_up=_window)
+@feature("cov(x, y) / √(var x · var y) over n bars", "Pearson's correlation", warm_up=_window, check=two_rows)
 def correlation(table: Table, x: Series, y: Series, n: int = 100) -> Array:
     """Rolling correlation of two series, in [−1, 1]; 0 where one of them is constant."""
     cov, var_x, var_y = rolling_covariance(x, y, n)
@@ -28,7 +25,10 @@ def correlation(table: Table, x: Series, y: Series, n: int = 100) -> Array:
 
 
 @feature(
-    "cov(x, y) / var y over n bars", "Sharpe (1964), Capital Asset Prices: slope of x on y", warm_up=_window
+    "cov(x, y) / var y over n bars",
+    "Sharpe (1964), Capital Asset Prices: slope of x on y",
+    warm_up=_window,
+    check=two_rows,
 )
 def beta(table: Table, x: Series, y: Series, n: int = 100) -> Array:
     """Rolling slope of x on y, e.g. `beta(log_return, of("BTCUSDT").log_return, 100)`; 0 where y is constant."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longtape.core.clock import ALWAYS_OPEN, HOUR, Interval
+from longtape.core.clock import ALWAYS_OPEN, HOUR, Interval, to_milliseconds
 from longtape.core.files import write_text
 from longtape.features.catalogue import FAMILIES, features, targets
 from longtape.features.registry import Spec
@@ -66,7 +66,8 @@ def _warm_up(spec: Spec) -> str:
 
 
 def _hourly_bars() -> Table:
-    times = np.empty(0, np.int64)
+    """A leap year of hours from a midnight on: the most bars that a day, a week or a month can hold."""
+    times = to_milliseconds("2024-01-01") + HOUR * np.arange(366 * 24)
     return Table("", Interval.parse("1h"), ALWAYS_OPEN, times, times + HOUR, {})
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from longtape.core.errors import UserError
-from longtape.features.registry import feature
+from longtape.features.registry import feature, refuse_unless
 from longtape.features.rolling import Array, divide, kernel, lagged, rolling_sum
 from longtape.features.table import Table
 
@@ -123,22 +122,20 @@ def depth(table: Table, levels: int = 5) -> Array:
     return _side(table, "bid", levels) + _side(table, "ask", levels)
 
 
-@feature("price_i / mid − 1", HASBROUCK, needs=TOP)
+def _is_a_side(side: str, **_: object) -> None:
+    refuse_unless(side in ("bid", "ask"), 'side must be "bid" or "ask"')
+
+
+@feature("price_i / mid − 1", HASBROUCK, needs=TOP, check=_is_a_side)
 def level_distance(table: Table, side: str, level: int = 1) -> Array:
     """How far a level of the "bid" or the "ask" side stands from the mid price."""
-    return table[f"{_checked(side)}_price_{level}"] / _mid(table) - 1.0
+    return table[f"{side}_price_{level}"] / _mid(table) - 1.0
 
 
-@feature("size_i", HASBROUCK, needs=TOP)
+@feature("size_i", HASBROUCK, needs=TOP, check=_is_a_side)
 def level_size(table: Table, side: str, level: int = 1) -> Array:
     """Size that waits at a level of the "bid" or the "ask" side."""
-    return table[f"{_checked(side)}_size_{level}"].copy()
-
-
-def _checked(side: str) -> str:
-    if side not in ("bid", "ask"):
-        raise UserError(f"features: side '{side}' is neither bid nor ask")
-    return side
+    return table[f"{side}_size_{level}"].copy()
 
 
 @feature(

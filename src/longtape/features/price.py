@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from longtape.features.registry import Series, feature
+from longtape.features.registry import Series, feature, refuse_unless, two_rows
 from longtape.features.rolling import (
     Array,
     divide,
@@ -93,7 +93,7 @@ def mean(table: Table, x: Series, n: int = 20) -> Array:
     return rolling_mean(x, n)
 
 
-@feature("√(Σ(x − mean)² / (n − 1))", DEFINITION, warm_up=_window)
+@feature("√(Σ(x − mean)² / (n − 1))", DEFINITION, warm_up=_window, check=two_rows)
 def std(table: Table, x: Series, n: int = 20) -> Array:
     """Sample deviation of the last n values; 0 for a constant series."""
     return rolling_deviation(x, n)
@@ -111,19 +111,19 @@ def lowest(table: Table, x: Series, n: int = 20) -> Array:
     return -rolling_max(-x, n)
 
 
-@feature("x / mean(x, n)", DEFINITION, warm_up=_window)
+@feature("x / mean(x, n)", DEFINITION, warm_up=_window, check=two_rows)
 def ratio(table: Table, x: Series, n: int = 20) -> Array:
     """A series over its own mean; 1 where the mean is 0."""
     return divide(x, rolling_mean(x, n), 1.0)
 
 
-@feature("close / mean(close, n)", DEFINITION, needs=("close",), warm_up=_window)
+@feature("close / mean(close, n)", DEFINITION, needs=("close",), warm_up=_window, check=two_rows)
 def close_ratio(table: Table, n: int = 20) -> Array:
     """Close over its own mean."""
     return table["close"] / rolling_mean(table["close"], n)
 
 
-@feature("(x − mean(x, n)) / std(x, n)", DEFINITION, warm_up=_window)
+@feature("(x − mean(x, n)) / std(x, n)", DEFINITION, warm_up=_window, check=two_rows)
 def zscore(table: Table, x: Series, n: int = 100) -> Array:
     """Distance from the rolling mean in rolling sample deviations; 0 for a constant series."""
     return rolling_zscore(x, n)
@@ -177,34 +177,45 @@ def rsi_simple(table: Table, n: int = 14) -> Array:
 
 
 def _macd_rows(table: Table, fast: int, slow: int) -> int:
-    return slow - 1 + memory(2 / (max(fast, slow) + 1))
+    return slow - 1 + memory(2 / (slow + 1))
 
 
 def _signal_rows(table: Table, fast: int, slow: int, signal: int) -> int:
     return _macd_rows(table, fast, slow) + signal - 1 + memory(2 / (signal + 1))
 
 
+def _fast_is_faster(fast: int, slow: int, **_: object) -> None:
+    refuse_unless(fast < slow, "fast must be below slow")
+
+
 APPEL = "Appel (2005), Technical Analysis: Power Tools for Active Investors"
 
 
-@feature("ema(close, fast) − ema(close, slow)", APPEL, needs=("close",), warm_up=_macd_rows)
+@feature(
+    "ema(close, fast) − ema(close, slow)", APPEL, needs=("close",), warm_up=_macd_rows, check=_fast_is_faster
+)
 def macd(table: Table, fast: int = 12, slow: int = 26) -> Array:
     """Moving average convergence divergence, in units of price."""
     close = table["close"]
     return ema(table, close, fast) - ema(table, close, slow)
 
 
-@feature("ema(macd, signal)", APPEL, needs=("close",), warm_up=_signal_rows)
+@feature("ema(macd, signal)", APPEL, needs=("close",), warm_up=_signal_rows, check=_fast_is_faster)
 def macd_signal(table: Table, fast: int = 12, slow: int = 26, signal: int = 9) -> Array:
     """Signal line of MACD, in units of price."""
     return ema(table, macd(table, fast, slow), signal)
 
 
-@feature("macd − macd_signal", APPEL, needs=("close",), warm_up=_signal_rows)
+@feature("macd − macd_signal", APPEL, needs=("close",), warm_up=_signal_rows, check=_fast_is_faster)
 def macd_histogram(table: Table, fast: int = 12, slow: int = 26, signal: int = 9) -> Array:
     """MACD above its signal line, in units of price."""
     line = macd(table, fast, slow)
     return line - ema(table, line, signal)
+
+
+def _bands_have_width(n: int, k: float) -> None:
+    two_rows(n=n)
+    refuse_unless(k > 0, "k must be above 0")
 
 
 @feature(
@@ -212,6 +223,7 @@ def macd_histogram(table: Table, fast: int = 12, slow: int = 26, signal: int = 9
     "Bollinger (2001), Bollinger on Bollinger Bands",
     needs=("close",),
     warm_up=_window,
+    check=_bands_have_width,
 )
 def bollinger(table: Table, n: int = 20, k: float = 2.0) -> Array:
     """Bollinger's %b: 0 at the lower band, 1 at the upper; 0.5 where the bands have no width."""

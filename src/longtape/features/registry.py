@@ -9,6 +9,7 @@ there: `int` (a number of rows, at least 1), `float`, `str`, `Series` (a column 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from longtape.features.expression import Argument, Expression
 
 Series: TypeAlias = npt.NDArray[np.float64]
 WarmUp: TypeAlias = Callable[..., int]
+Check: TypeAlias = Callable[..., None]
 
 FEATURES: dict[str, Spec] = {}
 TARGETS: dict[str, Spec] = {}
@@ -48,6 +50,7 @@ class Spec:
     source: str
     outputs: tuple[str, ...]
     shared: bool
+    check: Check
     kind: str = ""  # of a target
     horizons: Callable[..., tuple[int, ...]] | None = (
         None  # of a target: rows ahead at which its labels are known
@@ -87,7 +90,12 @@ class Spec:
                     f"features: '{expression}': '{parameter.name}' is missing; write {self.usage}"
                 )
         given = {p.name: given.get(p.name, p.default) for p in self.parameters}
-        return {p.name: self._fit(expression, p, given[p.name]) for p in self.parameters}
+        fitted = {p.name: self._fit(expression, p, given[p.name]) for p in self.parameters}
+        try:
+            self.check(**fitted)
+        except UserError as error:
+            raise UserError(f"features: '{expression}': {error}; write {self.usage}") from None
+        return fitted
 
     def _fit(self, expression: Expression, parameter: inspect.Parameter, value: Argument) -> Argument:
         kind = parameter.annotation
@@ -97,7 +105,7 @@ class Spec:
             value = Expression(value)
         wanted = {
             "int": (isinstance(value, int) and value >= 1, "a whole number of rows, at least 1"),
-            "float": (isinstance(value, int | float), "a number"),
+            "float": (isinstance(value, int | float) and math.isfinite(value), "a finite number"),
             "str": (isinstance(value, str), "a text in quotes"),
             "Series": (isinstance(value, Expression), "a column or a feature"),
             "Everyone": (isinstance(value, Expression), "a column or a feature"),
@@ -118,6 +126,21 @@ def _none(*_: object, **__: object) -> int:
     return 0
 
 
+def _anything(**_: object) -> None:
+    pass
+
+
+def refuse_unless(holds: bool, what: str) -> None:
+    """For a `check`: UserError that says what must hold of the parameters, where it does not."""
+    if not holds:
+        raise UserError(what)
+
+
+def two_rows(*, n: int, **_: object) -> None:
+    """A `check`: n of at least 2, for what one value says nothing about."""
+    refuse_unless(n >= 2, "n must be at least 2")
+
+
 def feature(
     formula: str,
     source: str,
@@ -126,14 +149,16 @@ def feature(
     warm_up: WarmUp = _none,
     outputs: tuple[str, ...] = (),
     shared: bool = False,
+    check: Check = _anything,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a feature under its own name.
 
     `warm_up(table, **arguments)` is the number of rows before the first value that no longer depends on where
     the data begin, on top of what its series arguments need. `outputs` names the columns of a function that
-    returns several. `shared`: the same for every symbol.
+    returns several. `shared`: the same for every symbol. `check(**arguments)` refuses, by `refuse_unless`,
+    parameters that make no sense; it is asked before there are data, and series arguments are still expressions.
     """
-    return _register(FEATURES, formula, source, needs, warm_up, outputs, shared, "")
+    return _register(FEATURES, formula, source, needs, warm_up, outputs, shared, check, "")
 
 
 def target(
@@ -145,7 +170,7 @@ def target(
     horizons: Callable[..., tuple[int, ...]],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a target of a kind: it returns a label for each of `horizons(**arguments)`."""
-    return _register(TARGETS, formula, source, needs, _none, (), False, kind, horizons)
+    return _register(TARGETS, formula, source, needs, _none, (), False, _anything, kind, horizons)
 
 
 def family_of(module: str) -> str:
@@ -161,6 +186,7 @@ def _register(
     warm_up: WarmUp,
     outputs: tuple[str, ...],
     shared: bool,
+    check: Check,
     kind: str,
     horizons: Callable[..., tuple[int, ...]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -179,6 +205,7 @@ def _register(
             source,
             outputs,
             shared,
+            check,
             kind,
             horizons,
         )

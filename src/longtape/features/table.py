@@ -121,9 +121,13 @@ def _gather(name: str, values: Array, first: Rows) -> Array:
 
 def longest(period: Interval, bar: Interval) -> int:
     """The most bars that a period can hold, on a clock that never stops."""
-    days = {"1M": 31, "12M": 366}
-    length = days[period.name] * DAY if period.name in days else period.milliseconds
+    length = _longest_months(int(period.name[:-1])) if period.is_month else period.milliseconds
     return -(-length // bar.milliseconds)
+
+
+def _longest_months(count: int) -> int:
+    starts = np.arange(-count, count + 48).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    return int((starts[count:] - starts[:-count]).max()) * DAY
 
 
 def newest_known(coarse: Table, fine: Table) -> Rows:

@@ -10,7 +10,7 @@ from longtape.core.calendars import bars_per_day
 from longtape.core.clock import ALWAYS_OPEN
 from longtape.core.errors import UserError
 from longtape.features.price import WILDER, one_bar_returns
-from longtape.features.registry import feature
+from longtape.features.registry import feature, refuse_unless, two_rows
 from longtape.features.rolling import (
     Array,
     exponential,
@@ -43,6 +43,7 @@ def _log_of(a: Array, b: Array) -> Array:
     "Hull (2018), Options, Futures, and Other Derivatives, ch. 15",
     needs=("close",),
     warm_up=_rows,
+    check=two_rows,
 )
 def volatility(table: Table, n: int = 20) -> Array:
     """Deviation of the log returns of the last n bars, per bar."""
@@ -54,6 +55,7 @@ def volatility(table: Table, n: int = 20) -> Array:
     "Corsi (2009), A Simple Approximate Long-Memory Model of Realized Volatility",
     needs=("close",),
     warm_up=lambda table, period: bars_in(table, period),
+    check=lambda period: refuse_unless(period in DAYS, 'period must be "day", "week" or "month"'),
 )
 def realised_volatility(table: Table, period: str = "day") -> Array:
     """Realised volatility of the last "day", "week" or "month" (1, 7, 30 days; 1, 5, 22 sessions of an exchange)."""
@@ -63,8 +65,6 @@ def realised_volatility(table: Table, period: str = "day") -> Array:
 
 def bars_in(table: Table, period: str) -> int:
     """Bars of a day, a week or a month on this table's clock."""
-    if period not in DAYS:
-        raise UserError(f'features: realised_volatility("{period}"): write "day", "week" or "month"')
     if not table.interval.milliseconds:
         raise UserError("features: realised_volatility needs bars of a fixed interval")
     always, sessions = DAYS[period]
@@ -125,11 +125,10 @@ def rogers_satchell(table: Table, n: int = 20) -> Array:
     "Yang & Zhang (2000), Drift-Independent Volatility Estimation",
     needs=BAR,
     warm_up=_rows,
+    check=two_rows,
 )
 def yang_zhang(table: Table, n: int = 20) -> Array:
     """Volatility from gaps, bodies and Rogers–Satchell, free of drift; n is at least 2."""
-    if n < 2:
-        raise UserError("features: yang_zhang(n) needs n of at least 2")
     gap = rolling_deviation(_log_of(table["open"], lagged(table["close"], 1)), n)
     move = rolling_deviation(_log_of(table["close"], table["open"]), n)
     k = 0.34 / (1.34 + (n + 1) / (n - 1))
@@ -164,6 +163,7 @@ def atr_ratio(table: Table, n: int = 14) -> Array:
     "J.P. Morgan (1996), RiskMetrics Technical Document",
     needs=("close",),
     warm_up=lambda table, decay: 1 + memory(1 - decay),
+    check=lambda decay: refuse_unless(0 < decay < 1, "decay must lie between 0 and 1"),
 )
 def ewma_volatility(table: Table, decay: float = 0.94) -> Array:
     """Exponentially weighted volatility per bar; 0 < decay < 1."""

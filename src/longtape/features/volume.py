@@ -8,9 +8,9 @@ from longtape.core.calendars import session_numbers
 from longtape.core.clock import Interval, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.features.price import one_bar_returns
-from longtape.features.registry import Series, feature
+from longtape.features.registry import Series, feature, refuse_unless, two_rows
 from longtape.features.rolling import Array, divide, grouped_ratio, rolling_mean, rolling_sum
-from longtape.features.table import Rows, Table, longest, period_starts
+from longtape.features.table import Rows, Table, period_starts
 
 PRICES = ("high", "low", "close", "volume")
 VWAP = "Berkowitz, Logue & Noser (1988), The Total Cost of Transactions on the NYSE"
@@ -33,7 +33,7 @@ def volume_mean(table: Table, n: int = 20) -> Array:
     return rolling_mean(table["volume"], n)
 
 
-@feature("volume / mean(volume, n)", "definition", needs=("volume",), warm_up=_window)
+@feature("volume / mean(volume, n)", "definition", needs=("volume",), warm_up=_window, check=two_rows)
 def volume_ratio(table: Table, n: int = 20) -> Array:
     """Volume over its own mean; 1 where nothing was traded in n bars."""
     return divide(table["volume"], rolling_mean(table["volume"], n), 1.0)
@@ -61,11 +61,21 @@ def _grouped(table: Table, group: Rows) -> Array:
     "Σ p·volume / Σ volume since the session opened",
     VWAP,
     needs=PRICES,
-    warm_up=lambda table: longest(Interval.parse("1d"), table.interval) - 1,
+    warm_up=lambda table: _until_the_second(_sessions(table)),
 )
 def vwap_session(table: Table) -> Array:
     """Volume-weighted average price of the session so far (24/7: the UTC day)."""
-    return _grouped(table, session_numbers(table.timestamps, table.interval, table.calendar))
+    return _grouped(table, _sessions(table))
+
+
+def _sessions(table: Table) -> Rows:
+    return session_numbers(table.timestamps, table.interval, table.calendar)
+
+
+def _until_the_second(periods: Rows) -> int:
+    """Rows before the first period that begins inside the data: the one they begin in may be cut short."""
+    begins = np.flatnonzero(np.diff(periods)) + 1
+    return int(begins[0]) if len(begins) else len(periods)
 
 
 @feature(
@@ -73,6 +83,9 @@ def vwap_session(table: Table) -> Array:
     VWAP,
     needs=PRICES,
     warm_up=lambda table, since: _anchored_after(table, since),
+    check=lambda since: refuse_unless(
+        since in PERIODS or _is_a_date(since), 'since must be "day", "week", "month" or "year", or a date'
+    ),
 )
 def vwap_cumulative(table: Table, since: str = "month") -> Array:
     """Volume-weighted average price since the "day", "week", "month" or "year" began, or since a date.
@@ -80,14 +93,26 @@ def vwap_cumulative(table: Table, since: str = "month") -> Array:
     There is no form that begins with the data: its value would depend on what was loaded.
     """
     if since in PERIODS:
-        return _grouped(table, period_starts(table.timestamps, Interval.parse(PERIODS[since])))
+        return _grouped(table, _periods(table, since))
     return _grouped(table, (table.timestamps >= to_milliseconds(since)).astype(np.int64))
+
+
+def _periods(table: Table, name: str) -> Rows:
+    return period_starts(table.timestamps, Interval.parse(PERIODS[name]))
+
+
+def _is_a_date(text: str) -> bool:
+    try:
+        to_milliseconds(text)
+    except UserError:
+        return False
+    return True
 
 
 def _anchored_after(table: Table, since: str) -> int:
     if since in PERIODS:
-        return longest(Interval.parse(PERIODS[since]), table.interval) - 1
-    times, at = table.timestamps, to_milliseconds(since, "features: vwap_cumulative(since)")
+        return _until_the_second(_periods(table, since))
+    times, at = table.timestamps, to_milliseconds(since)
     if len(times) and at < times[0]:
         raise UserError(
             f'features: vwap_cumulative("{since}"): {table.origin} begins later; name a later date'

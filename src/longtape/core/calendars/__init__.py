@@ -23,7 +23,7 @@ from longtape.core.calendars.local import (
     market_dates,
 )
 from longtape.core.calendars.sessions import session_closes, session_opens, trading_spans
-from longtape.core.calendars.zones import wall_clock
+from longtape.core.calendars.zones import time_zone, wall_clock
 
 __all__ = [
     "CALENDAR_COLUMNS",
@@ -44,6 +44,7 @@ __all__ = [
     "session_closes",
     "session_numbers",
     "session_opens",
+    "time_zone",
     "trading_spans",
     "usual_step",
     "wall_clock",

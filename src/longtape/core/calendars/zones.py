@@ -47,7 +47,7 @@ def _changes(zone: str, first_year: int, last_year: int) -> tuple[Milliseconds, 
     `zoneinfo` tells the offset at a moment and not when it changes: it is asked once a day, and a day on which the
     answer changes is bisected.
     """
-    known = _zone(zone)
+    known = time_zone(zone)
     years = np.array([f"{first_year:04}", f"{last_year + 1:04}"], "datetime64[Y]").astype("datetime64[D]")
     days = np.arange(*years.astype(np.int64)) * (DAY // SECOND)
     offsets = [_offset(known, int(day)) for day in days]
@@ -57,11 +57,12 @@ def _changes(zone: str, first_year: int, last_year: int) -> tuple[Milliseconds, 
     return np.array(changes, np.int64) * SECOND, np.array(levels, np.int64) * SECOND
 
 
-def _zone(name: str) -> ZoneInfo:
+def time_zone(name: str) -> ZoneInfo:
+    """The zone of a name such as America/New_York. Raises UserError for any other."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # unknown; not a name at all; a folder of names
-        raise UserError(f"unknown time zone '{name}'; write for example America/New_York") from None
+        raise UserError(f"unknown time zone '{name}'; zones have names like America/New_York") from None
 
 
 def _offset(zone: ZoneInfo, seconds: int) -> int:
