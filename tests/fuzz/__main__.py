@@ -44,7 +44,9 @@ def _one(seed: int, folder: Path | None) -> int:
 
 def story(outcome: Outcome) -> str:
     """What was found in one seed, and how to see it again."""
-    lines = [f"seed {outcome.seed}: {len(outcome.faults)} faults, {len(outcome.applied)} checks, {outcome.seconds:.1f} s"]
+    lines = [
+        f"seed {outcome.seed}: {len(outcome.faults)} faults, {len(outcome.applied)} checks, {outcome.seconds:.1f} s"
+    ]
     lines += [f"  {name}: {sentence}" for name, sentence in outcome.faults]
     return "\n".join([*lines, f"again: python -m tests.fuzz {outcome.seed}"])
 
@@ -58,7 +60,11 @@ def _many(seeds: range, out: Path | None, processes: int) -> int:
         if kept is not None:
             with kept.open("a") as file:
                 file.write(json.dumps(outcome.to_dict(), default=str) + "\n")
-        print(f"{len(outcomes)}/{len(seeds)} {story(outcome).rsplit(chr(10), 1)[0]}", file=sys.stderr, flush=True)
+        print(
+            f"{len(outcomes)}/{len(seeds)} {story(outcome).rsplit(chr(10), 1)[0]}",
+            file=sys.stderr,
+            flush=True,
+        )
     ordered = [outcomes[seed] for seed in seeds]
     text = page(ordered, judged_mistakes())
     if out is not None and kept is not None:

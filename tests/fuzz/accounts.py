@@ -65,8 +65,8 @@ class _Walk:
         self.ledger = Ledger()
 
     def bar(self, time: int, until: int, before: int, fills: list[dict[str, Any]]) -> None:
+        self._borrow((time - before) / (365 * DAY))  # of the value since the last close
         self._mark(time, 0)
-        self._borrow((time - before) / (365 * DAY))
         self._fund(time, time + 1)
         if not self.terms.at_close:
             self._fill(time, fills)

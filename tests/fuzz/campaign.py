@@ -19,7 +19,6 @@ from tests.fuzz.experiments import Case, draw
 from tests.fuzz.runs import CRASHED, DOCUMENT, TRAINED, Refusal, Trial, attempt, walk, write_case
 from tests.fuzz.scenarios import SCENARIOS
 
-
 SHOWN = 3  # faults of a check and run that are kept
 
 

@@ -12,14 +12,15 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from tests.fuzz import schema
 from tests.fuzz.accounts import largest_relative_error
 from tests.fuzz.experiments import Case, kind_of
-from tests.fuzz import schema
 from tests.fuzz.markets import STRENGTH, Floats
 from tests.fuzz.runs import Trial, each_target, times, values
+from tests.fuzz.scores import SCORES, TINY, entry_of, labels, qlike_of, same, score, training_labels
 
 ERROR = 1e-5  # chance of a false alarm of one coverage check, were everything right
-TINY = 1e-12
+COMPARED = r"\S+ (open_)?(return|path)\(.* the best baseline"  # a sentence of the verdict
 WIDTHS = ("quantile", "student_t")  # heads that know their own width
 
 Faults = Iterator[str]
@@ -76,7 +77,9 @@ def audit(trial: Trial) -> Faults:
     report = trial.walked.json("audit.json")
     if report.get("passed") is not True:
         failed = [entry for entry in report.get("checks", []) if not entry.get("passed", True)]
-        shown = "; ".join(f"{entry['name']}: {(entry.get('findings') or [entry.get('note')])[0]}" for entry in failed)
+        shown = "; ".join(
+            f"{entry['name']}: {(entry.get('findings') or [entry.get('note')])[0]}" for entry in failed
+        )
         yield f"audit.json: {shown or report.get('passed')}"
 
 
@@ -90,9 +93,9 @@ def report(trial: Trial) -> Faults:
 
 
 @check("labels are what the file says", lambda trial: trial.case.market.whole)
-def labels(trial: Trial) -> Faults:
+def label_values(trial: Trial) -> Faults:
     for (symbol, target, horizon), rows in each_target(trial.walked.forecast.drop_nulls("actual")):
-        label, end = _labels(trial, symbol, target, horizon)
+        label, end = labels(trial, symbol, target, horizon)
         if label is None:
             continue
         here = np.searchsorted(times(trial.bars[symbol]), times(rows))
@@ -101,27 +104,6 @@ def labels(trial: Trial) -> Faults:
             yield f"{target} at {rows['timestamp'][int(wrong.argmax())]}: actual is not the label"
         if (times(rows, "end") != end[here]).any():
             yield f"{target}: `end` is not when the label is known"
-
-
-def _labels(trial: Trial, symbol: str, target: str, horizon: int) -> tuple[Floats | None, Any]:
-    frame = trial.bars[symbol]
-    name, h = target.split("(")[0], horizon
-    close, opened = np.log(values(frame, "close")), np.log(values(frame, "open"))
-    closes = times(frame) + trial.case.market.step
-    end = np.append(closes[h:], np.full(h, -1))
-    if name in ("return", "path"):
-        return _ahead(close, h) - close, end
-    if name == "volatility":
-        squares = np.append(0.0, np.cumsum(np.diff(close, prepend=close[0]) ** 2))
-        return np.sqrt(np.append(squares[1 + h :] - squares[1:-h], np.full(h, np.nan))), end
-    if name == "open_return":
-        moved = _ahead(opened, h) - _ahead(opened, 1)
-        return moved, np.append(times(frame)[h:], np.full(h, -1))
-    return None, end
-
-
-def _ahead(series: Floats, h: int) -> Floats:
-    return np.append(series[h:], np.full(h, np.nan))
 
 
 @check("scored rows lie behind the border and end by test_until")
@@ -171,60 +153,29 @@ def scores(trial: Trial) -> Faults:
         yield f"skill has {len(skill)} entries for {len(columns)} symbols, targets and horizons"
         return
     for (symbol, target, horizon), rows in columns:
-        entry = _entry(skill, symbol, target, horizon)
-        if entry is None:
+        entry = entry_of(skill, symbol, target, horizon)
+        if not entry:
             yield f"skill has no entry for {symbol} {target} at {horizon}"
             continue
         common = dict(each_target(trial.known_of_all)).get((symbol, target, horizon), rows)
         for name, figure in entry[0].items():
-            found = [_score(name, rows), _score(name, common)]
-            if found[0] is not None and not any(_same(figure, one) for one in found):
+            found = [score(name, rows), score(name, common)] if name in SCORES else []
+            if found and not any(same(figure, one) for one in found):
                 yield f"{symbol} {target}: {name} is {figure}, by forecast.parquet {found[0]:.6g}"
-
-
-def _entry(skill: dict[str, Any], symbol: str, target: str, horizon: int) -> list[dict[str, Any]] | None:
-    """Rows of a target; a path has an entry for each horizon, however it is called."""
-    names = (f"{symbol} {target}", f"{symbol} {target} {horizon}", f"{symbol} {target} at {horizon}")
-    found = [skill[name] for name in names[1:] if name in skill] or [skill[n] for n in names[:1] if n in skill]
-    if not found:
-        near = [name for name in skill if name.startswith(names[0]) and re.search(rf"\b{horizon}\b", name)]
-        found = [skill[name] for name in near]
-    return found[0] if found else None
-
-
-def _score(name: str, rows: pl.DataFrame) -> float | None:
-    """A score by its definition, None for one that is not known here."""
-    actual, forecast = values(rows, "actual"), values(rows, "mean")
-    if not len(actual):
-        return float("nan")
-    y, f = np.maximum(actual**2, TINY), np.maximum(forecast**2, TINY)
-    moved = (forecast != 0) & (actual != 0)
-    with np.errstate(all="ignore"):
-        known: dict[str, Callable[[], float]] = {
-            "R² against zero": lambda: 1 - ((actual - forecast) ** 2).sum() / (actual**2).sum(),
-            "RMSE": lambda: float(np.sqrt(((actual - forecast) ** 2).mean())),
-            "hit rate": lambda: float((np.sign(forecast) == np.sign(actual))[moved].mean()) if moved.any() else np.nan,
-            "R²": lambda: 1 - ((y - f) ** 2).sum() / ((y - y.mean()) ** 2).sum(),
-            "QLIKE": lambda: float((y / f - np.log(y / f) - 1).mean()),
-        }
-        return float(known[name]()) if name in known else None
-
-
-def _same(figure: float | None, found: float | None) -> bool:
-    if figure is None or found is None:
-        return figure is None and (found is None or not np.isfinite(found))
-    return bool(np.isclose(figure, found, rtol=1e-6, atol=1e-9)) or not np.isfinite(found)
 
 
 @check("coverage follows from forecast.parquet")
 def coverage_figures(trial: Trial) -> Faults:
+    level = trial.case.option("forecast.level", 0.9)
     for row in trial.walked.metrics.get("coverage", []):
+        if row.get("level", level) != level:
+            continue
         found = [
             float(_inside(_rows_of(frame, row)).mean())
             for frame in (trial.known, trial.known_of_all)
             if _rows_of(frame, row).height
         ]
-        if found and not any(_same(row["coverage"], one) for one in found):
+        if found and not any(same(row["coverage"], one) for one in found):
             yield f"coverage of {row['target']} is {row['coverage']}, by forecast.parquet {found[0]:.4f}"
 
 
@@ -236,7 +187,11 @@ def _inside(rows: pl.DataFrame) -> Any:
 def promised(trial: Trial) -> bool:
     """Intervals are conformal, and returns are alike at all times."""
     way = trial.case.option("forecast.intervals", "conformal")
-    return trial.case.market.exchangeable and way in ("conformal", "cqr") and trial.walked.calibrated_on is not None
+    return (
+        trial.case.market.exchangeable
+        and way in ("conformal", "cqr")
+        and trial.walked.calibrated_on is not None
+    )
 
 
 @check("coverage within its bounds", promised)
@@ -265,15 +220,20 @@ def coverage_limits(level: float, drawn: int, tested: int) -> tuple[float, float
 
 @check(
     "intervals are infinite where calibration rows are too few, and only there",
-    lambda trial: trial.case.option("forecast.intervals", "conformal") == "conformal"
-    and trial.walked.calibrated_on is not None,
+    lambda trial: (
+        trial.case.option("forecast.intervals", "conformal") == "conformal"
+        and trial.walked.calibrated_on is not None
+    ),
 )
 def infinite(trial: Trial) -> Faults:
     level, rows = trial.case.option("forecast.level", 0.9), trial.walked.calibrated_on or 0
     for (symbol, target, _), part in each_target(trial.walked.forecast):
         if kind_of(target) not in ("return", "path", "volatility"):
             continue
-        below, above = level / (1 - level), (1 + level) / (1 - level)  # rows for one quantile of |score|, and for two
+        below, above = (
+            level / (1 - level),
+            (1 + level) / (1 - level),
+        )  # rows for one quantile of |score|, and for two
         infinite_ones = np.isinf(values(part, "upper"))
         if rows < below - 1e-9 and not infinite_ones.all():
             yield f"{symbol} {target}: {rows} calibration rows cannot give {level}, and the interval is finite"
@@ -293,11 +253,15 @@ def _own_width(trial: Trial) -> bool:
 def own_width(trial: Trial) -> Faults:
     heads = trial.case.option("model.heads", {})
     for (symbol, target, horizon), rows in each_target(trial.walked.forecast):
-        if heads.get(kind_of(target)) not in WIDTHS or f"volatility({horizon})" in trial.case.document["targets"]:
+        if (
+            heads.get(kind_of(target)) not in WIDTHS
+            or f"volatility({horizon})" in trial.case.document["targets"]
+        ):
             continue
         width = values(rows, "upper") - values(rows, "lower")
         if rows.height > 1 and np.ptp(width) <= 1e-6 * np.abs(width).max():
-            yield f"{symbol} {target}: head '{heads[kind_of(target)]}' was trained, every interval is {width[0]:.4g} wide"
+            head = heads[kind_of(target)]
+            yield f"{symbol} {target}: head '{head}' was trained, every interval is {width[0]:.4g} wide"
 
 
 @check("volatility within a factor of two of the truth", has_volatility)
@@ -329,7 +293,9 @@ def volatility_ratios(trial: Trial) -> list[tuple[tuple[str, str, int], Floats]]
     for key, rows in each_target(trial.known):
         if kind_of(key[1]) != "volatility":
             continue
-        truth = trial.case.market.assets[key[0]].expected_variance(times(rows, "known_at"), times(rows, "end"))
+        truth = trial.case.market.assets[key[0]].expected_variance(
+            times(rows, "known_at"), times(rows, "end")
+        )
         there = truth > 0
         found.append((key, values(rows, "mean")[there] / np.sqrt(truth[there])))
     return [(key, ratio) for key, ratio in found if len(ratio)]
@@ -337,18 +303,20 @@ def volatility_ratios(trial: Trial) -> list[tuple[tuple[str, str, int], Floats]]
 
 @check(
     "a planted edge is seen",
-    lambda trial: trial.case.market.plan.law.startswith("lag")
-    and trial.case.option("model.skip", True)
-    and trial.case.option("model.kind", "encoder") == "encoder"
-    and len(trial.symbols) == 1
-    and not trial.case.market.plan.gaps
-    and (trial.walked.windows("training") or 0) > 300,
+    lambda trial: (
+        trial.case.market.plan.law.startswith("lag")
+        and trial.case.option("model.skip", True)
+        and trial.case.option("model.kind", "encoder") == "encoder"
+        and len(trial.symbols) == 1
+        and not trial.case.market.plan.gaps
+        and (trial.walked.windows("training") or 0) > 300
+    ),
 )
 def planted(trial: Trial) -> Faults:
     """ρ² of the variance of the next return can be known; a third of it is the least over a hundred rows."""
     for (symbol, target, horizon), rows in each_target(trial.known):
         if target.startswith(("return", "path")) and horizon == 1 and rows.height > 100:
-            seen = _score("R² against zero", rows) or 0.0
+            seen = score("R² against zero", rows)
             if seen < STRENGTH**2 / 3:
                 yield f"{symbol} {target}: R² {seen:.3f}, where {STRENGTH**2} can be known"
 
@@ -366,7 +334,11 @@ def ties(trial: Trial) -> Faults:
     for name, rows in trial.walked.metrics["skill"].items():
         own = {key: value for key, value in rows[0].items() if isinstance(value, float)}
         for row in rows[1:]:
-            same = [np.isclose(own[key], row[key], rtol=1e-6, atol=1e-12) for key in own if row.get(key) is not None]
+            same = [
+                np.isclose(own[key], row[key], rtol=1e-6, atol=1e-12)
+                for key in own
+                if row.get(key) is not None
+            ]
             p = _p_value(row)
             if same and all(same) and p is not None and p < 0.05:
                 yield f"{name}: '{row['model']}' has the model's own scores and differs with p = {p:.2g}"
@@ -376,36 +348,19 @@ def ties(trial: Trial) -> Faults:
 def baselines(trial: Trial) -> Faults:
     """The training mean of a volatility is the root of the mean square: no other constant is unbiased for QLIKE."""
     for (symbol, target, horizon), rows in each_target(trial.known):
-        entry = _entry(trial.walked.metrics["skill"], symbol, target, horizon) or []
+        entry = entry_of(trial.walked.metrics["skill"], symbol, target, horizon)
         row = next((one for one in entry if one["model"] == "training mean"), None)
         if kind_of(target) != "volatility" or row is None or row.get("QLIKE") is None:
             continue
-        label = _training_labels(trial, symbol, target, horizon)
+        label = training_labels(trial, symbol, target, horizon)
         if label is None:
             continue
         distance = {
-            name: abs(row["QLIKE"] - _qlike(rows, level))
+            name: abs(row["QLIKE"] - qlike_of(rows, level))
             for name, level in (("root mean square", np.sqrt(np.mean(label**2))), ("mean", label.mean()))
         }
         if min(distance, key=lambda name: distance[name]) == "mean":
             yield f"{symbol} {target}: the training mean is the mean, not the root mean square"
-
-
-def _training_labels(trial: Trial, symbol: str, target: str, horizon: int) -> Floats | None:
-    """About those that were trained on: known before the test, in their first part."""
-    label, end = _labels(trial, symbol, target, horizon) if trial.case.market.whole else (None, None)
-    if label is None or trial.walked.windows("training") is None:
-        return None
-    first = times(trial.walked.forecast).min()
-    known = label[np.isfinite(label) & (end <= first)]
-    count = trial.walked.windows("training") or 0
-    late = trial.walked.windows("validation") or 0
-    return known[: len(known) - late][-count:]
-
-
-def _qlike(rows: pl.DataFrame, level: float) -> float:
-    y, f = np.maximum(values(rows, "actual") ** 2, TINY), max(level**2, TINY)
-    return float((y / f - np.log(y / f) - 1).mean())
 
 
 @check("the verdict says whether there is an edge")
@@ -429,6 +384,13 @@ def claims_edge(trial: Trial) -> bool | None:
     return True if re.search(r"\bGained after costs\b|\bAn edge\b", text) else None
 
 
+@check("the verdict says what was paid", has_account)
+def paid(trial: Trial) -> Faults:
+    costs = trial.walked.metrics["metrics"]["costs"]
+    if costs and "paid" not in trial.walked.verdict:
+        yield f"costs of {costs:.2f} were paid, and the verdict says nothing of them"
+
+
 @check("a year's bars are the market's", has_account)
 def annualisation(trial: Trial) -> Faults:
     said, true = trial.walked.metrics["metrics"]["periods_per_year"], trial.case.market.bars_per_year
@@ -441,10 +403,10 @@ def annualisation(trial: Trial) -> Faults:
 
 @check("the account balances", has_account)
 def balance(trial: Trial) -> Faults:
-    books = trial.walked.metrics["account"]
+    books = trial.walked.metrics["metrics"] | trial.walked.metrics.get("account", {})
     spent = sum(books[name] for name in ("fees", "spread", "slippage", "funding", "borrow"))
     if abs(books["start"] + books["profit"] - spent - books["end"]) > 1e-9 * books["start"]:
-        yield f"start + profit − costs is not the end: {books}"
+        yield f"start {books['start']} + profit {books['profit']} − costs {spent} is not the end {books['end']}"
     equity = values(trial.walked.book("equity"), "equity")
     if abs(equity[-1] - books["end"]) > 1e-9 * books["start"]:
         yield f"equity.parquet ends at {equity[-1]}, the account at {books['end']}"
@@ -477,7 +439,10 @@ def weights(trial: Trial) -> Faults:
     # An order that waits for its bar leaves an old weight beside new ones, so whole markets only.
     if (case.market.whole or len(trial.symbols) == 1) and max(ledger.implied, default=0.0) > gross + 1e-9:
         yield f"gross weight {max(ledger.implied):.4f}, {gross:.4g} is the most"
-    if case.option("backtest.signal.long_only") and min((w for _, _, w in ledger.weights), default=0.0) < -1e-9:
+    if (
+        case.option("backtest.signal.long_only")
+        and min((w for _, _, w in ledger.weights), default=0.0) < -1e-9
+    ):
         yield "long_only, and a short position"
     yield from _turnover(trial)
 
@@ -502,7 +467,10 @@ def caps(case: Case, symbols: int) -> tuple[float, float]:
 def _limit(case: Case, name: str) -> float:
     """An option of the account, wherever in `backtest` it stands, but the signal's own."""
     backtest = case.option("backtest", {})
-    places = [backtest, *(part for key, part in backtest.items() if isinstance(part, dict) and key != "signal")]
+    places = [
+        backtest,
+        *(part for key, part in backtest.items() if isinstance(part, dict) and key != "signal"),
+    ]
     return min((place[name] for place in places if place.get(name) is not None), default=np.inf)
 
 
@@ -522,7 +490,9 @@ def costs(trial: Trial) -> Faults:
     fills = trial.walked.book("fills").filter(pl.col("reason") != "delisted")
     for name, column in (("fee", "fee"), ("spread", "spread")):
         wanted = values(fills, "value") * named.get(name, 0.0)
-        if np.abs(values(fills, column) - wanted).max(initial=0.0) > 1e-9 * values(fills, "value").max(initial=1.0):
+        if np.abs(values(fills, column) - wanted).max(initial=0.0) > 1e-9 * values(fills, "value").max(
+            initial=1.0
+        ):
             paid = values(fills, column).sum() / values(fills, "value").sum()
             yield f"{name} of {paid:.6f} was charged, {named.get(name, 0.0)} was asked"
 
@@ -539,12 +509,16 @@ def fill_prices(trial: Trial) -> Faults:
             yield f"fills of {symbol} are not at the {column} of their bar"
 
 
-@check("the same bars get the same weight", lambda trial: trial.case.market.plan.twins and trial.walked.has_account)
+@check(
+    "the same bars get the same weight",
+    lambda trial: trial.case.market.plan.twins and trial.walked.has_account,
+)
 def twins(trial: Trial) -> Faults:
     """Two symbols with the same bars and, to the bit, the same forecasts."""
     frame = trial.walked.forecast
     first, second = (
-        frame.filter(pl.col("symbol") == s).drop("symbol").sort("target", "horizon", "timestamp") for s in ("AAA", "BBB")
+        frame.filter(pl.col("symbol") == s).drop("symbol").sort("target", "horizon", "timestamp")
+        for s in ("AAA", "BBB")
     )
     book = trial.walked.book("positions")
     if first.select("mean", "lower", "upper").equals(second.select("mean", "lower", "upper")):
@@ -566,7 +540,6 @@ def aggregate_figures(trial: Trial) -> dict[str, Any]:
         "exchangeable": market.exchangeable,
         "variance": [],
         "coverage": [],
-        "better": [],
     }
     for (_, _, horizon), ratio in volatility_ratios(trial):
         found["variance"].append([horizon, float(np.log(np.mean(ratio**2)))])
@@ -574,8 +547,14 @@ def aggregate_figures(trial: Trial) -> dict[str, Any]:
         found["coverage"] = [
             [kind_of(target), trial.case.option("forecast.level", 0.9), float(_inside(rows).mean())]
             for (_, target, horizon), rows in each_target(trial.known)
-            if rows.height >= 20 * horizon and np.isfinite(values(rows, "upper")).all()
+            if min(rows.height, trial.walked.calibrated_on or 0) >= 10 * horizon
+            and np.isfinite(values(rows, "upper")).all()
         ]
-    found["better"] = [line for line in trial.walked.verdict.splitlines() if "ahead of the best baseline" in line]
+    found["not recomputed"] = sorted(
+        {name for rows in trial.walked.metrics["skill"].values() for name in rows[0] if name not in SCORES}
+        - {"model"}
+    )
+    compared = [line for line in trial.walked.verdict.splitlines() if re.match(COMPARED, line)]
+    found["compared"] = len(compared)
+    found["better"] = sum("ahead of" in line and "within luck" not in line for line in compared)
     return found
-

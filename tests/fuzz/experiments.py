@@ -15,7 +15,7 @@ from longtape.backtest.signals import SIGNALS, signal_options
 from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
 from tests.fuzz import schema
-from tests.fuzz.markets import STEPS, Market, Plan, describe, draw_plan, make_market
+from tests.fuzz.markets import Market, Plan, describe, draw_plan, make_market
 
 Document = dict[str, Any]
 Rng = np.random.Generator
@@ -99,9 +99,13 @@ def draw(seed: int) -> Case:
     rng = np.random.default_rng([seed, 0])
     plan = draw_plan(rng, seed)
     market = make_market(plan, seed)
-    document: Document = {"name": f"fuzz {seed}", "seed": int(rng.integers(0, 1000)), "data": _data(rng, plan)}
+    document: Document = {
+        "name": f"fuzz {seed}",
+        "seed": int(rng.integers(0, 1000)),
+        "data": _data(rng, plan),
+    }
     document["targets"] = _targets(rng)
-    document["model"] = _model(rng)
+    document["model"] = _model(rng, plan)
     document["features"] = _features(rng, plan, market, document)
     document["missing"] = _missing(rng, plan)
     document["training"] = _training(rng)
@@ -131,10 +135,17 @@ def with_document(case: Case, **changes: Any) -> Case:
 def _data(rng: Rng, plan: Plan) -> Document:
     ending = str(rng.choice(["parquet", "csv"]))
     symbols = ["AAA", "BBB", "CCC"][: plan.symbols]
-    data: Document = {"source": "file", "path": f"{{symbol}}.{ending}", "symbols": symbols, "interval": plan.interval}
+    data: Document = {
+        "source": "file",
+        "path": f"{{symbol}}.{ending}",
+        "symbols": symbols,
+        "interval": plan.interval,
+    }
     if plan.calendar != "24/7":
         data["calendar"] = plan.calendar
-    category = rng.choice(["none", "spot", "linear"]) if plan.calendar == "24/7" else rng.choice(["none", "stock"])
+    category = (
+        rng.choice(["none", "spot", "linear"]) if plan.calendar == "24/7" else rng.choice(["none", "stock"])
+    )
     if category != "none" and plan.calendar != "24/5":
         data["category"] = str(category)
     if data.get("category") == "linear" and rng.random() < 0.4:
@@ -146,21 +157,23 @@ def _data(rng: Rng, plan: Plan) -> Document:
 
 
 def _targets(rng: Rng) -> list[str]:
-    h, k = (int(x) for x in rng.choice([1, 2, 3, 5, 8, 12], 2, replace=False))
+    h, k = (
+        int(x) for x in rng.choice([1, 2, 3, 5, 8, 12], 2, replace=False, p=[0.3, 0.2, 0.15, 0.15, 0.1, 0.1])
+    )
     sets = [
         [f"return({h})", f"volatility({h})"], [f"return({h})"], [f"volatility({h})"], [f"open_return({h})"],
         [f"return({h})", f"return({k})"], [f"return({h})", f"volatility({k})"], [f"path({min(h, 5) + 1})"],
         [f"open_return({h})", f"volatility({h})"], [f"return({h})", f"open_return({h})"],
         [f"return({h})", f"direction({k})"], [f"return({h})", f"up({k})"],
     ]  # fmt: skip
-    chances = np.array([6, 3, 3, 3, 1.5, 1.5, 1.5, 1.5, 1, 0.5, 0.5])
+    chances = np.array([5, 2, 3, 3, 1.5, 1.5, 1.5, 2, 1, 0.5, 0.5])
     return list(sets[int(rng.choice(len(sets), p=chances / chances.sum()))])
 
 
-def _model(rng: Rng) -> Document:
+def _model(rng: Rng, plan: Plan) -> Document:
     mechanism = str(rng.choice(sorted(MECHANISMS)))
     model: Document = {
-        "lookback": int(rng.choice([16, 24, 40, 64, 96])),
+        "lookback": int(rng.choice([16, 24, 40] if plan.bars < 400 else [16, 24, 40, 64, 96])),
         "attention": mechanism,
         "d_model": 8,
         "n_heads": int(rng.choice([1, 2])),
@@ -177,12 +190,16 @@ def _model(rng: Rng) -> Document:
 
 
 def _features(rng: Rng, plan: Plan, market: Market, document: Document) -> list[str]:
-    usable = [name for name in FEATURES if not (plan.interval == "1d" and name.startswith(("hour", "resample")))]
+    usable = [
+        name for name in FEATURES if not (plan.interval == "1d" and name.startswith(("hour", "resample")))
+    ]
     usable = [name for name in usable if plan.calendar == "24/7" or not name.startswith("resample")]
     chosen = [str(name) for name in rng.choice(usable, int(rng.integers(1, 5)), replace=False)]
     chosen = [name.replace("{longer}", LONGER[plan.interval]) for name in chosen]
     if plan.symbols > 1 and rng.random() < 0.3:
-        chosen.append(str(rng.choice(['of("BBB").volume_ratio(5)', "relative(log_return)", "average(log_return)"])))
+        chosen.append(
+            str(rng.choice(['of("BBB").volume_ratio(5)', "relative(log_return)", "average(log_return)"]))
+        )
     if plan.law == "lag of volume":
         chosen = ["log_volume", *(name for name in chosen if name != "log_volume")]
     return ["log_return", *chosen]
@@ -237,7 +254,9 @@ def _iso(time: int) -> str:
 
 def _heads(rng: Rng, document: Document) -> None:
     kinds = {kind_of(target) for target in document["targets"]}
-    chosen = {kind: str(rng.choice(HEADS[kind])) for kind in sorted(kinds) if kind in HEADS and rng.random() < 0.7}
+    chosen = {
+        kind: str(rng.choice(HEADS[kind])) for kind in sorted(kinds) if kind in HEADS and rng.random() < 0.7
+    }
     if chosen:
         document["model"]["heads"] = chosen
 
@@ -281,13 +300,22 @@ def _signal(rng: Rng, plan: Plan, document: Document) -> Document:
     options = {key: _option(rng, key, default) for key, default in signal_options(name).items()}
     if chosen := {key: value for key, value in options.items() if value is not None}:
         signal["options"] = chosen
-    others = [target for target in document["targets"] if kind_of(target) != "volatility" and target != traded]
+    others = [
+        target for target in document["targets"] if kind_of(target) != "volatility" and target != traded
+    ]
     if others or rng.random() < 0.5:
         signal["target"] = traded
     if traded.startswith("path"):
         signal["horizon"] = int(rng.integers(1, horizon_of(traded) + 1))
-    signal["holding"] = str(rng.choice(schema.choices("backtest.signal.holding")))
-    limits = {"long_only": True, "max_weight": 0.3, "max_gross": 0.5, "band": 0.05, "max_turnover": 0.4, "cost": 1e-4}
+    signal["holding"] = str(rng.choice([*schema.choices("backtest.signal.holding"), "ladder"]))
+    limits = {
+        "long_only": True,
+        "max_weight": 0.3,
+        "max_gross": 0.5,
+        "band": 0.05,
+        "max_turnover": 0.4,
+        "cost": 1e-4,
+    }
     return signal | {key: value for key, value in limits.items() if rng.random() < 0.12}
 
 
@@ -361,7 +389,11 @@ def _values(path: str, document: Document) -> list[Any]:
         return schema.choices(path) or ["conformal", "cqr", "quantile", "student_t", "adaptive"]
     if path == "training.seeds":
         return [2]
-    if path.startswith("backtest.") and last in ACCOUNT and schema.get(document, "backtest.signal") is not None:
+    if (
+        path.startswith("backtest.")
+        and last in ACCOUNT
+        and schema.get(document, "backtest.signal") is not None
+    ):
         return list(ACCOUNT[last])
     if path in HANDLED or path.startswith(("data.", "search.", "backtest.costs")):
         return []
@@ -384,7 +416,11 @@ def _said(plan: Plan, document: Document) -> Document:
         "missing": document["missing"],
         "signal": backtest.get("signal", {}).get("name", "none"),
         "holding": backtest.get("signal", {}).get("holding", "none"),
-        "split": "test_until" if "test_until" in split else "dates" if "train_until" in split else "fractions",
+        "split": "test_until"
+        if "test_until" in split
+        else "dates"
+        if "train_until" in split
+        else "fractions",
         "costs": "default" if "costs" not in backtest else backtest["costs"].get("funding", "named"),
         "data": document["data"]["source"],
         "skip": model.get("skip", True),
@@ -396,8 +432,3 @@ def _said(plan: Plan, document: Document) -> Document:
 def signature_names(function: Callable[..., Any]) -> set[str]:
     """Names of a function's parameters."""
     return set(inspect.signature(function).parameters)
-
-
-def bar_length(case: Case) -> int:
-    """Milliseconds of a bar."""
-    return STEPS[case.market.plan.interval]

@@ -52,7 +52,9 @@ class Plan:
     late: bool = False  # the last symbol was listed later
     twins: bool = False  # the first two symbols have the same bars
     stray: bool = False  # one bar on a day on which the market is closed
-    clock_change: float = 0.75  # where in the file daylight saving begins or ends, on an exchange
+    clock_change: float = (
+        0.75  # where in the file daylight saving begins or ends, on an exchange; beyond 1: nowhere
+    )
     jump: float = 1.0  # factor on the volatility from the middle of the file on
 
 
@@ -208,7 +210,8 @@ def _clock(plan: Plan, rng: np.random.Generator) -> Times:
     if plan.calendar == "24/7":
         start = int(np.datetime64("2021-01-01", "ms").astype(np.int64)) + int(rng.integers(0, 700)) * DAY
         return start + STEPS[plan.interval] * np.arange(wanted, dtype=np.int64)
-    change = np.datetime64(str(rng.choice(["2021-03-14", "2021-11-07", "2022-03-13", "2022-11-06"])), "ms")
+    days = ["2021-03-14", "2021-11-07", "2022-03-13", "2022-11-06"]
+    change = np.datetime64(str(rng.choice(days[1::2] if plan.clock_change > 1 else days)), "ms")
     middle = int(change.astype(np.int64))
     reach = int(2.2 * wanted / bars_per_year(plan.calendar, plan.interval) * 366 + 30) * DAY
     opens = opens_of(plan.calendar, plan.interval, middle - reach, middle + reach)
@@ -266,7 +269,10 @@ def _pattern(plan: Plan, opens: Times) -> Floats:
             level *= np.exp(0.8 * np.sin(2 * np.pi * (opens % DAY) / DAY))
         else:
             begins = np.flatnonzero(np.diff(opens, prepend=opens[0] - DAY) > STEPS[plan.interval])
-            place = np.arange(len(opens)) - begins[np.searchsorted(begins, np.arange(len(opens)), side="right") - 1]
+            place = (
+                np.arange(len(opens))
+                - begins[np.searchsorted(begins, np.arange(len(opens)), side="right") - 1]
+            )
             level *= np.exp(1.2 - 0.5 * np.minimum(place, 4))
     if plan.jump != 1.0:
         level[WARM + plan.bars // 2 :] *= plan.jump**2
@@ -298,7 +304,13 @@ def _garch(u: Floats) -> Floats:
 
 
 def _candles(
-    plan: Plan, opens: Times, returns: Floats, scale: Floats, volume: Floats, number: int, rng: np.random.Generator
+    plan: Plan,
+    opens: Times,
+    returns: Floats,
+    scale: Floats,
+    volume: Floats,
+    number: int,
+    rng: np.random.Generator,
 ) -> pl.DataFrame:
     """Bars that close where the returns lead; a part of each return is a step between close and open."""
     price = plan.price * 7.3**number
@@ -326,7 +338,10 @@ def _holes(count: int, start: int, holes: int, rng: np.random.Generator) -> Flag
     """Holes spread over the file, one of them in its last tenth."""
     kept = np.ones(count, bool)
     length = count - start
-    places = [*rng.integers(20, int(0.85 * length), holes - 1), int(rng.integers(int(0.9 * length), length - 12))]
+    places = [
+        *rng.integers(20, int(0.85 * length), holes - 1),
+        int(rng.integers(int(0.9 * length), length - 12)),
+    ]
     for place in places:
         kept[start + place : start + place + int(rng.integers(1, 7))] = False
     return kept
@@ -341,11 +356,15 @@ def draw_plan(rng: np.random.Generator, seed: int) -> Plan:
     law = LAWS[seed % len(LAWS)]
     symbols = int(rng.choice([1, 1, 1, 2, 3]))
     around_the_clock = calendar == "24/7"
+    short = (calendar, interval) == (
+        "XNYS",
+        "4h",
+    ) and rng.random() < 0.5  # a summer's bars, no clock change in them
     return Plan(
         calendar=calendar,
         interval=interval,
         law=law,
-        bars=int(rng.integers(450, 1400)),
+        bars=310 if short else int(rng.integers(450, 1400)),
         symbols=symbols,
         price=float(rng.choice([1e-6, 0.03, 1.0, 100.0, 1e5])),
         volatility=float(rng.choice([0.001, 0.01, 0.03])) * (0.3 if STEPS[interval] < HOUR else 1.0),
@@ -355,7 +374,7 @@ def draw_plan(rng: np.random.Generator, seed: int) -> Plan:
         late=bool(symbols > 1 and rng.random() < 0.25),
         twins=bool(symbols == 3 and rng.random() < 0.4),
         stray=bool(interval == "1d" and not around_the_clock and rng.random() < 0.4),
-        clock_change=float(rng.uniform(0.55, 0.95)),
+        clock_change=1.01 if short else float(rng.uniform(0.55, 0.95)),
     )
 
 

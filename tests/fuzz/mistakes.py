@@ -20,9 +20,9 @@ import longtape
 from longtape.core.errors import UserError
 from longtape.experiment import load_experiment, parse_experiment
 from tests.fuzz import schema
-from tests.fuzz.experiments import Document
+from tests.fuzz.experiments import Document, signature_names
 from tests.fuzz.markets import Market, Plan, make_market, write_bars
-from tests.fuzz.runs import CRASHED, DATA, DOCUMENT, attempt, refused_unread, stage_of
+from tests.fuzz.runs import DATA, DOCUMENT, command, refused_unread, stage_of
 
 Frame = pl.DataFrame
 
@@ -57,6 +57,10 @@ def plain(symbols: int = 1) -> Document:
     }  # fmt: skip
 
 
+def _dates(train: str, validation: str) -> dict[str, Any]:
+    return {"split.train_until": train, "split.validation_until": validation}
+
+
 def _removed(*rows: int) -> Callable[[Frame], Frame]:
     return lambda frame: frame.filter(~pl.int_range(frame.height).is_in(list(rows)))
 
@@ -84,7 +88,9 @@ def _perpetual_store(market: Market, folder: Path, hole: bool = False) -> None:
     first, last = int(bars.timestamps[0]), int(bars.timestamps[-1])
     due = np.arange(first // 28_800_000 * 28_800_000, last + 1, 28_800_000)
     due = due[(due < last - 60 * 3_600_000) | (due > last - 20 * 3_600_000)] if hole else due
-    rates = pl.DataFrame({"timestamp": pl.Series(due).cast(pl.Datetime("ms", "UTC")), "rate": np.full(len(due), 1e-4)})
+    rates = pl.DataFrame(
+        {"timestamp": pl.Series(due).cast(pl.Datetime("ms", "UTC")), "rate": np.full(len(due), 1e-4)}
+    )
     store.append_table("funding", instrument, rates)
 
 
@@ -94,6 +100,10 @@ def _store_with_hole(market: Market, folder: Path) -> None:
 
 _STORE = {"data": {"source": "store", "store": "store", "symbols": ["AAA"], "interval": "1h"}}
 _SAMPLE = {"source": "sample", "symbols": ["SP500"], "interval": "1d"}
+_STORE_WITH_CALENDAR = {"data": _STORE["data"] | {"calendar": "XNYS", "category": "linear"}} | {
+    "backtest.costs": {"funding": "excluded"}
+}
+_RANK = {"name": "rank", "options": {"quantile": 0.9}, "target": "return(3)"}
 _TWO_RETURNS = {"targets": ["return(3)", "return(5)"], "backtest": {}}
 
 MISTAKES = (
@@ -130,14 +140,14 @@ MISTAKES = (
     Mistake("unknown horizon of the signal", {"backtest.signal.horizon": 99}),
     Mistake("rank of one symbol", {"backtest.signal.name": "rank"}),
     Mistake(
-        "rank beyond one half", {"backtest.signal": {"name": "rank", "options": {"quantile": 0.9}, "target": "return(3)"}},
+        "rank beyond one half", {"backtest.signal": _RANK},
         symbols=2,
     ),
     Mistake("no validation", {"split": {"train": 0.7, "validation": 0.0}}),
-    Mistake("validation ends before training", {"split": {"train_until": "2022-06-01", "validation_until": "2022-05-01"}}),
+    Mistake("validation ends before training", _dates("2022-06-01", "2022-05-01")),
     Mistake(
         "test ends before validation",
-        {"split": {"train_until": "2022-06-01", "validation_until": "2022-07-01", "test_until": "2022-06-15"}},
+        _dates("2022-06-01", "2022-07-01") | {"split.test_until": "2022-06-15"},
     ),
     Mistake("volatility without log returns to start from", {"features": ["range"]}, may_pass=True),
     Mistake("the same feature twice", {"features": ["log_return", "log_return"]}),
@@ -155,15 +165,15 @@ MISTAKES = (
     Mistake("calendar of a sample", {"data": _SAMPLE | {"calendar": "XNYS"}}),
     Mistake("category of a sample", {"data": _SAMPLE | {"category": "index"}}),
     Mistake("source in a store of a file", {"data.store_source": "bybit"}),
-    Mistake("calendar of a store", {"data": _STORE["data"] | {"calendar": "XNYS", "category": "linear"}, "backtest.costs": {"funding": "excluded"}}),
+    Mistake("calendar of a store", _STORE_WITH_CALENDAR),
     # what only the data can tell
     Mistake("a bar is missing", {}, DATA, _removed(150)),
     Mistake("a bar is missing near the end", {}, DATA, _removed(480)),
     Mistake("too long a horizon", {"targets": ["return(600)"], "backtest": {}}, DATA),
     Mistake("too long a window", {"model.lookback": 600}, DATA),
     Mistake("too little left to train on", {"model.lookback": 470}, DATA),
-    Mistake("training ends before the data begin", {"split": {"train_until": "2001-01-01", "validation_until": "2001-02-01"}}, DATA),
-    Mistake("the test begins after the data end", {"split": {"train_until": "2041-01-01", "validation_until": "2041-02-01"}}, DATA),
+    Mistake("training ends before the data begin", _dates("2001-01-01", "2001-02-01"), DATA),
+    Mistake("the test begins after the data end", _dates("2041-01-01", "2041-02-01"), DATA),
     Mistake("embargo longer than the validation", {"split": {"train": 0.7, "validation": 0.1, "embargo": 100}}, DATA),
     Mistake("data that begin after they end", {"data.since": "2041-01-01"}, DATA),
     Mistake("bars of another length", {"data.interval": "4h"}, DATA),
@@ -185,6 +195,16 @@ if not torch.cuda.is_available():
     MISTAKES = (*MISTAKES, Mistake("a device that is not there", {"training.device": "cuda"}))
 
 
+def options_out_of_reach() -> list[str]:
+    """Options of an account that the document does not have."""
+    from longtape.backtest import Limits, run_backtest
+
+    given = {"weights", "bars", "costs", "limits", "instruments", "funding_history", "periods_per_year"}
+    wanted = (signature_names(run_backtest) - given) | set(Limits.model_fields)
+    there = {path.rsplit(".", 1)[-1] for path, _ in schema.leaves("backtest")}
+    return sorted(wanted - there)
+
+
 def plain_market(symbols: int = 1) -> Market:
     """Five hundred hours around the clock."""
     return make_market(Plan(bars=500, symbols=symbols), 0)
@@ -196,15 +216,15 @@ def judge_mistake(mistake: Mistake, folder: Path) -> str | None:
     out = folder / "out"
     if mistake.latest == DOCUMENT and (said := _unread(experiment)):
         return _one_line(said)
-    _, refusal = attempt(lambda: longtape.run(experiment, out))
-    if refusal is None:
+    code, said = command("run", str(experiment), "--out", str(out))
+    if code == 0:
         return None if mistake.may_pass else "accepted"
-    if refusal.stage == CRASHED:
-        return refusal.message
+    if code != 2 or not said:
+        return f"ends with {code}: {said}"
     stage = stage_of(experiment, out)
     if stage == mistake.latest or (mistake.latest == DATA and stage == DOCUMENT):
-        return _one_line(refusal.message)
-    return f"said {'only after reading the data' if stage == DATA else stage}: {refusal.message}"
+        return _one_line(said)
+    return f"said {'only after reading the data' if stage == DATA else stage}: {said}"
 
 
 def _unread(experiment: Path) -> str | None:
@@ -251,8 +271,10 @@ def _wrong(about: dict[str, Any]) -> Iterator[Any]:
     if kind in ("number", "integer", "boolean") or "enum" in about:
         yield "nonsense"
     if kind in ("number", "integer"):
-        low, high = (about.get(name) for name in ("minimum", "maximum"))
-        yield from (value for value in (low and low - 1 or (-1 if low == 0 else None), high and high + 1) if value)
+        if "minimum" in about:
+            yield about["minimum"] - 1
+        if "maximum" in about:
+            yield about["maximum"] + 1
     if kind in ("array", "object"):
         yield 3
 

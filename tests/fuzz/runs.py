@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import traceback
@@ -16,6 +18,7 @@ import polars as pl
 import yaml
 
 import longtape
+from longtape.cli.main import execute
 from longtape.core.errors import LongtapeError, UserError
 from longtape.core.progress import silently
 from longtape.experiment import load_experiment
@@ -56,7 +59,9 @@ def _write_store(case: Case, folder: Path) -> None:
         store.append(bars)
         rates = funding_history(case, symbol)
         times = pl.Series("timestamp", list(rates)).cast(TIME)
-        store.append_table("funding", instrument, pl.DataFrame({"timestamp": times, "rate": list(rates.values())}))
+        store.append_table(
+            "funding", instrument, pl.DataFrame({"timestamp": times, "rate": list(rates.values())})
+        )
 
 
 def funding_history(case: Case, symbol: str) -> dict[int, float]:
@@ -82,6 +87,14 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, Refusal | None]:
         return None, Refusal(
             CRASHED, f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"
         )
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of a command line."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = execute(["--quiet", *arguments])
+    return code, said.getvalue().strip()
 
 
 def walk(experiment: Path, out: Path) -> tuple[Walked | None, Refusal | None]:
@@ -177,7 +190,9 @@ class Walked:
     @property
     def verdict(self) -> str:
         """All its sentences."""
-        return "\n".join([*self.metrics.get("verdict", []), *(self.metrics.get("judgement") or {}).get("verdict", [])])
+        return "\n".join(
+            [*self.metrics.get("verdict", []), *(self.metrics.get("judgement") or {}).get("verdict", [])]
+        )
 
 
 def _refuse_constant(name: str) -> float:
@@ -201,7 +216,10 @@ class Trial:
     def bars(self) -> dict[str, pl.DataFrame]:
         """Bars that the run was to see, by symbol."""
         cut = 1 if self.case.option("data.drop_last") else 0
-        return {symbol: asset.bars.head(asset.bars.height - cut) for symbol, asset in self.case.market.assets.items()}
+        return {
+            symbol: asset.bars.head(asset.bars.height - cut)
+            for symbol, asset in self.case.market.assets.items()
+        }
 
     @property
     def test_until(self) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +12,22 @@ import polars as pl
 
 import longtape
 from longtape.backtest import Costs, run_backtest
-from longtape.cli.main import execute
 from tests.fuzz.accounts import FUNDING, entry_prices
-from tests.fuzz.checks import _entry, _score
 from tests.fuzz.experiments import Case, Document, signature_names, with_document
 from tests.fuzz.markets import DAY, TIME, Market, Plan, make_market
-from tests.fuzz.runs import NEWEST, Trial, Walked, attempt, each_target, times, values, walk, write_case
+from tests.fuzz.runs import (
+    NEWEST,
+    Trial,
+    Walked,
+    attempt,
+    command,
+    each_target,
+    times,
+    values,
+    walk,
+    write_case,
+)
+from tests.fuzz.scores import entry_of, qlike_of
 
 Faults = Iterator[str]
 NUMBERS = ("mean", "lower", "upper")
@@ -38,7 +47,9 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {}
 
 
-def scenario(name: str, when: Callable[[Trial], bool] = lambda trial: True, every: int = 1) -> Callable[..., Any]:
+def scenario(
+    name: str, when: Callable[[Trial], bool] = lambda trial: True, every: int = 1
+) -> Callable[..., Any]:
     """Register a scenario under a name."""
 
     def register(find: Callable[[Trial], Faults]) -> Callable[[Trial], Faults]:
@@ -59,15 +70,30 @@ def from_files(trial: Trial) -> bool:
 @scenario("cutting the future changes no bit")
 def cut(trial: Trial) -> Faults:
     frame = trial.walked.forecast
-    moments = np.unique(times(frame.drop_nulls("actual"), "known_at"))
-    rng = np.random.default_rng([trial.case.seed, 4])
-    for number, moment in enumerate(rng.choice(moments, min(2, len(moments)), replace=False)):
-        frames = {s: bars.filter(pl.Series(times(bars) + trial.case.market.step <= moment)) for s, bars in _bars(trial)}
+    for number, moment in enumerate(_cuts(trial, frame)):
+        frames = {
+            s: bars.filter(pl.Series(times(bars) + trial.case.market.step <= moment))
+            for s, bars in _bars(trial)
+        }
         made, refusal = attempt(lambda: _forecast(trial, trial.read(frames, f"cut{number}")))  # noqa: B023
         if refusal:
             yield f"forecast of data cut at {np.datetime64(int(moment), 'ms')}: {refusal.message}"
             continue
         yield from _same_bits(trial, made, frame)
+
+
+def _cuts(trial: Trial, frame: pl.DataFrame) -> list[int]:
+    """A moment at random, and one before the market closes, if it does: the bars to come must be foreseen there."""
+    rng = np.random.default_rng([trial.case.seed, 4])
+    scored = frame.drop_nulls("actual")
+    spans = (
+        times(scored, "end") - times(scored, "known_at") - values(scored, "horizon") * trial.case.market.step
+    )
+    moments = [
+        np.unique(times(scored, "known_at")),
+        np.unique(times(scored.filter(pl.Series(spans > 0)), "known_at")),
+    ]
+    return [int(rng.choice(some)) for some in moments if len(some)]
 
 
 def _bars(trial: Trial) -> list[tuple[str, pl.DataFrame]]:
@@ -158,7 +184,9 @@ def _longer(trial: Trial) -> list[longtape.Bars]:
     length = longtape.Interval.parse(interval).milliseconds
     frames = {s: bars.filter(pl.Series(times(bars) % length == 0)) for s, bars in trial.bars.items()}
     if any(frame.height < 100 for frame in frames.values()):  # bars that open at half past
-        frames = {s: bars.filter(pl.Series(times(bars) % length == length // 2)) for s, bars in trial.bars.items()}
+        frames = {
+            s: bars.filter(pl.Series(times(bars) % length == length // 2)) for s, bars in trial.bars.items()
+        }
     return trial.read(frames, "longer", interval=interval)
 
 
@@ -238,12 +266,25 @@ def repeated(trial: Trial) -> Faults:
             yield f"{name} has other bytes the second time"
 
 
-def command(*arguments: str) -> tuple[int, str]:
-    """Exit code and standard error of a command line."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = execute(["--quiet", *arguments])
-    return code, said.getvalue().strip()
+@scenario("prices four times as high are forecast alike", from_files, every=4)
+def scaled(trial: Trial) -> Faults:
+    """Four times a float keeps every ratio of prices to the bit: nothing may hang on the level of prices."""
+    market = trial.case.market
+    prices = [pl.col(name) * 4.0 for name in ("open", "high", "low", "close")]
+    assets = {s: replace(asset, frame=asset.frame.with_columns(prices)) for s, asset in market.assets.items()}
+    case = with_document(replace(trial.case, market=replace(market, assets=assets)), audit=False)
+    folder = trial.folder / "scaled"
+    made, refusal = walk(write_case(case, folder), folder / "out")
+    if refusal or made is None:
+        yield f"with prices four times as high: {refusal.message if refusal else ''}"
+        return
+    both = made.forecast.join(trial.walked.forecast, on=NEWEST, suffix="_before")
+    for name in NUMBERS:
+        now, before = values(both, name), values(both, f"{name}_before")
+        if not np.allclose(
+            now, before, rtol=1e-6, atol=1e-9 * np.abs(before[np.isfinite(before)]).max(initial=0)
+        ):
+            yield f"{name} moves by {np.nanmax(np.abs(now - before)):.3g}"
 
 
 @scenario("the linear start is the same at every lookback", every=8)
@@ -265,15 +306,18 @@ def lookbacks(trial: Trial) -> Faults:
             yield f"volatility moves by {apart:.2%} between lookback {short} and {long}"
 
 
-LOOKBACK_TOLERANCE = 0.004  # of half of the forecasts; a training window more or less moves them by a tenth of it
+LOOKBACK_TOLERANCE = (
+    0.004  # of half of the forecasts; a training window more or less moves them by a tenth of it
+)
 
 
 def _plain(trial: Trial, lookback: int) -> Case:
     """A volatility alone, started and not trained, on a market with a long memory."""
     plan = Plan(law="garch", bars=2400)
     document: Document = {
-        "name": "lookbacks", "data": {"source": "file", "path": "{symbol}.parquet", "symbols": ["AAA"], "interval": "1h"},
-        "features": ["log_return"], "targets": ["volatility(6)"], "audit": False,
+        "name": "lookbacks", "audit": False,
+        "data": {"source": "file", "path": "{symbol}.parquet", "symbols": ["AAA"], "interval": "1h"},
+        "features": ["log_return"], "targets": ["volatility(6)"],
         "model": {"lookback": lookback, "attention": "flash", "d_model": 8, "n_heads": 1, "n_layers": 1},
         "training": {"epochs": 0},
     }  # fmt: skip
@@ -283,7 +327,11 @@ def _plain(trial: Trial, lookback: int) -> Case:
     return Case(trial.case.seed, market, document)
 
 
-@scenario("walk-forward keeps to the split", lambda trial: from_files(trial) and trial.test_since is not None, every=2)
+@scenario(
+    "walk-forward keeps to the split",
+    lambda trial: from_files(trial) and trial.test_since is not None,
+    every=2,
+)
 def walk_forward(trial: Trial) -> Faults:
     out = trial.folder / "folds"
     path = str(trial.folder / "experiment.yaml")
@@ -310,14 +358,15 @@ def walk_forward_baselines(trial: Trial) -> Faults:
         return
     walked = Walked(out)
     for (symbol, target, horizon), rows in each_target(walked.forecast.drop_nulls("actual")):
-        entry = _entry(walked.metrics["skill"], symbol, target, horizon) or []
+        entry = entry_of(walked.metrics["skill"], symbol, target, horizon)
         row = next((one for one in entry if one["model"] == "training mean"), None)
         if row is None or not target.startswith("volatility"):
             continue
         levels = _fold_levels(case, walked.metrics["folds"], rows, horizon)
-        refitted, first = (_qlike_of(rows, level) for level in (levels, np.full(rows.height, levels[0])))
+        refitted, first = (qlike_of(rows, level) for level in (levels, np.full(rows.height, levels[0])))
         if abs(row["QLIKE"] - first) < abs(row["QLIKE"] - refitted):
-            yield f"{target}: the training mean has QLIKE {row['QLIKE']:.3f}; fold 1 alone {first:.3f}, all {refitted:.3f}"
+            figures = f"QLIKE {row['QLIKE']:.3f}; of fold 1 alone {first:.3f}, of all {refitted:.3f}"
+            yield f"{target}: the training mean has {figures}"
 
 
 def _jumping(trial: Trial) -> Case:
@@ -341,10 +390,6 @@ def _fold_levels(case: Case, folds: list[dict[str, Any]], rows: pl.DataFrame, ho
         until = np.searchsorted(opens, since) - horizon
         levels[times(rows) >= since] = np.sqrt(label[30 : int(until * 0.85)].mean())
     return levels
-
-
-def _qlike_of(rows: pl.DataFrame, level: Any) -> float:
-    return _score("QLIKE", rows.with_columns(pl.Series("mean", level))) or 0.0
 
 
 # --- the account by itself ---
@@ -393,12 +438,18 @@ def _funding_ends(trial: Trial, weights: pl.DataFrame, bars: pl.DataFrame) -> Fa
     for until in (last, last + 5 * FUNDING):
         due = np.arange(-(-first // FUNDING) * FUNDING, until, FUNDING)
         history = pl.concat(
-            pl.DataFrame({"timestamp": pl.Series(due).cast(TIME), "symbol": s, "rate": np.full(len(due), 1e-3)})
+            pl.DataFrame(
+                {"timestamp": pl.Series(due).cast(TIME), "symbol": s, "rate": np.full(len(due), 1e-3)}
+            )
             for s in trial.bars
         )
         made, refusal = attempt(
             lambda: run_backtest(
-                weights, bars, costs=Costs(funding="history"), instruments=facts, funding_history=history  # noqa: B023
+                weights,
+                bars,
+                costs=Costs(funding="history"),
+                instruments=facts,
+                funding_history=history,  # noqa: B023
             )
         )
         if refusal:
@@ -430,4 +481,3 @@ def _stops(weights: pl.DataFrame, bars: pl.DataFrame) -> Faults:
         if abs(fill["price"] - through) > 1e-9 * level:
             yield f"a stop of units bought at {entry:.6g} filled at {fill['price']:.6g} instead of {through:.6g}"
             return
-

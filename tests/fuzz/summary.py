@@ -12,7 +12,7 @@ from scipy import stats
 
 from longtape.evaluation.machine import describe_machine, machine_line
 from tests.fuzz.campaign import Outcome
-from tests.fuzz.mistakes import MISTAKES, Mistake
+from tests.fuzz.mistakes import MISTAKES, Mistake, options_out_of_reach
 
 EDGE_LEVEL = 0.05  # one-sided test behind the verdict
 BETTER_LEVEL = 0.05  # two-sided test behind "ahead of the best baseline"
@@ -36,16 +36,14 @@ def _edges(figures: list[dict[str, Any]]) -> Pairs:
 
 
 def _better(figures: list[dict[str, Any]]) -> Pairs:
-    lines = [line for one in figures if one["no edge"] for line in one["better"] if _is_return(line)]
-    tested = sum(one["returns"] for one in figures if one["no edge"])
-    sure, most = sum("within luck" not in line for line in lines), int(stats.binom.ppf(1 - ERROR, tested, BETTER_LEVEL))
+    blind = [one for one in figures if one["no edge"]]
+    tested, sure = sum(one["compared"] for one in blind), sum(one["better"] for one in blind)
+    most = int(stats.binom.ppf(1 - ERROR, tested, BETTER_LEVEL))
     if sure <= most:
         return []
-    return [("better than the best baseline where nothing can be known", f"{sure} of {tested}; {most} at most")]
-
-
-def _is_return(line: str) -> bool:
-    return bool(re.match(r"\S+ (open_)?(return|path)\(", line))
+    return [
+        ("better than the best baseline where nothing can be known", f"{sure} of {tested}; {most} at most")
+    ]
 
 
 def _variances(figures: list[dict[str, Any]]) -> Pairs:
@@ -118,7 +116,10 @@ def page(outcomes: Sequence[Outcome], mistakes: Verdicts = ()) -> str:
 
 def _over_all(outcomes: Sequence[Outcome]) -> str:
     figures = [outcome.figures for outcome in outcomes if outcome.figures]
-    claims = {edge: [f["claims"] for f in figures if f[edge] and f["claims"] is not None] for edge in ("no edge", "planted")}
+    claims = {
+        edge: [f["claims"] for f in figures if f[edge] and f["claims"] is not None]
+        for edge in ("no edge", "planted")
+    }
     rows = [
         ["edge claimed, nothing to know", f"{sum(claims['no edge'])} of {len(claims['no edge'])}"],
         ["edge claimed, one planted", f"{sum(claims['planted'])} of {len(claims['planted'])}"],
@@ -127,6 +128,8 @@ def _over_all(outcomes: Sequence[Outcome]) -> str:
         rows.append([f"mean f²/σ², {horizon} bars", f"{np.exp(np.mean(logs)):.3f} ({len(logs)})"])
     for kind, misses in sorted(coverage_misses(figures).items()):
         rows.append([f"coverage less its level, {kind}", f"{np.mean(misses):+.4f} ({len(misses)})"])
+    unknown = sorted({name for one in figures for name in one["not recomputed"]})
+    rows.append(["scores that nothing here recomputes", ", ".join(unknown) or "none"])
     rows += [[f"FAULT: {name}", sentence] for name, sentence in aggregate_faults(outcomes)]
     return _table(["figure", "found"], rows)
 
@@ -140,19 +143,28 @@ def _checks(outcomes: Sequence[Outcome]) -> str:
         for name, sentence in outcome.faults:
             example.setdefault(name, f"seed {outcome.seed}: {sentence}")
     names = sorted({*applied, *found}, key=lambda name: (-found[name], name))
-    rows = [[name, str(applied[name] or "–"), str(found[name]), _short(example.get(name, ""))] for name in names]
+    rows = [
+        [name, str(applied[name] or "–"), str(found[name]), _short(example.get(name, ""))] for name in names
+    ]
     return _table(["check", "runs", "with a fault", "the first"], rows)
 
 
 def _mistakes(verdicts: Verdicts) -> str:
     wrong = [(mistake, said) for mistake, said in verdicts if said is not None]
-    head = f"{len(verdicts)} of {len(MISTAKES)} tried, {len(wrong)} not met as they should be.\n"
-    return head + _table(["mistake", "known from", "met by"], [[m.name, m.latest, _short(said)] for m, said in wrong])
+    head = f"{len(verdicts)} of {len(MISTAKES)} tried, {len(wrong)} not met as they should be."
+    head += (
+        f" Options of the account that the document lacks: {', '.join(options_out_of_reach()) or 'none'}.\n\n"
+    )
+    return head + _table(
+        ["mistake", "known from", "met by"], [[m.name, m.latest, _short(said)] for m, said in wrong]
+    )
 
 
 def _refusals(outcomes: Sequence[Outcome]) -> str:
     refused = Counter(
-        (outcome.refusal[0], _general(outcome.refusal[1])) for outcome in outcomes if outcome.refusal is not None
+        (outcome.refusal[0], _general(outcome.refusal[1]))
+        for outcome in outcomes
+        if outcome.refusal is not None
     )
     rows = [[str(count), stage, _short(message)] for (stage, message), count in refused.most_common()]
     options = Counter(_general(said) for outcome in outcomes for said in outcome.options_refused)
@@ -170,7 +182,9 @@ def _drawn(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         for key, value in outcome.said.items():
             counts[key].update([str(part) for part in (value if isinstance(value, list) else [value])])
-    rows = [[key, ", ".join(f"{name} {count}" for name, count in c.most_common())] for key, c in counts.items()]
+    rows = [
+        [key, ", ".join(f"{name} {count}" for name, count in c.most_common())] for key, c in counts.items()
+    ]
     return _table(["what", "how often"], rows)
 
 

@@ -10,7 +10,7 @@ from tests.fuzz.__main__ import story
 from tests.fuzz.campaign import Outcome, walk_seed
 from tests.fuzz.experiments import draw
 from tests.fuzz.markets import Plan, make_market
-from tests.fuzz.mistakes import MISTAKES, judge_mistake, judge_spoiled, spoiled_keys
+from tests.fuzz.mistakes import MISTAKES, judge_mistake, judge_spoiled, options_out_of_reach, spoiled_keys
 from tests.fuzz.summary import aggregate_faults
 
 QUICK, SOAK = 25, 500
@@ -48,6 +48,10 @@ def test_a_mistake_is_said_in_time(mistake, tmp_path):
 def test_every_key_of_the_document_is_checked_before_anything_is_read():
     wrong = {f"{path}={value}": judge_spoiled(path, value) for path, value in spoiled_keys()}
     assert {key: said for key, said in wrong.items() if said} == {}
+
+
+def test_every_option_of_the_account_can_be_written():
+    assert options_out_of_reach() == []
 
 
 @pytest.mark.parametrize("law", ["normal", "student", "garch"])
