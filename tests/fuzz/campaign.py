@@ -14,12 +14,14 @@ import numpy as np
 
 from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
-from tests.fuzz.checks import CHECKS, aggregate_figures
+from tests.fuzz import account_checks, drawn_accounts, reruns  # noqa: F401 - they register what they hold
+from tests.fuzz.checks import CHECKS
 from tests.fuzz.experiments import Case, draw
+from tests.fuzz.figures import aggregate_figures
 from tests.fuzz.runs import CRASHED, DOCUMENT, TRAINED, Refusal, Trial, attempt, walk, write_case
 from tests.fuzz.scenarios import SCENARIOS
 
-SHOWN = 3  # faults of a check and run that are kept
+SHOWN = 6  # faults of a check and run that are kept
 
 
 @dataclass

@@ -139,8 +139,13 @@ class Market:
 
     def write(self, folder: Path, ending: str = "parquet") -> None:
         """One file for each symbol."""
-        for symbol, asset in self.assets.items():
-            write_bars(asset.bars, folder / f"{symbol}.{ending}")
+        write_frames({symbol: asset.bars for symbol, asset in self.assets.items()}, folder, ending)
+
+
+def write_frames(frames: dict[str, pl.DataFrame], folder: Path, ending: str) -> None:
+    """One file for each symbol's bars."""
+    for symbol, frame in frames.items():
+        write_bars(frame, folder / f"{symbol}.{ending}")
 
 
 def write_bars(frame: pl.DataFrame, path: Path) -> None:

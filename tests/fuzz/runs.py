@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,9 +100,12 @@ def command(*arguments: str) -> tuple[int, str]:
 
 def walk(experiment: Path, out: Path) -> tuple[Walked | None, Refusal | None]:
     """Run an experiment file into `out`; a refusal says whether it came before anything was read or trained."""
-    _, refusal = attempt(lambda: longtape.run(experiment, out))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", RuntimeWarning)
+        _, refusal = attempt(lambda: longtape.run(experiment, out))
     if refusal is None:
-        return Walked(out), None
+        said = {str(one.message) for one in warned if issubclass(one.category, RuntimeWarning)}
+        return Walked(out, tuple(sorted(said))), None
     if refusal.stage == DATA:
         refusal = Refusal(stage_of(experiment, out), refusal.message)
     return None, refusal
@@ -136,6 +140,7 @@ class Walked:
     """The folder of a finished run, read as anybody else would."""
 
     root: Path
+    warned: tuple[str, ...] = ()  # what libraries complained of on the way
 
     def json(self, name: str) -> Any:
         """A JSON file; figures that are none (NaN, Infinity) raise ValueError."""
@@ -302,6 +307,11 @@ class Trial:
 def moment(text: str | None) -> int | None:
     """An ISO time → UTC milliseconds."""
     return None if text is None else int(np.datetime64(str(text), "ms").astype(np.int64))
+
+
+def iso(time: int) -> str:
+    """UTC milliseconds → an ISO time."""
+    return str(np.datetime64(int(time), "ms"))
 
 
 def values(frame: pl.DataFrame, name: str) -> Floats:

@@ -102,3 +102,9 @@ def entry_of(skill: dict[str, Any], symbol: str, target: str, horizon: int) -> l
     near = [key for key in skill if key.startswith(name) and re.search(rf"\b{horizon}\b", key[len(name) :])]
     found = skill.get(near[0] if near else name, [])
     return list(found)
+
+
+def training_mean(entry: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the baseline that forecasts a constant learnt from the training labels."""
+    means = [row for row in entry[1:] if "mean" in row["model"] and "HAR" not in row["model"].upper()]
+    return means[0] if means else None

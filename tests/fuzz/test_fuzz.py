@@ -5,10 +5,12 @@ A failing seed shows its experiment; `python -m tests.fuzz SEED` walks it again,
 
 import numpy as np
 import pytest
+import torch
 
+from tests.fuzz import runs
 from tests.fuzz.__main__ import story
 from tests.fuzz.campaign import Outcome, walk_seed
-from tests.fuzz.experiments import draw
+from tests.fuzz.experiments import draw, with_document
 from tests.fuzz.markets import Plan, make_market
 from tests.fuzz.mistakes import MISTAKES, judge_mistake, judge_spoiled, options_out_of_reach, spoiled_keys
 from tests.fuzz.summary import aggregate_faults
@@ -38,6 +40,14 @@ def test_many_experiments_walk_the_whole_way(seed, tmp_path):
 def test_many_experiments_are_right_on_average():
     """Stands behind the seeds, and judges those that this process has walked."""
     assert aggregate_faults(walked.values()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("seed", range(5))
+def test_an_experiment_is_trained_on_a_gpu(seed, tmp_path):
+    case = with_document(draw(seed), training__device="cuda", training__epochs=1, audit=False)
+    _, refusal = runs.walk(runs.write_case(case, tmp_path), tmp_path / "out")
+    assert refusal is None
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
