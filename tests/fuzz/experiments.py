@@ -1,0 +1,434 @@
+"""Experiments at random: valid documents over markets of known truth, each a function of its seed alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import yaml
+
+from longtape.attention import MECHANISMS
+from longtape.backtest.signals import SIGNALS, signal_options
+from longtape.core.errors import UserError
+from longtape.experiment import parse_experiment
+from tests.fuzz import schema
+from tests.fuzz.markets import Market, Plan, describe, draw_plan, make_market
+
+Document = dict[str, Any]
+Rng = np.random.Generator
+
+FEATURES = (
+    "volatility(10)", "rsi(7)", "volume_ratio(10)", "range", "body", "momentum(8)", "hour", "weekday", "log_volume",
+    "zscore(close, 20)", "parkinson(10)", "close_ratio(12)", "atr_ratio(3)", 'resample("{longer}").log_return',
+)  # fmt: skip
+LONGER = {"1m": "5m", "5m": "30m", "30m": "2h", "1h": "4h", "4h": "8h", "1d": "2d"}
+HEADS = {"return": ("regression", "huber", "student_t", "quantile"), "volatility": ("volatility",)}
+HEADS["path"] = HEADS["return"]
+ATTENTION: dict[str, Document] = {
+    "local": {"block_size": 4, "window_size": 3},
+    "longformer": {"window_size": 5, "n_global": 1},
+    "bigbird": {"block_size": 4, "n_random": 1},
+    "linformer": {"k": 4},
+    "performer": {"n_features": 8},
+    "reformer": {"bucket_size": 4, "n_hashes": 2},
+    "probsparse": {"factor": 2},
+}
+OPTIONS: dict[str, tuple[float, ...]] = {
+    "threshold": (0.0, 1e-4, 1e-3), "gain": (5.0, 200.0), "volatility": (0.1, 0.5), "max_leverage": (1.0, 2.0),
+    "quantile": (0.2, 0.34, 0.5),
+}  # fmt: skip
+# Options of the account, wherever in `backtest` the document keeps them.
+ACCOUNT: dict[str, tuple[Any, ...]] = {
+    "stop_loss": (0.01, 0.05), "take_profit": (0.01, 0.05), "max_leverage": (0.5, 1.0), "maintenance_margin": (0.1,),
+    "close_at_end": (True,), "rebalance": ("every_bar",), "lot_size": (0.001,), "initial_capital": (1_000.0,),
+    "fill": ("next_close",), "zero_volume": ("fill",), "risk_free_rate": (0.02,), "risk_free": (0.02,),
+}  # fmt: skip
+# What is drawn with a meaning of its own below, or must stay as it is.
+HANDLED = {
+    "model.attention", "model.kind", "model.assets", "training.device", "audit", "missing", "data.source",
+    "data.drop_last", "data.kind", "backtest.signal.holding", "backtest.signal.long_only", "backtest.costs.funding",
+    "backtest.fill", "forecast.intervals", "model.skip",
+}  # fmt: skip
+CLOSED_FORMS = {
+    "return": ("zero", "mean", "last_value", "ar1", "ridge", "ols", "dlinear"),
+    "volatility": ("mean", "last_value", "random_walk", "ewma", "log_har", "log_har_mean", "garch"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An experiment and the market it is about."""
+
+    seed: int
+    market: Market
+    document: Document
+    refused: tuple[str, ...] = ()  # drawn options that the document refused in this company
+    said: Document = field(default_factory=dict)  # what was drawn, for the summary
+
+    @property
+    def yaml(self) -> str:
+        """The experiment as a file."""
+        return yaml.safe_dump(self.document, sort_keys=False)
+
+    def option(self, path: str, default: Any = None) -> Any:
+        """A value of the document."""
+        return schema.get(self.document, path, default)
+
+    @property
+    def horizons(self) -> dict[str, int]:
+        """Bars ahead of each target, the longest where there are several."""
+        return {target: horizon_of(target) for target in self.document["targets"]}
+
+
+def horizon_of(target: str) -> int:
+    """`return(6)` → 6."""
+    return int(target.split("(")[1].rstrip(")").split(",")[0])
+
+
+def kind_of(target: str) -> str:
+    """`open_return(6)` → `return`: how the document names its head."""
+    name = target.split("(")[0]
+    return {"open_return": "return", "mid_direction": "direction"}.get(name, name)
+
+
+def draw(seed: int) -> Case:
+    """The case of a seed."""
+    rng = np.random.default_rng([seed, 0])
+    plan = draw_plan(rng, seed)
+    market = make_market(plan, seed)
+    document: Document = {
+        "name": f"fuzz {seed}",
+        "seed": int(rng.integers(0, 1000)),
+        "data": _data(rng, plan),
+    }
+    document["targets"] = _targets(rng)
+    document["model"] = _model(rng, plan)
+    document["features"] = _features(rng, plan, market, document)
+    document["missing"] = _missing(rng, plan)
+    document["training"] = _training(rng)
+    document["forecast"] = {"level": float(rng.choice([0.5, 0.8, 0.9, 0.95]))}
+    document["audit"] = bool(rng.random() < 0.8)
+    _split(rng, market, document)
+    _heads(rng, document)
+    _backtest(rng, plan, document)
+    _marks(rng, plan, document)
+    if plan.symbols > 1 and rng.random() < 0.15 and not plan.twins:
+        document["symbols"] = market.symbols[:-1]
+    document, refused = _with_extras(rng, document)
+    return Case(seed, market, document, refused, _said(plan, document))
+
+
+def with_document(case: Case, **changes: Any) -> Case:
+    """The same market under a document with some keys changed (`section.key` written `section__key`)."""
+    document: Document = yaml.safe_load(yaml.safe_dump(case.document))
+    for path, value in changes.items():
+        schema.put(document, path.replace("__", "."), value)
+    return replace(case, document=document)
+
+
+# --- sections ---
+
+
+def _data(rng: Rng, plan: Plan) -> Document:
+    ending = str(rng.choice(["parquet", "csv"]))
+    symbols = ["AAA", "BBB", "CCC"][: plan.symbols]
+    data: Document = {
+        "source": "file",
+        "path": f"{{symbol}}.{ending}",
+        "symbols": symbols,
+        "interval": plan.interval,
+    }
+    if plan.calendar != "24/7":
+        data["calendar"] = plan.calendar
+    category = (
+        rng.choice(["none", "spot", "linear"]) if plan.calendar == "24/7" else rng.choice(["none", "stock"])
+    )
+    if category != "none" and plan.calendar != "24/5":
+        data["category"] = str(category)
+    if data.get("category") == "linear" and rng.random() < 0.4:
+        del data["path"]
+        data |= {"source": "store", "store": "store"}
+    if rng.random() < 0.1:
+        data["drop_last"] = True
+    return data
+
+
+def _targets(rng: Rng) -> list[str]:
+    h, k = (
+        int(x) for x in rng.choice([1, 2, 3, 5, 8, 12], 2, replace=False, p=[0.3, 0.2, 0.15, 0.15, 0.1, 0.1])
+    )
+    sets = [
+        [f"return({h})", f"volatility({h})"], [f"return({h})"], [f"volatility({h})"], [f"open_return({h})"],
+        [f"return({h})", f"return({k})"], [f"return({h})", f"volatility({k})"], [f"path({min(h, 5) + 1})"],
+        [f"open_return({h})", f"volatility({h})"], [f"return({h})", f"open_return({h})"],
+        [f"return({h})", f"direction({k})"], [f"return({h})", f"up({k})"],
+    ]  # fmt: skip
+    chances = np.array([5, 2, 3, 3, 1.5, 1.5, 1.5, 2, 1, 0.5, 0.5])
+    return list(sets[int(rng.choice(len(sets), p=chances / chances.sum()))])
+
+
+def _model(rng: Rng, plan: Plan) -> Document:
+    mechanism = str(rng.choice(sorted(MECHANISMS)))
+    model: Document = {
+        "lookback": int(rng.choice([16, 24, 40] if plan.bars < 400 else [16, 24, 40, 64, 96])),
+        "attention": mechanism,
+        "d_model": 8,
+        "n_heads": int(rng.choice([1, 2])),
+        "n_layers": 1,
+        "dropout": float(rng.choice([0.0, 0.1])),
+        "patch": int(rng.choice([1, 1, 2, 3])),
+    }
+    options = ATTENTION.get(mechanism, {})
+    if options and rng.random() < 0.7:
+        model["attention_options"] = dict(options)
+    if rng.random() < 0.25:
+        model["skip"] = False
+    return model
+
+
+def _features(rng: Rng, plan: Plan, market: Market, document: Document) -> list[str]:
+    usable = [
+        name for name in FEATURES if not (plan.interval == "1d" and name.startswith(("hour", "resample")))
+    ]
+    usable = [name for name in usable if plan.calendar == "24/7" or not name.startswith("resample")]
+    chosen = [str(name) for name in rng.choice(usable, int(rng.integers(1, 5)), replace=False)]
+    chosen = [name.replace("{longer}", LONGER[plan.interval]) for name in chosen]
+    if plan.symbols > 1 and rng.random() < 0.3:
+        chosen.append(
+            str(rng.choice(['of("BBB").volume_ratio(5)', "relative(log_return)", "average(log_return)"]))
+        )
+    if plan.law == "lag of volume":
+        chosen = ["log_volume", *(name for name in chosen if name != "log_volume")]
+    return ["log_return", *chosen]
+
+
+def _missing(rng: Rng, plan: Plan) -> str:
+    policies = [policy for policy in schema.choices("missing") if policy != "error"]
+    if plan.gaps or rng.random() < 0.2:
+        return str(rng.choice(policies))
+    return "error"
+
+
+def _training(rng: Rng) -> Document:
+    return {
+        "epochs": int(rng.choice([0, 1, 2])),
+        "batch_size": int(rng.choice([16, 32])),
+        "stride": int(rng.choice([2, 4])),
+        "learning_rate": float(rng.choice([1e-3, 1e-2])),
+    }
+
+
+def _split(rng: Rng, market: Market, document: Document) -> None:
+    way = rng.choice(["default", "fractions", "few", "dates", "dates until"], p=[0.2, 0.2, 0.1, 0.25, 0.25])
+    if way == "default":
+        return
+    split: Document = {"embargo": int(rng.choice([0, 0, 3]))}
+    horizon = max(horizon_of(target) for target in document["targets"])
+    if way in ("fractions", "few"):
+        split["train"] = float(rng.choice([0.6, 0.7]))
+        split["validation"] = 0.2 if way == "fractions" else round((horizon + 5 + split["embargo"]) / 350, 4)
+    else:
+        split |= _dates(rng, market, document, split["embargo"] + horizon, until=way == "dates until")
+    document["split"] = split
+
+
+def _dates(rng: Rng, market: Market, document: Document, gap: int, until: bool) -> Document:
+    opens = market.shared_opens()
+    first = document["model"]["lookback"] + 40
+    train = first + round((len(opens) - first) * float(rng.uniform(0.55, 0.65)))
+    few = rng.random() < 0.25
+    held = gap + int(rng.integers(4, 12)) if few else round((len(opens) - first) * 0.18)
+    dates = {"train_until": _iso(opens[train]), "validation_until": _iso(opens[train + held])}
+    if until:
+        rest = len(opens) - train - held
+        dates["test_until"] = _iso(opens[train + held + round(rest * float(rng.uniform(0.5, 0.8)))])
+    return dates
+
+
+def _iso(time: int) -> str:
+    return str(np.datetime64(int(time), "ms").astype("datetime64[m]"))
+
+
+def _heads(rng: Rng, document: Document) -> None:
+    kinds = {kind_of(target) for target in document["targets"]}
+    chosen = {
+        kind: str(rng.choice(HEADS[kind])) for kind in sorted(kinds) if kind in HEADS and rng.random() < 0.7
+    }
+    if chosen:
+        document["model"]["heads"] = chosen
+
+
+def _backtest(rng: Rng, plan: Plan, document: Document) -> None:
+    perpetual = document["data"].get("category") == "linear"
+    backtest: Document = {}
+    costs = _costs(rng, perpetual, document["data"]["source"] == "store")
+    if costs is not None:
+        backtest["costs"] = costs
+    if any(kind_of(target) != "volatility" for target in document["targets"]):
+        backtest["signal"] = _signal(rng, plan, document)
+        if backtest["signal"]["name"] in ("threshold", "equal") and rng.random() < 0.3:
+            backtest["traded"] = 0.3
+        if rng.random() < 0.15:
+            backtest["fill"] = "next_close"
+    if backtest:
+        document["backtest"] = backtest
+
+
+def _costs(rng: Rng, perpetual: bool, stored: bool) -> Document | None:
+    """None: left out entirely."""
+    if not perpetual and rng.random() < 0.3:
+        return None
+    costs: Document = {"fee": float(rng.choice([0.0, 0.0005, 0.002]))}
+    if rng.random() < 0.4:
+        costs |= {"spread": 0.0003, "slippage": 0.0002}
+    if rng.random() < 0.15:
+        costs["impact"] = 0.001
+    if not perpetual:
+        return costs | ({"borrow": 0.03} if rng.random() < 0.2 else {})
+    funding = "history" if stored and rng.random() < 0.7 else str(rng.choice(["excluded", "rate"]))
+    return costs | {"funding": funding} | ({"funding_rate": 0.0001} if funding == "rate" else {})
+
+
+def _signal(rng: Rng, plan: Plan, document: Document) -> Document:
+    targets = [target for target in document["targets"] if kind_of(target) in ("return", "path")]
+    traded = str(rng.choice(targets))
+    name = str(rng.choice(_signals(plan, document, traded)))
+    signal: Document = {"name": name}
+    options = {key: _option(rng, key, default) for key, default in signal_options(name).items()}
+    if chosen := {key: value for key, value in options.items() if value is not None}:
+        signal["options"] = chosen
+    others = [
+        target for target in document["targets"] if kind_of(target) != "volatility" and target != traded
+    ]
+    if others or rng.random() < 0.5:
+        signal["target"] = traded
+    if traded.startswith("path"):
+        signal["horizon"] = int(rng.integers(1, horizon_of(traded) + 1))
+    signal["holding"] = str(rng.choice([*schema.choices("backtest.signal.holding"), "ladder"]))
+    limits = {
+        "long_only": True,
+        "max_weight": 0.3,
+        "max_gross": 0.5,
+        "band": 0.05,
+        "max_turnover": 0.4,
+        "cost": 1e-4,
+    }
+    return signal | {key: value for key, value in limits.items() if rng.random() < 0.12}
+
+
+def _signals(plan: Plan, document: Document, traded: str) -> list[str]:
+    """Signals that this experiment can have; weights of an allocation come from a model of weights only."""
+    unfit = {"allocation"}
+    if len(document.get("symbols", document["data"]["symbols"])) < 2:
+        unfit.add("rank")
+    same = f"volatility({horizon_of(traded)})"
+    if same not in document["targets"] or traded.startswith(("path", "open_return")):
+        unfit.add("volatility_target")
+    return [name for name in SIGNALS if name not in unfit]
+
+
+def _option(rng: Rng, name: str, default: float | None) -> float | None:
+    if default is not None and rng.random() < 0.5:
+        return None
+    return float(rng.choice(OPTIONS[name])) if name in OPTIONS else default
+
+
+def _marks(rng: Rng, plan: Plan, document: Document) -> None:
+    if document["model"]["attention"] not in ("bigbird", "longformer") or rng.random() > 0.4:
+        return
+    kinds = ["day", "week"] + (["session_open"] if plan.calendar in ("XNYS", "CMES") else [])
+    document["marks"] = {"kinds": [str(rng.choice(kinds))], "limit": 4}
+
+
+# --- options that the schema lists ---
+
+
+def _with_extras(rng: Rng, document: Document) -> tuple[Document, tuple[str, ...]]:
+    """Some further options, each kept where the document takes it in this company."""
+    refused = []
+    for path, value in _extras(rng, document):
+        tried: Document = yaml.safe_load(yaml.safe_dump(document))
+        schema.put(tried, path, value)
+        try:
+            parse_experiment(tried, "fuzz")
+        except UserError as error:
+            refused.append(f"{path}={value}: {error}")
+        else:
+            document = tried
+    return document, tuple(refused)
+
+
+def _extras(rng: Rng, document: Document) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for path, about in schema.leaves():
+        values = _values(path, document)
+        if values and rng.random() < _chance(path):
+            found.append((path, values[int(rng.integers(len(values)))]))
+        elif about.get("type") == "array" and path == "forecast.levels" and rng.random() < 0.2:
+            found.append((path, [0.5, 0.9]))
+    return found
+
+
+def _chance(path: str) -> float:
+    return 0.35 if path in ("forecast.intervals", "model.kind", "model.assets") else 0.08
+
+
+def _values(path: str, document: Document) -> list[Any]:
+    """Values to draw from for a key; none where it is drawn elsewhere."""
+    last = path.rsplit(".", 1)[-1]
+    if path == "model.kind":
+        kinds = {kind_of(target) for target in document["targets"]}
+        fits = [set(CLOSED_FORMS.get(kind, ())) for kind in kinds]
+        return ["encoder", "informer", "channels", *sorted(set.intersection(*fits))]
+    if path == "model.assets":
+        return ["joint", "pooled"] if len(document["data"]["symbols"]) > 1 else []
+    if path == "forecast.intervals":
+        return schema.choices(path) or ["conformal", "cqr", "quantile", "student_t", "adaptive"]
+    if path == "training.seeds":
+        return [2]
+    if (
+        path.startswith("backtest.")
+        and last in ACCOUNT
+        and schema.get(document, "backtest.signal") is not None
+    ):
+        return list(ACCOUNT[last])
+    if path in HANDLED or path.startswith(("data.", "search.", "backtest.costs")):
+        return []
+    return schema.choices(path)
+
+
+# --- what the summary counts ---
+
+
+def _said(plan: Plan, document: Document) -> Document:
+    model, backtest = document["model"], document.get("backtest", {})
+    heads = model.get("heads", {})
+    targets = sorted({target.split("(")[0] for target in document["targets"]})
+    split = document.get("split", {})
+    return describe(plan) | {
+        "targets": "+".join(targets),
+        "heads": [f"{kind}: {name}" for kind, name in heads.items()],
+        "attention": model["attention"],
+        "model": model.get("kind", "encoder"),
+        "missing": document["missing"],
+        "signal": backtest.get("signal", {}).get("name", "none"),
+        "holding": backtest.get("signal", {}).get("holding", "none"),
+        "split": "test_until"
+        if "test_until" in split
+        else "dates"
+        if "train_until" in split
+        else "fractions",
+        "costs": "default" if "costs" not in backtest else backtest["costs"].get("funding", "named"),
+        "data": document["data"]["source"],
+        "skip": model.get("skip", True),
+        "epochs": document["training"]["epochs"],
+        "intervals": document["forecast"].get("intervals", "default"),
+    }
+
+
+def signature_names(function: Callable[..., Any]) -> set[str]:
+    """Names of a function's parameters."""
+    return set(inspect.signature(function).parameters)
