@@ -20,6 +20,7 @@ from longtape.core.calendars import (
     session_opens,
     trading_spans,
 )
+from longtape.core.calendars.exchanges import build
 from longtape.core.clock import DAY, HOUR, MINUTE, WEEK, Interval, iso, to_milliseconds
 from longtape.core.errors import UserError
 from tests.shared_data import shared
@@ -105,6 +106,18 @@ def test_what_a_calendar_does_not_cover_is_one_line():
         session_opens("24/7", now, now + DAY)
     with pytest.raises(UserError, match=r"XKRX does not cover 1950-01-01 00:00Z to .*: it begins 1956-01-01"):
         session_opens("XKRX", to_milliseconds("1950-01-01"), now)
+
+
+def test_what_the_package_cannot_give_is_one_line(monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("Special dates\n[…] are not sessions. " + "x" * 10_000)
+
+    monkeypatch.setattr("exchange_calendars.get_calendar", broken)
+    with pytest.raises(
+        UserError, match=r"XNYS: exchange_calendars cannot give .* \(Special dates \["
+    ) as error:
+        build("XNYS", "2024-01-01", "2024-02-01")
+    assert len(str(error.value)) < 250
 
 
 def test_foreign_exchange_turns_at_17_new_york():

@@ -74,6 +74,7 @@ def build(code: str, first_day: str, last_day: str) -> Any:
     try:
         return library.get_calendar(code, start=first_day, end=last_day)
     except (ValueError, NotImplementedError, library.errors.CalendarError) as error:
+        why = " ".join(str(error).split())[:120]
         raise UserError(
-            f"calendar {code}: exchange_calendars cannot give {first_day} to {last_day} ({str(error)[:120]})"
+            f"calendar {code}: exchange_calendars cannot give {first_day} to {last_day} ({why})"
         ) from None
