@@ -94,14 +94,6 @@ class Experiment(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _something_is_traded(self) -> Experiment:
-        if not self.has_account and "backtest" in self.model_fields_set:
-            raise ValueError(
-                "backtest: nothing is traded, because no target is a return; leave the section out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _signal_fits_the_targets(self) -> Experiment:
         if self.has_account:
             expressions = [parse(text) for text in self.targets]
@@ -195,8 +187,6 @@ class Experiment(BaseModel):
         by_fractions = {name: document["split"][name] for name in names}
         chosen = self.split.model_dump(mode="json", exclude_none=True, exclude={"train", "validation"})
         document["split"] = by_fractions if self.split.train_until is None else chosen
-        if not self.has_account:
-            del document["backtest"]
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 

@@ -152,15 +152,17 @@ def _rows_of(frame: pl.DataFrame, row: dict[str, Any]) -> pl.DataFrame:
 def scores(trial: Trial) -> Faults:
     skill = trial.walked.metrics["skill"]
     columns = each_target(trial.known)
-    if len(skill) != len(columns):
-        yield f"skill has {len(skill)} entries for {len(columns)} symbols, targets and horizons"
+    named = {(symbol, target) for (symbol, target, _), _ in columns}  # the steps of a path are scored together
+    if len(skill) != len(named):
+        yield f"skill has {len(skill)} entries for {len(named)} symbols and targets"
         return
-    for (symbol, target, horizon), rows in columns:
-        entry = entry_of(skill, symbol, target, horizon)
+    for symbol, target in sorted(named):
+        entry = skill.get(f"{symbol} {target}", [])
         if not entry:
-            yield f"skill has no entry for {symbol} {target} at {horizon}"
+            yield f"skill has no entry for {symbol} {target}"
             continue
-        common = dict(each_target(trial.known_of_all)).get((symbol, target, horizon), rows)
+        same_target = (pl.col("symbol") == symbol) & (pl.col("target") == target)
+        rows, common = (frame.filter(same_target) for frame in (trial.known, trial.known_of_all))
         for name, figure in entry[0].items():
             found = [score(name, rows), score(name, common)] if name in SCORES else []
             if found and not any(same(figure, one) for one in found):

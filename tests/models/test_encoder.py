@@ -121,7 +121,7 @@ def test_two_lookbacks_start_volatility_from_the_same_forecast(panel):
 
 
 def test_without_baseline_it_begins_at_the_training_mean(panel):
-    model = fitted(panel, baseline=False)
+    model = fitted(panel, skip=False)
     assert float(model.baselines["return"].value) == pytest.approx(panel.targets[TRAIN, 0].mean(), rel=1e-9)
     variance = (panel.targets[TRAIN, 1] ** 2).mean()
     assert float(model.baselines["volatility"].value) == pytest.approx(np.log(variance), rel=1e-9)
@@ -191,7 +191,7 @@ def test_labels_that_an_asset_lacks_do_not_spoil_the_others():
 @pytest.mark.parametrize("patch", [1, 6])
 def test_a_marked_bar_is_seen_from_everywhere(panel, patch):
     """With one narrow layer, a change of a distant bar reaches the last token only where that bar is marked."""
-    options = {"attention": "bigbird", "patch": patch, "n_layers": 1, "baseline": False}
+    options = {"attention": "bigbird", "patch": patch, "n_layers": 1, "skip": False}
     options["attention_options"] = {"block_size": 1, "window_size": 3, "n_random": 0, "n_global": 0}
     model = make(panel, **options)
     torch.nn.init.normal_(model.heads["return"].linear.weight)

@@ -144,7 +144,6 @@ def test_a_volatility_alone_is_scored_and_not_traded(tmp_path):
     assert "Equity" not in page
     with pytest.raises(UserError, match="nothing is traded"):
         made.backtest()
-    refused("nothing is traded", tmp_path, targets=["volatility(3)"], backtest={"fill": "next_close"})
 
 
 @pytest.mark.parametrize("target", ["direction(2, 0.001)", "up(2)"])

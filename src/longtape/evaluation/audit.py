@@ -19,7 +19,7 @@ import polars as pl
 from longtape.core.clock import iso
 from longtape.core.errors import UserError
 from longtape.core.progress import progress, silently
-from longtape.evaluation.audit_report import QUESTIONS, AuditReport, Check
+from longtape.evaluation.audit_report import OF_TRADING, QUESTIONS, AuditReport, Check
 from longtape.evaluation.audit_start import Start, check_start
 from longtape.evaluation.differences import array_difference, frame_difference, other_bits
 from longtape.evaluation.protocol import Fitted, Pipeline
@@ -55,7 +55,7 @@ def audit(
     are computed again on the cut data; trained weights are kept. UserError where the data are too short to audit.
     """
     study = _Study(pipeline, bars, n_origins, seed, fitted)
-    checks = {name: Check(name) for name in QUESTIONS}
+    checks = {name: Check(name) for name in QUESTIONS if study.is_traded or name not in OF_TRADING}
     _check_split(checks["split"], study)
     rows, feature_rows = study.cut_rows(n_cuts), study.feature_rows(n_feature_cuts)
     work: list[Callable[[], None]] = [
@@ -71,7 +71,7 @@ def audit(
                 experiment()
             bar.advance()
     if not rows:
-        for name in ("inputs", "forecasts", "signals", "fills"):
+        for name in {"inputs", "forecasts", "signals", "fills"} & set(checks):
             checks[name].note = "no bars after the last training label: there is nowhere to cut"
     return AuditReport(tuple(checks.values()), tuple(int(study.panel.known_at[row]) for row in rows))
 
@@ -126,6 +126,12 @@ class _Study:
             raise UserError(f"audit: {len(self.panel)} rows leave no room to cut behind row {self.first}")
         room = len(self.panel) - self.first - 2
         self.starts = sorted({k for k in (1, 17, self.pipeline.lookback + 5) if k < room})
+
+    @property
+    def is_traded(self) -> bool:
+        """False where the forecasts become no weights."""
+        newest = self.fitted.forecast(self.panel, np.array([len(self.panel) - 1]))
+        return len(self.pipeline.weights(newest).columns) > 1
 
     def cut_rows(self, n: int) -> list[int]:
         """Rows after the training rows, spread over what follows, no two at the same phase of a day or a longer bar."""
@@ -231,7 +237,8 @@ def _check_panel(features: Check, targets: Check, study: _Study, future: _Future
 
 def _check_labels(check: Check, study: _Study, future: _Future) -> None:
     base, other, n = study.panel, future.panel, future.n_rows
-    known = base.target_ends[:n] <= min(future.time, int(other.known_at[-1]))
+    # A label that ends with an open at the very time of the cut is known with the bar that comes then.
+    known = base.target_ends[:n] < min(future.time, int(other.known_at[-1]))
     differ = known & other_bits(base.targets[:n], other.targets[:n])
     early = (base.target_ends[:n] > future.time) & np.isfinite(other.targets[:n]) & future.is_cut
     check.compared += int(known.sum())
@@ -285,8 +292,9 @@ def _check_decisions(checks: dict[str, Check], study: _Study, future: _Future, b
         ("signals", base.weights, new.weights),
         ("fills", base.fills, new.fills),
     ):
-        _check_frames(checks[name], _until(old_frame, last), _until(new_frame, last), future.when)
-    if not future.is_cut:
+        if name in checks:
+            _check_frames(checks[name], _until(old_frame, last), _until(new_frame, last), future.when)
+    if not future.is_cut and "fills" in checks:
         _check_fill_times(checks["fills"], study, base, origins, last)
 
 

@@ -46,7 +46,8 @@ def check_start(
     old, new = fitted.forecast(base, origins), fitted.forecast(other, origins - offset)
     allowed = _allowance(old)
     _check_start_forecasts(checks["start: forecasts"], old, new, allowed, start)
-    _check_start_signals(checks["start: signals"], pipeline, old, new, allowed, start)
+    if "start: signals" in checks:
+        _check_start_signals(checks["start: signals"], pipeline, old, new, allowed, start)
 
 
 def _check_start_features(check: Check, base: Panel, other: Panel, start: Start, offset: int) -> None:

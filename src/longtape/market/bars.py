@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longtape.core.clock import Interval, Milliseconds, iso
+from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.rows import (
@@ -45,7 +45,7 @@ class Bars(Rows):
         cls, instrument: Instrument, interval: Interval, frame: pl.DataFrame, origin: str = "data"
     ) -> Bars:
         """Check and take `frame`. UserError naming `origin`, the row and its time for anything a bar cannot be."""
-        return cls(instrument, interval, _checked_frame(frame, interval, origin), origin)
+        return cls(instrument, interval, _checked_frame(frame, interval, instrument.calendar, origin), origin)
 
     @property
     def known_at(self) -> Milliseconds:
@@ -61,18 +61,18 @@ class Bars(Rows):
         return digest.hexdigest()
 
 
-def _checked_frame(frame: pl.DataFrame, interval: Interval, origin: str) -> pl.DataFrame:
+def _checked_frame(frame: pl.DataFrame, interval: Interval, calendar: str, origin: str) -> pl.DataFrame:
     require_columns(frame, COLUMNS, origin)
     frame = frame.with_columns(
         as_times(frame["timestamp"], origin), *(as_numbers(frame[name], origin) for name in COLUMNS[1:])
     )
     times = frame["timestamp"].dt.timestamp("ms").to_numpy()
-    _check_times(times, interval, origin)
+    _check_times(times, interval, calendar, origin)
     _check_values(frame, times, origin)
     return frame.select(*COLUMNS, *(name for name in frame.columns if name not in COLUMNS))
 
 
-def _check_times(times: Milliseconds, interval: Interval, origin: str) -> None:
+def _check_times(times: Milliseconds, interval: Interval, calendar: str, origin: str) -> None:
     refuse_disorder(times, times, origin)
     steps = np.diff(times)
     if (steps == 0).any():
@@ -84,6 +84,8 @@ def _check_times(times: Milliseconds, interval: Interval, origin: str) -> None:
         short = steps < (20 * 86_400_000 if interval.is_month else interval.milliseconds - 3_600_000)
     else:
         short = steps % interval.milliseconds != 0
+        if calendar != ALWAYS_OPEN:  # bars are counted from each session's open, which moves with the clock
+            short &= steps < interval.milliseconds
     if short.any():
         row = int(np.argmax(short)) + 1
         raise UserError(

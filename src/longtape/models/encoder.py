@@ -53,7 +53,7 @@ class EncoderConfig(ModelConfig):
         False, description="subtract each window's own mean and divide by its deviation"
     )
     clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
-    baseline: bool = Field(
+    skip: bool = Field(
         True, description="begin at the closed-form baseline (ridge, log-HAR); false: at the training mean"
     )
     heads: dict[str, str] = Field(
@@ -188,9 +188,9 @@ class EncoderForecaster(Model):
     def _build_baseline(self, kind: str) -> LinearBaseline:
         head = cast(Head, self.heads[kind])
         n_assets, n_targets = self.inputs.kinds[kind].shape
-        if self.config.baseline and head.space == "log_variance":
+        if self.config.skip and head.space == "log_variance":
             return LogHar(HarDesign.of(self.inputs.interval, self.inputs.calendar), n_assets, n_targets)
-        if self.config.baseline and head.space == "mean":
+        if self.config.skip and head.space == "mean":
             return SpanRidge(len(self.inputs.columns), self.config.lookback, n_assets, n_targets)
         return Constant(head.space, n_assets, n_targets, head.n_classes)
 

@@ -170,12 +170,13 @@ class ExperimentPipeline:
         )
 
     def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
-        """Trades that follow from `weights` on any `bars`; recorded funding, known for the test period only, is left
-        out of the equity that sizes them.
+        """Trades that follow from `weights` on any `bars`, which may end anywhere: what is held then stays open.
+
+        Recorded funding, known for the test period only, is left out of the equity that sizes them.
         """
         if not self.experiment.has_account:
             return weights.clear()
-        account = self.experiment.backtest
+        account = self.experiment.backtest.model_copy(update={"close_at_end": False})
         if account.costs.funding == "history":
             costs = account.costs.model_copy(update={"funding": "excluded"})
             account = account.model_copy(update={"costs": costs})

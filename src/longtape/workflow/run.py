@@ -59,6 +59,8 @@ def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = F
         folder.refuse_existing()
     data = RunData.of(experiment)
     say(data.summary())
+    if not experiment.has_account and "backtest" in experiment.model_fields_set:
+        say("note: no target is a return that could be traded; the section backtest is not used")
     data.require_funding()
     folder = _reopened(folder.root, data) if resume else data.create_folder(out)
     if folder.status != FINISHED:
