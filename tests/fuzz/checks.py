@@ -152,7 +152,9 @@ def _rows_of(frame: pl.DataFrame, row: dict[str, Any]) -> pl.DataFrame:
 def scores(trial: Trial) -> Faults:
     skill = trial.walked.metrics["skill"]
     columns = each_target(trial.known)
-    named = {(symbol, target) for (symbol, target, _), _ in columns}  # the steps of a path are scored together
+    named = {
+        (symbol, target) for (symbol, target, _), _ in columns
+    }  # the steps of a path are scored together
     if len(skill) != len(named):
         yield f"skill has {len(skill)} entries for {len(named)} symbols and targets"
         return
@@ -162,9 +164,10 @@ def scores(trial: Trial) -> Faults:
             yield f"skill has no entry for {symbol} {target}"
             continue
         same_target = (pl.col("symbol") == symbol) & (pl.col("target") == target)
-        rows, common = (frame.filter(same_target) for frame in (trial.known, trial.known_of_all))
+        scored = (trial.known, trial.known_of_all, trial.known_where_all_are_due)
+        rows, *others = (frame.filter(same_target) for frame in scored)
         for name, figure in entry[0].items():
-            found = [score(name, rows), score(name, common)] if name in SCORES else []
+            found = [score(name, one) for one in (rows, *others)] if name in SCORES else []
             if found and not any(same(figure, one) for one in found):
                 yield f"{symbol} {target}: {name} is {figure}, by forecast.parquet {found[0]:.6g}"
 
@@ -177,7 +180,7 @@ def coverage_figures(trial: Trial) -> Faults:
             continue
         found = [
             float(inside(_rows_of(frame, row)).mean())
-            for frame in (trial.known, trial.known_of_all)
+            for frame in (trial.known, trial.known_of_all, trial.known_where_all_are_due)
             if _rows_of(frame, row).height
         ]
         if found and not any(same(row["coverage"], one) for one in found):

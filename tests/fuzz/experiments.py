@@ -229,7 +229,9 @@ def _split(rng: Rng, market: Market, document: Document) -> None:
     horizon = max(horizon_of(target) for target in document["targets"])
     if way in ("fractions", "few"):
         split["train"] = float(rng.choice([0.6, 0.7]))
-        split["validation"] = 0.2 if way == "fractions" else round((horizon + 5 + split["embargo"]) / 350, 4)
+        split["validation"] = (
+            0.2 if way == "fractions" else round((2 * (horizon + split["embargo"]) + 12) / 350, 4)
+        )
     else:
         split |= _dates(rng, market, document, split["embargo"] + horizon, until=way == "dates until")
     document["split"] = split
@@ -240,7 +242,7 @@ def _dates(rng: Rng, market: Market, document: Document, gap: int, until: bool) 
     first = document["model"]["lookback"] + 40
     train = first + round((len(opens) - first) * float(rng.uniform(0.55, 0.65)))
     few = rng.random() < 0.25
-    held = gap + int(rng.integers(4, 12)) if few else round((len(opens) - first) * 0.18)
+    held = 2 * gap + int(rng.integers(8, 16)) if few else round((len(opens) - first) * 0.18)
     dates = {"train_until": _iso(opens[train]), "validation_until": _iso(opens[train + held])}
     if until:
         rest = len(opens) - train - held

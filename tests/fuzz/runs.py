@@ -256,6 +256,14 @@ class Trial:
         return self.known.filter(pl.col("timestamp").is_in(times.implode()))
 
     @cached_property
+    def known_where_all_are_due(self) -> pl.DataFrame:
+        """The same at the origins whose longest label has ended: what misses there is masked."""
+        last = self.known["end"].max()
+        ends = self.walked.forecast.group_by("timestamp").agg(pl.col("end").max())
+        times = ends.filter(pl.col("end") <= last)["timestamp"]
+        return self.known.filter(pl.col("timestamp").is_in(times.implode()))
+
+    @cached_property
     def clock(self) -> Times:
         """Opens of the account's bars."""
         return self.walked.book("equity")["timestamp"].dt.timestamp("ms").to_numpy()

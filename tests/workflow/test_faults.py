@@ -110,7 +110,8 @@ def test_other_bars_must_be_of_the_runs_own_kind(tmp_path, method):
 def test_other_bars_give_their_history_and_say_what_was_trained_on(tmp_path):
     made = run(experiment(tmp_path), tmp_path / "out")
     frame = made.forecast(candles(900, seed=3), history=True)
-    assert frame["timestamp"].n_unique() == 900 - 20 - 16 + 1
+    assert frame["timestamp"].n_unique() == 900 - made.fitted.reach + 1
+    assert made.fitted.reach == 73  # the lags that 580 training rows hold four times over
     assert set(frame["period"]) == {"training", "validation", "calibration", "test"}
     assert made.forecast(candles(900, seed=3))["timestamp"].n_unique() == 1
     assert any("fitted on" in note for note in made.backtest(candles(900, seed=3)).notes)

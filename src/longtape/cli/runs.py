@@ -123,7 +123,10 @@ def backtest(run_folder: RunFolderArgument) -> None:
     from longtape.workflow import load_run
 
     made = load_run(run_folder)
-    made.backtest()
+    if made.experiment.has_account:
+        made.backtest()
+    else:
+        made.score()
     typer.echo(made.results_table())
 
 

@@ -6,7 +6,8 @@ Corsi (2009), "A Simple Approximate Long-Memory Model of Realized Volatility", i
 
 Hours are the market's own, so that a change of its clock moves none. The levels c are drawn from N(0, τ²), so they are
 shrunk towards zero by the ratio of the residuals' variance to τ², which the data say (empirical Bayes, by moments): a
-market without hours gets none, and an hour that training lacks is forecast at the general level. The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"),
+market without hours gets none, and an hour that training lacks is forecast at the general level. A lag that the
+training rows do not hold four times over is left out, so that no forecast reads beyond the data. The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"),
 which is right whatever their distribution; e^(s²/2) is right for normal ones only, and a squared return of one bar is
 far from that.
 """
@@ -26,6 +27,7 @@ from longtape.features.rolling import rolling_mean
 from longtape.models.gram import Gram, chunks
 
 Array = npt.NDArray[np.float64]
+ROWS_A_LAG = 4  # training rows for each bar of a lag: fewer do not tell a month's volatility from its level
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 1e9  # rows without an effect that count for each cell beside its own
 DAYS_OPEN = (
     1 / 8,
@@ -61,10 +63,9 @@ class HarDesign:
         lags = DAYS_OPEN if calendar == ALWAYS_OPEN else DAYS_SESSIONS
         return cls(tuple(dict.fromkeys(max(1, round(per_day * lag)) for lag in lags)), 168)
 
-    @property
-    def reach(self) -> int:
-        """Rows up to the origin that the lags read."""
-        return self.lags[-1] + 1
+    def used(self, n_rows: int) -> int:
+        """How many lags, the shortest first, so many training rows can tell of: all, but where the data are short."""
+        return max(sum(lag * ROWS_A_LAG <= n_rows for lag in self.lags), 1)
 
     def lagged(self, panel: Panel, asset: int) -> Array:
         """ln(mean r² over each lag) [T, L]; where the data begin, over what there is."""
@@ -114,8 +115,8 @@ def log_label(labels: Array) -> Array:
 
 
 def fit_log_har(design: HarDesign, panel: Panel, asset: int, columns: Rows, origins: Rows) -> LogHarFit:
-    """Least squares on the origins whose labels `columns` [n] are known."""
-    rows = HarRows(design, panel, asset, columns)
+    """Least squares on the origins whose labels `columns` [n] are known and whose lags lie in the data."""
+    rows = HarRows(design, panel, asset, columns, design.used(len(origins)))
     gram = rows.gram()
     for part in chunks(origins):
         rows.add(gram, part)
@@ -125,8 +126,8 @@ def fit_log_har(design: HarDesign, panel: Panel, asset: int, columns: Rows, orig
 class HarRows:
     """The design of one asset on a panel, read in chunks: 1, lags, one column for each cell."""
 
-    def __init__(self, design: HarDesign, panel: Panel, asset: int, columns: Rows) -> None:
-        self.design, self.columns, self.panel = design, columns, panel
+    def __init__(self, design: HarDesign, panel: Panel, asset: int, columns: Rows, n_lags: int) -> None:
+        self.design, self.columns, self.panel, self.n_lags = design, columns, panel, n_lags
         self.lagged, self.cells = design.lagged(panel, asset), design.cells(panel)
 
     def gram(self) -> Gram:
@@ -161,7 +162,7 @@ class HarRows:
         return np.stack(columns, axis=1)
 
     def _penalty(self, prior: float) -> Array:
-        lags = np.full(len(self.design.lags), 1e-8)
+        lags = np.where(np.arange(len(self.design.lags)) < self.n_lags, 1e-8, np.inf)
         return np.concatenate([[0.0], lags, np.full(self.design.n_cells, prior)])
 
     def _priors(self, gram: Gram, weights: Array) -> list[float]:
@@ -179,7 +180,8 @@ class HarRows:
         ]
 
     def _known(self, origins: Rows) -> Rows:
-        return origins[np.isfinite(self.panel.targets[origins][:, self.columns]).all(axis=1)]
+        whole = origins[origins >= self.design.lags[self.n_lags - 1]]
+        return whole[np.isfinite(self.panel.targets[whole][:, self.columns]).all(axis=1)]
 
     def _design(self, origins: Rows) -> Array:
         out = np.zeros((len(origins), 1 + len(self.design.lags) + self.design.n_cells))

@@ -26,7 +26,11 @@ class LinearBaseline(nn.Module):
     """What a head's prediction starts from, [B, A, n] (classes: [B, A, n, M])."""
 
     n_rows = 0  # values that it reads of the origin's row
-    reach = 1  # rows up to the origin that these depend on
+
+    @property
+    def reach(self) -> int:
+        """Rows up to the origin that these depend on, once it is fitted."""
+        return 1
 
     def row_inputs(self, panel: Panel) -> Array:
         """[T, n_rows]: a function of each row and those before it."""
@@ -144,10 +148,16 @@ class LogHar(LinearBaseline):
     def __init__(self, design: HarDesign, n_assets: int, n_targets: int) -> None:
         super().__init__()
         self.har = design
-        self.n_rows, self.reach = n_assets * len(design.lags) + 1, design.reach
+        self.n_rows = n_assets * len(design.lags) + 1
         for name, n_inputs in (("lag_weights", len(design.lags)), ("cell_weights", design.n_cells)):
             self.register_buffer(name, torch.zeros(n_assets, n_inputs, n_targets, dtype=torch.float64))
         self.register_buffer("intercept", torch.zeros(n_assets, n_targets, dtype=torch.float64))
+
+    @property
+    def reach(self) -> int:
+        """The longest lag in use."""
+        used = (self.lag_weights != 0).any(dim=2).any(dim=0).tolist()
+        return max([lag + 1 for lag, own in zip(self.har.lags, used, strict=True) if own], default=1)
 
     def row_inputs(self, panel: Panel) -> Array:
         lags = [self.har.lagged(panel, asset) for asset in range(len(panel.assets))]

@@ -95,7 +95,7 @@ def judge_run(
     first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until
     of_test = forecasts.filter(_between(first, last))
     judgement = _judged(pipeline, of_test, bars, first, last)
-    scored = of_test.filter(pl.col("end").dt.timestamp("ms") <= int(panel.target_ends[origins].max()))
+    scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
     found, covered = skills(inputs, panel, splits, forecasts), coverage(scored)
     verdict = [] if judgement is None else list(judgement.verdict)
     verdict += [_skill_line(name, rows) for name, rows in found.items()]

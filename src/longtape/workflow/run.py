@@ -19,6 +19,7 @@ from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
 from longtape.evaluation.audit import AuditReport, audit
 from longtape.experiment import Experiment, load_experiment, parse_experiment
+from longtape.features.panel import Panel
 from longtape.features.splits import latest
 from longtape.features.windows import first_origin
 from longtape.forecasting.fitted import FittedForecaster
@@ -146,9 +147,9 @@ class Run:
         """
         if bars is not None:
             panel = self.pipeline.panel(self._fitting(bars))
+            first = self._first_row(panel)
             newest = latest(panel, self.pipeline.lookback)
-            first = first_origin(panel, self.pipeline.lookback) if history else newest
-            return self.fitted.forecast(panel, np.arange(first, newest + 1))
+            return self.fitted.forecast(panel, np.arange(first if history else newest, newest + 1))
         panel = self.data.panel
         newest = latest(panel, self.pipeline.lookback)
         first = self._first_test_row() if history else newest
@@ -201,7 +202,7 @@ class Run:
 
     def _backtest_on(self, bars: Sequence[MarketRows]) -> BacktestResult:
         panel = self.pipeline.panel(bars)
-        first = first_origin(panel, self.pipeline.lookback)
+        first = self._first_row(panel)
         frame = self.fitted.forecast(panel, np.arange(first, len(panel)))
         begin = int(panel.timestamps[first])
         made = self.pipeline.backtest(self.pipeline.weights(frame), [one.between(begin) for one in bars])
@@ -210,6 +211,13 @@ class Run:
             return made
         note = f"{seen:,} of {frame.height:,} forecasts lie in the period that the model was fitted on"
         return replace(made, notes=(*made.notes, note))
+
+    def _first_row(self, panel: Panel) -> int:
+        """The first row whose forecast reads nothing from before the data. UserError where there is none."""
+        first = max(first_origin(panel, self.pipeline.lookback), self.fitted.reach - 1)
+        if first >= len(panel):
+            raise UserError(f"the run's forecasts read {first + 1} rows, and {len(panel)} were given")
+        return first
 
     def _fitting(self, bars: Sequence[MarketRows] | MarketRows) -> list[MarketRows]:
         """Bars of the run's own markets, in the run's order. UserError naming what differs."""
