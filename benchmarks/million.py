@@ -27,6 +27,9 @@ from longtape.workflow.data import RunData
 
 RESULT = Path(__file__).parent / "results" / "million.md"
 T = TypeVar("T")
+FEATURES = (
+    "log_return volatility(60) volatility(1440) rsi(14) volume_ratio(60) range momentum(60) hour".split()
+)
 
 
 def candles(n: int) -> pl.DataFrame:
@@ -49,8 +52,7 @@ def experiment(path: Path) -> Experiment:
         {
             "name": "one million minutes",
             "data": {"source": "file", "path": str(path), "symbols": ["X"], "interval": "1m"},
-            "features": ["log_return", "volatility(60)", "volatility(1440)", "rsi(14)", "volume_ratio(60)"]
-            + ["range", "momentum(60)", "hour"],
+            "features": FEATURES,
             "targets": ["return(60)", "volatility(60)"],
             "model": {"lookback": 2048, "patch": 16, "attention": "bigbird", "d_model": 32, "n_heads": 2}
             | {"attention_options": {"block_size": 16}, "n_layers": 2},

@@ -3,8 +3,8 @@
 Split conformal (Vovk et al. 2005; the finite-sample rank ⌈(n + 1)·level⌉ of Lei et al. 2018): the interval is as wide
 as the errors of the calibration period say. Errors of returns are scaled by their own volatility forecast where the
 model makes one for the same horizon, so that intervals breathe with the market; errors of volatility are log ratios,
-each side with half of the level. `cqr` (Romano, Patterson & Candès 2019) widens or narrows the head's own interval by the
-errors of its bounds. Where the rows are too few for the rank, only an infinite bound is valid, and it is given.
+each side with half of the level. `cqr` (Romano, Patterson & Candès 2019) widens or narrows the head's own interval by
+the errors of its bounds. Where the rows are too few for the rank, only an infinite bound is valid, and it is given.
 Coverage is promised for exchangeable data; markets are not, so it is measured on the test period and shown.
 """
 

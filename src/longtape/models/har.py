@@ -7,9 +7,11 @@ Corsi (2009), "A Simple Approximate Long-Memory Model of Realized Volatility", i
 Hours are the market's own, so that a change of its clock moves none. The levels c are drawn from N(0, τ²), so they are
 shrunk towards zero by the ratio of the residuals' variance to τ², which the data say (empirical Bayes, by moments): a
 market without hours gets none, and an hour that training lacks is forecast at the general level. A lag that the
-training rows do not hold four times over is left out, so that no forecast reads beyond the data. The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"),
-which is right whatever their distribution; e^(s²/2) is right for normal ones only, and a squared return of one bar is
-far from that.
+training rows do not hold four times over is left out, so that no forecast reads beyond the data.
+
+The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"), which
+is right whatever their distribution; e^(s²/2) is right for normal ones only, and a squared return of one bar is far
+from that.
 """
 
 from __future__ import annotations
