@@ -27,9 +27,16 @@ from longtape.workflow.data import RunData
 
 RESULT = Path(__file__).parent / "results" / "million.md"
 T = TypeVar("T")
-FEATURES = (
-    "log_return volatility(60) volatility(1440) rsi(14) volume_ratio(60) range momentum(60) hour".split()
-)
+FEATURES = [
+    "log_return",
+    "volatility(60)",
+    "volatility(1440)",
+    "rsi(14)",
+    "volume_ratio(60)",
+    "range",
+    "momentum(60)",
+    "hour",
+]
 
 
 def candles(n: int) -> pl.DataFrame:

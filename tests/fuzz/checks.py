@@ -316,6 +316,7 @@ def volatility_ratios(trial: Trial) -> list[tuple[tuple[str, str, int], Floats]]
         and len(trial.symbols) == 1
         and not trial.case.market.plan.gaps
         and (trial.walked.windows("training") or 0) > 300
+        and (trial.walked.windows("validation") or 0) > 60  # which choose the penalty
     ),
 )
 def planted(trial: Trial) -> Faults:

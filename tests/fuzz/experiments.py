@@ -115,7 +115,8 @@ def draw(seed: int) -> Case:
     _heads(rng, document)
     _backtest(rng, plan, document)
     _marks(rng, plan, document)
-    if plan.symbols > 1 and rng.random() < 0.15 and not plan.twins:
+    least = 3 if schema.get(document, "backtest.signal.name") == "rank" else 2
+    if plan.symbols > 1 and rng.random() < 0.15 and plan.symbols >= least and not plan.twins:
         document["symbols"] = market.symbols[:-1]
     document, refused = _with_extras(rng, document)
     return Case(seed, market, document, refused, _said(plan, document))
@@ -230,7 +231,7 @@ def _split(rng: Rng, market: Market, document: Document) -> None:
     if way in ("fractions", "few"):
         split["train"] = float(rng.choice([0.6, 0.7]))
         split["validation"] = (
-            0.2 if way == "fractions" else round((2 * (horizon + split["embargo"]) + 12) / 350, 4)
+            0.2 if way == "fractions" else round((2 * (horizon + split["embargo"]) + 12) / 300, 4)
         )
     else:
         split |= _dates(rng, market, document, split["embargo"] + horizon, until=way == "dates until")

@@ -195,9 +195,9 @@ def _sessions(calendar: str, first_day: int, last_day: int) -> list[tuple[int, i
 
     span = [str(np.datetime64(day, "D")) for day in (first_day - 7, last_day + 7)]
     schedule = calendars.get_calendar(calendar, start=span[0], end=span[1]).schedule
-    columns = [schedule.index, schedule["open"], schedule["close"]]
+    moments = (schedule.index, *(schedule[name].dt.tz_convert(None) for name in ("open", "close")))
     days, opens, closes = (
-        np.asarray(column.values, dtype="datetime64[ms]").astype(np.int64).tolist() for column in columns
+        one.to_numpy().astype("datetime64[ms]").astype(np.int64).tolist() for one in moments
     )
     return list(zip(days, opens, closes, strict=True))
 

@@ -15,7 +15,12 @@ from tests.fuzz.markets import Plan, make_market
 from tests.fuzz.mistakes import MISTAKES, judge_mistake, judge_spoiled, options_out_of_reach, spoiled_keys
 from tests.fuzz.summary import aggregate_faults
 
-QUICK, SOAK = 25, 500
+# Chosen from SOAK, so that together they meet every clock, law, target, head, signal and policy, and every scenario.
+QUICK = (
+    8, 13, 15, 27, 44, 66, 67, 77, 169, 186, 187, 201, 219,
+    223, 238, 242, 265, 269, 270, 317, 452, 465, 470, 478, 497,
+)  # fmt: skip
+SOAK = range(500)
 walked: dict[int, Outcome] = {}
 
 
@@ -25,13 +30,13 @@ def walk(seed, folder):
         pytest.fail(f"{story(outcome)}\n\n{draw(seed).yaml}", pytrace=False)
 
 
-@pytest.mark.parametrize("seed", range(QUICK))
+@pytest.mark.parametrize("seed", QUICK)
 def test_an_experiment_walks_the_whole_way(seed, tmp_path):
     walk(seed, tmp_path)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(SOAK))
+@pytest.mark.parametrize("seed", SOAK)
 def test_many_experiments_walk_the_whole_way(seed, tmp_path):
     walk(seed, tmp_path)
 
