@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-# The hash belongs to the definition, which must run where there is no numba: by tensor operations, the same but for ties.
+# The hash belongs to the definition, which must run without numba too: by tensor operations, the same but for ties.
 HAS_LOOPS = find_spec("numba") is not None
 DIGIT_BITS = 6  # a hash digit tells at most 64 buckets apart,
 AXES = 2 ** (DIGIT_BITS - 1)  # by as many rotations
