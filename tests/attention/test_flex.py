@@ -63,20 +63,23 @@ def places(lists: BlockLists, tables: Tables) -> tuple[Tensor, Tensor]:
     return queries, torch.where(key < 0, N + 1, key.clamp(max=N))
 
 
-def dense(mask: MaskLists, tables: Tables, block: int, by_key: bool = False) -> Tensor:
+def dense(mask: MaskLists, tables: Tables | None, sizes: tuple[int, int], by_key: bool = False) -> Tensor:
     """Bool [P, queries, keys] in the kernel's places: whole blocks as they are listed, others through the mask."""
     kinds = [(mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)]
-    n_rows, n_columns = tables.low.shape[1] // block, tables.key.shape[1] // block
+    block = 64 if sizes[0] // 64 == mask.kv_indices.shape[2] else 128
+    n_rows, n_columns = (size // block for size in sizes)
     if by_key:
         kinds = [(mask.q_num_blocks, mask.q_indices), (mask.full_q_num_blocks, mask.full_q_indices)]
         n_rows, n_columns = n_columns, n_rows
     found = []
     for count, index in kinds:
+        if count is None:
+            found.append(torch.zeros_like(found[0]))
+            continue
         listed = torch.arange(index.shape[-1]) < count[..., None]
         pairs = torch.zeros(index.shape[0], n_rows, n_columns + 1, dtype=torch.int64)
-        pairs.scatter_add_(
-            2, torch.where(listed, index.long(), n_columns)[:, 0], torch.ones_like(index.long()[:, 0])
-        )
+        blocks = torch.where(listed, index.long(), n_columns)[:, 0]
+        pairs.scatter_add_(2, blocks, torch.ones_like(blocks))
         assert pairs[..., :-1].max() <= 1  # no block twice
         pairs = pairs[..., :-1].transpose(1, 2) if by_key else pairs[..., :-1]
         found.append(pairs.bool().repeat_interleave(block, 1).repeat_interleave(block, 2))
@@ -115,9 +118,9 @@ def test_block_lists_and_mask_function_equal_the_definition(
         visible = torch.arange(N) < torch.tensor([[N], [400]])
         codes, tables = hide(lists, visible)
         seen = seen & visible[:, None]
-    mask = mask_lists(lists, codes, True)
-    by_place = dense(mask, tables, lists.block)
-    assert torch.equal(by_place, dense(mask, tables, lists.block, by_key=True))
+    mask, sizes = mask_lists(lists, codes, True, False), (tables.low.shape[1], tables.key.shape[1])
+    by_place = dense(mask, tables, sizes)
+    assert torch.equal(by_place, dense(mask, tables, sizes, by_key=True))
     queries, keys = (x.expand(len(by_place), -1) for x in places(lists, tables))
     met = torch.zeros(len(by_place), N + 1, N + 2, dtype=torch.int64)
     index = (queries[:, :, None] * (N + 2) + keys[:, None]).flatten(1)
@@ -131,22 +134,25 @@ def test_block_lists_and_mask_function_equal_the_definition(
 @pytest.mark.parametrize("n", [1, 127, 129, 600])
 def test_lists_at_lengths_that_end_inside_a_unit(pattern: Pattern, n: int) -> None:
     lists = block_lists(BlockRules(tuple(pattern.to_ints()), n))
-    seen = dense(mask_lists(lists, lists.codes, False), lists.tables, lists.block)
+    sizes = (lists.tables.low.shape[1], lists.tables.key.shape[1])
+    tables = None if lists.whole else lists.tables
+    seen = dense(mask_lists(lists, lists.codes, False, lists.whole), tables, sizes)
     assert torch.equal(seen[:, :n, :n], pattern.rows(n, torch.arange(n)))
     assert not seen[:, :n, n:].any()
 
 
-def test_a_pattern_in_the_kernels_own_blocks_needs_no_masks() -> None:
-    lists = block_lists(BlockRules(tuple(PATTERNS[0].to_ints()), 1024, copies_keys=True))
-    mask = mask_lists(lists, lists.codes, True)
+@pytest.mark.parametrize("n", [1024, 1000])
+def test_a_pattern_in_the_kernels_own_blocks_needs_no_mask_but_at_the_end(n: int) -> None:
+    lists = block_lists(BlockRules(tuple(PATTERNS[0].to_ints()), n, copies_keys=True))
+    mask = mask_lists(lists, lists.codes, True, lists.whole)
     assert lists.block == 64
-    assert not mask.kv_num_blocks.any()
-    assert not mask.q_num_blocks.any()
-    assert int(mask.full_kv_num_blocks[0, 0, 5]) == 8
+    assert lists.whole == (n % 64 == 0)
+    assert (mask.full_kv_num_blocks is None) == lists.whole
+    assert int((lists.codes[0, 5] < NEVER).sum()) == 8
 
 
 def test_long_rows_and_columns_are_cut_into_pieces() -> None:
-    """262,144 tokens: no list is longer than a piece and what a block sees anyway, and none is as wide as the sequence."""
+    """262,144 tokens: no list is much longer than a piece, and none is as wide as the sequence."""
     rules = BlockRules(
         tuple(Pattern(block_size=128, window_size=3, n_random=3, n_global=2).to_ints()), 1 << 18
     )
@@ -154,13 +160,13 @@ def test_long_rows_and_columns_are_cut_into_pieces() -> None:
         lists = block_lists(rules._replace(copies_keys=copies_keys))
         assert lists.codes.shape[1:] == (2048 + 64 * 2, flex_lists.PIECE)
     assert lists.most_queries <= flex_lists.PIECE + 32
-    mask = mask_lists(lists, lists.codes, True)
+    mask = mask_lists(lists, lists.codes, True, lists.whole)
     assert sum(x.numel() for x in mask if x is not None) < 1_000_000
 
 
 def dense_kernel(q, k, v, lists, tables, small, with_log):
     """What the compiled kernel computes, with all scores: it has a backward on a CPU."""
-    seen = dense(lists, tables, 64 if small else 128)[:, None]
+    seen = dense(lists, tables, (q.shape[2], k.shape[2]))[:, None]
     scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, float("-inf"))
     log = scores.logsumexp(-1)
     weights = (scores - log.clamp(min=-1e30)[..., None]).exp()
@@ -170,20 +176,22 @@ def dense_kernel(q, k, v, lists, tables, small, with_log):
 @pytest.mark.parametrize(
     "pattern", [PATTERNS[0], PATTERNS[1], PATTERNS[3], PATTERNS[5], PATTERNS[7]], ids=str
 )
-@pytest.mark.parametrize("n_extra", [0, 3])
-@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize(
+    ("n_extra", "padded", "n"), [(0, False, 300), (0, False, 384), (0, True, 300), (3, True, 384)]
+)
 def test_gradients_through_copies(
-    pattern: Pattern, n_extra: int, padded: bool, piece: int, monkeypatch
+    pattern: Pattern, n_extra: int, padded: bool, n: int, piece: int, monkeypatch
 ) -> None:
+    """With 384 tokens and nothing hidden, blocks of 64 are all seen whole."""
     monkeypatch.setattr(flex, "kernel", dense_kernel)
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 2, 300, 8, dtype=torch.float64).unbind()
+    q, k, v = torch.randn(3, 2, 2, n, 8, dtype=torch.float64).unbind()
     extra = list(torch.randn(2, 2, n_extra, 8, dtype=torch.float64).unbind()) if n_extra else []
     inputs = [x.clone().requires_grad_() for x in (q, k, v, *extra)]
-    visible = torch.arange(300) < torch.tensor([[300], [130]])
+    visible = torch.arange(n) < torch.tensor([[n], [130]])
     given = {
         "visible": visible if padded else None,
-        "positions": torch.tensor([[5, 150], [-1, 7]]) if pattern.block_size != 128 else None,
+        "positions": torch.tensor([[5, 150], [-1, 7]]) if pattern.block_size < 64 else None,
         **dict(zip(("extra_k", "extra_v"), inputs[3:], strict=False)),
     }
     weight = torch.randn(q.shape, dtype=torch.float64)

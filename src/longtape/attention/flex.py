@@ -2,7 +2,8 @@
 
 Dong et al. 2024, "Flex Attention". Lists (`flex_lists.py`) and mask function are tested against the definition on a
 CPU, the compiled kernels where there is a GPU; `benchmarks/attention_cuda.py` measures them. One compilation serves
-every pattern of one dtype and head width at every length: what differs is in tensors.
+every pattern of one dtype and head width at every length: what differs is in tensors. A compiled model breaks its graph
+here, so that this holds within one too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention, noop_mask
 
 from longtape.attention.flex_lists import (
     DEFAULT_BLOCK,
@@ -30,6 +31,9 @@ from longtape.attention.flex_lists import (
 from longtape.attention.pattern import Pattern, check_positions
 
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile: the kernel's tiles are chosen by measuring, once
+TILES: dict[
+    str, Any
+] = {}  # of the kernel by name (`fwd_BLOCK_M`, `bwd_num_warps`, …), in place of what MODE chooses
 NARROWEST = 16  # head width that the kernel takes
 _VARIANTS = (
     256  # compilations that are kept: dtypes, head widths, numbers of links, with and without gradient
@@ -38,6 +42,7 @@ _NO_LOG = -1e30  # log-sum-exp of a row that sees nothing, finite
 _Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+@torch.compiler.disable
 def flex_pattern_attention(
     q: Tensor,
     k: Tensor,
@@ -52,7 +57,9 @@ def flex_pattern_attention(
     compiled: bool = True,
 ) -> Tensor:
     """`pattern_attention` through FlexAttention; same arguments. Rows of padded queries are not zeroed."""
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    _refuse_float64(q)
+    given = [x for x in (q, k, v, extra_k, extra_v) if x is not None]
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     rules = BlockRules(
         tuple(pattern.to_ints()),
         q.shape[2],
@@ -62,15 +69,20 @@ def flex_pattern_attention(
         differentiable,
     )
     lists, mask = _kept_lists(rules, q.device)
-    tables = lists.tables
+    tables = None if lists.whole else lists.tables
     if visible is not None:
         codes, tables = hide(lists, visible)
-        mask = mask_lists(lists, codes, differentiable)
+        mask = mask_lists(lists, codes, differentiable, False)
         k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
     out = _attend_listed(q, k, v, extra_k, extra_v, lists, mask, tables, compiled)
     if of_global is None or positions is None:
         return out
     return put_rows(out, look_at_all(*of_global, positions, visible, causal=pattern.causal), positions)
+
+
+def _refuse_float64(q: Tensor) -> None:
+    if q.is_cuda and q.dtype == torch.float64:
+        raise ValueError("float64 has no form in FlexAttention: on CUDA use float32, or compute on a CPU")
 
 
 def _rows_of(positions: Tensor | None, n_tokens: int) -> tuple[tuple[int, ...], ...]:
@@ -85,13 +97,13 @@ def _rows_of(positions: Tensor | None, n_tokens: int) -> tuple[tuple[int, ...], 
 @lru_cache(maxsize=32)
 def _kept_lists(rules: BlockRules, device: torch.device) -> tuple[BlockLists, MaskLists]:
     lists = block_lists(rules).to(device)
-    mask = mask_lists(lists, lists.codes, rules.copies_keys)
+    mask = mask_lists(lists, lists.codes, rules.copies_keys, lists.whole)
     return lists, mask
 
 
 def _attend_listed(
     q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None,
-    lists: BlockLists, mask: MaskLists, tables: Tables, compiled: bool,
+    lists: BlockLists, mask: MaskLists, tables: Tables | None, compiled: bool,
 ) -> Tensor:  # fmt: skip
     """Copies in front, the kernel, and the copies of queries joined where they belong."""
     n, width = q.shape[2], q.shape[3]
@@ -132,15 +144,8 @@ class _InFront(torch.autograd.Function):
         ctx.sizes = [copies * hot.shape[1], 0 if learned is None else learned.shape[2], x.shape[2], filling]
         ctx.copies = copies
         front = [x.gather(2, index).repeat(1, 1, copies, 1)] if copies else []
-        return torch.cat(
-            [
-                *front,
-                *([] if learned is None else [learned]),
-                x,
-                x.new_zeros(*x.shape[:2], filling, x.shape[3]),
-            ],
-            2,
-        )
+        last = [x.new_zeros(*x.shape[:2], filling, x.shape[3])] if filling else []
+        return _joined([*front, *([] if learned is None else [learned]), x, *last])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -149,6 +154,13 @@ class _InFront(torch.autograd.Function):
             (index,) = ctx.saved_tensors
             own.scatter_add_(2, index, front.unflatten(2, (ctx.copies, -1)).sum(2))
         return own, None, None, learned if ctx.sizes[1] else None, None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Along the tokens, in memory by tokens where the parts are, as projections give them."""
+    if parts[-1].stride(1) < parts[-1].stride(2):
+        return torch.cat([x.transpose(1, 2) for x in parts], 1).transpose(1, 2)
+    return torch.cat(parts, 2)
 
 
 def _join_copies(out: Tensor, log: Tensor, lists: BlockLists) -> Tensor:
@@ -161,8 +173,10 @@ def _join_copies(out: Tensor, log: Tensor, lists: BlockLists) -> Tensor:
     return own.scatter(2, index, rows) if torch.is_grad_enabled() else own.scatter_(2, index, rows)
 
 
-def mask_function(tables: Tables) -> _Mask:
+def mask_function(tables: Tables | None) -> _Mask:
     """The rules as FlexAttention asks for them: (sample, head, place of a query, place of a key) → seen."""
+    if tables is None:
+        return noop_mask
 
     def table(x: Tensor, b: Tensor) -> Tensor:
         return b if x.shape[0] > 1 else b * 0
@@ -175,16 +189,16 @@ def mask_function(tables: Tables) -> _Mask:
             mine = tables.query_class[p, i]
             shown = shown & ((mine == tables.key_class[p, j]) | (mine < 0))
         shown = shown | tables.is_global[p, j]
-        if tables.links is not None and tables.unit is not None:
-            for t in range(tables.links.shape[2]):
-                shown = shown | (tables.links[p, i, t] == tables.unit[p, j])
+        if tables.unit is not None:
+            for linked in tables.links:
+                shown = shown | (linked[p, i] == tables.unit[p, j])
         return shown & (key <= tables.last[p, i])
 
     return seen
 
 
 def kernel(
-    q: Tensor, k: Tensor, v: Tensor, lists: MaskLists, tables: Tables, small: bool, with_log: bool
+    q: Tensor, k: Tensor, v: Tensor, lists: MaskLists, tables: Tables | None, small: bool, with_log: bool
 ) -> tuple[Tensor, Tensor | None]:
     """FlexAttention with these lists in blocks of 64 (`small`) or 128: the output, and its log-sum-exp if asked for."""
     size = 64 if small else 128
@@ -194,7 +208,7 @@ def kernel(
         mask_mod=mask_function(tables),
         **lists._asdict(),
     )
-    options: Any = {"IS_DIVISIBLE": True, "BACKEND": "TRITON"} if q.is_cuda else None
+    options = _options(q)
     if not with_log:
         return flex_attention(q, k, v, block_mask=mask, kernel_options=options), None
     out, more = flex_attention(
@@ -203,12 +217,17 @@ def kernel(
     return out, more.lse
 
 
+def _options(q: Tensor) -> Any:
+    """Lengths are whole blocks, which a symbolic length does not show; short ones take the same kernel as long ones."""
+    return {"IS_DIVISIBLE": True, "BACKEND": "TRITON", **TILES} if q.is_cuda else None
+
+
 def run_kernel(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     lists: MaskLists,
-    tables: Tables,
+    tables: Tables | None,
     block: int,
     with_log: bool,
     compiled: bool,
@@ -223,15 +242,15 @@ def _run(
     function: Callable[..., Any], qkv: Sequence[Tensor], lists: MaskLists, tables: Any,
     flags: tuple[bool, ...], compiled: bool,
 ) -> Any:  # fmt: skip
-    if not compiled or torch.compiler.is_compiling():  # within a compiled model it is compiled with it
+    if not compiled:
         return function(*qkv, lists, tables, *flags)
     for x in qkv:
         torch._dynamo.maybe_mark_dynamic(x, 2)
     for listed in lists:
         for dim in range(2, 0 if listed is None else listed.dim()):
             torch._dynamo.maybe_mark_dynamic(listed, dim)
-    for table in tables:
-        if table is not None:
+    for table in (*(tables or ()), *getattr(tables, "links", ())):
+        if isinstance(table, Tensor):
             torch._dynamo.maybe_mark_dynamic(table, 1)
     with torch._dynamo.config.patch(recompile_limit=_VARIANTS, accumulated_recompile_limit=_VARIANTS):
         return _compiled(function, MODE)(*qkv, lists, tables, *flags)
@@ -279,6 +298,7 @@ class TableRules(NamedTuple):
     log_count: Tensor  # float32 [1 or B, blocks, blocks, 1 or H] ln of how often it is named, −∞ = never
 
 
+@torch.compiler.disable
 def flex_table_attention(
     q: Tensor,
     k: Tensor,
@@ -292,6 +312,7 @@ def flex_table_attention(
     compiled: bool = True,
 ) -> Tensor:
     """`block_sparse_attention` through FlexAttention; same arguments. A block named k times adds ln k to its scores."""
+    _refuse_float64(q)
     n, width = q.shape[2], q.shape[3]
     counts = _table_counts(table, -(-n // block_size), dense)
     block = 64 if block_size % 64 == 0 and block_size % 128 else DEFAULT_BLOCK
@@ -338,7 +359,7 @@ def table_kernel(q: Tensor, k: Tensor, v: Tensor, lists: MaskLists, rules: Table
     mask = BlockMask(
         seq_lengths=(q.shape[2], k.shape[2]), BLOCK_SIZE=(size, size), mask_mod=seen, **lists._asdict()
     )
-    options: Any = {"IS_DIVISIBLE": True, "BACKEND": "TRITON"} if q.is_cuda else None
+    options = _options(q)
     found: Tensor = flex_attention(q, k, v, score_mod=weigh, block_mask=mask, kernel_options=options)
     return found
 
@@ -358,7 +379,7 @@ def _table_lists(counts: Tensor, block_size: int, block: int, n: int) -> list[Te
     overlaps = ((unit < own + block) & (unit + block_size > own)).float()
     needed = (overlaps @ (counts > 0).float() @ overlaps.T > 0).flatten(0, 1)
     found = []
-    for pairs in (needed, needed & False, needed.transpose(1, 2), needed.transpose(1, 2) & False):
+    for pairs in (needed, needed.transpose(1, 2)):
         order = (~pairs).to(torch.int8).argsort(dim=-1, stable=True)
         found += [pairs.sum(-1).unflatten(0, counts.shape[:2]), order.unflatten(0, counts.shape[:2])]
     return [x.to(torch.int32) for x in found]

@@ -10,7 +10,7 @@ and the copies' gradients add up.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +47,8 @@ class Tables(NamedTuple):
     low: Tensor  # int32 [P, queries] the window: low ≤ key < high
     high: Tensor  # int32 [P, queries]
     last: Tensor  # int32 [P, queries] the last key that may be seen at all
-    links: Tensor | None  # int32 [P, queries, L] units, −2 = none
-    unit: Tensor | None  # int32 [P, keys] the unit of a key, with `links`
+    links: tuple[Tensor, ...]  # int32 [P, queries] each: a unit, −2 = none
+    unit: Tensor | None  # int32 [P, keys] the unit of a key, with links
     query_class: (
         Tensor | None
     )  # int32 [P, queries] token modulo dilation, −1 = sees every class; without dilation None
@@ -56,8 +56,8 @@ class Tables(NamedTuple):
 
     def to(self, device: torch.device) -> Tables:
         """On another device."""
-        moved: Any = [None if x is None else x.to(device) for x in self]
-        return Tables(*moved)
+        moved = {name: x.to(device) for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(links=tuple(x.to(device) for x in self.links), **moved)
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,14 @@ class BlockLists:
     hot: Tensor  # [P, K] blocks that are copied, or are not for want of pieces
     codes: Tensor  # [P, query blocks, W] key block·2 + (1 where only a part is seen), NEVER behind the last
     most_queries: int  # that any block of keys is needed by
+    whole: bool  # whether every block is seen whole: then nobody looks at the tables
     tables: Tables
 
     def to(self, device: torch.device) -> BlockLists:
         """On another device."""
         return BlockLists(
             self.rules, self.block, self.pieces, self.hot.to(device), self.codes.to(device), self.most_queries,
-            self.tables.to(device),
+            self.whole, self.tables.to(device),
         )  # fmt: skip
 
     @property
@@ -143,8 +144,10 @@ class _Builder:
         else:
             codes = main
         codes = codes[..., : max(1, int((codes < NEVER).sum(-1).max()))]
-        most = _transposed_counts(codes, self.n_key_blocks)
-        return BlockLists(self.rules, self.z, self.pieces, self.hot, codes, most, self._tables(bool(copies)))
+        return BlockLists(
+            self.rules, self.z, self.pieces, self.hot, codes, _most_queries(codes, self.n_key_blocks),
+            bool(((codes == NEVER) | (codes % 2 == 0)).all()), self._tables(bool(copies)),
+        )  # fmt: skip
 
     # --- what a row needs, by blocks of the sequence and behind them those of learned tokens ---
 
@@ -270,12 +273,14 @@ class _Builder:
         wide = self.flags.gather(1, query) & self.rules.global_rows
         reach = p.reach * p.dilation
         real = (key >= 0) & (key < self.n)
-        links, unit, query_class, key_class = None, None, None, None
+        links: tuple[Tensor, ...] = ()
+        unit, query_class, key_class = None, None, None
         if self.links.shape[2]:
             linked = self.links.expand(tables, -1, -1)
             index = (query // u)[..., None].expand(-1, -1, linked.shape[2])
-            links = linked.gather(1, index)
-            links, unit = links.masked_fill(links < 0, -2).int(), torch.where(real, key // u, -1).int()
+            linked = linked.gather(1, index)
+            links = tuple(x.contiguous() for x in linked.masked_fill(linked < 0, -2).int().unbind(-1))
+            unit = torch.where(real, key // u, -1).int()
         if p.dilation > 1:
             query_class = torch.where(wide, -1, query % p.dilation).int()
             key_class = (key % p.dilation).int()
@@ -317,7 +322,7 @@ def _on_top(above: Tensor, below: Tensor) -> Tensor:
     return torch.cat([above.expand(tables, -1, -1), below.expand(tables, -1, -1)], 1)
 
 
-def _transposed_counts(codes: Tensor, n_keys: int) -> int:
+def _most_queries(codes: Tensor, n_keys: int) -> int:
     """How many rows at most need one block of keys."""
     blocks = torch.where(codes < NEVER, codes // 2, n_keys).flatten(1)
     counts = torch.zeros(len(codes), n_keys + 1, dtype=torch.int64).scatter_add_(
@@ -330,28 +335,35 @@ def _transposed_counts(codes: Tensor, n_keys: int) -> int:
 
 
 class MaskLists(NamedTuple):
-    """Arguments of `BlockMask`: counts [P, 1, rows], indices [P, 1, rows, most], int32; `q_…` for gradients."""
+    """Arguments of `BlockMask`: counts [P, 1, rows], indices [P, 1, rows, most], int32; `…q_…` for gradients.
+
+    Where all blocks are seen whole there is one list and no mask function; else one for parts, `full_…` for wholes.
+    """
 
     kv_num_blocks: Tensor
     kv_indices: Tensor
-    full_kv_num_blocks: Tensor
-    full_kv_indices: Tensor
     q_num_blocks: Tensor | None = None
     q_indices: Tensor | None = None
+    full_kv_num_blocks: Tensor | None = None
+    full_kv_indices: Tensor | None = None
     full_q_num_blocks: Tensor | None = None
     full_q_indices: Tensor | None = None
 
 
-def mask_lists(lists: BlockLists, codes: Tensor, backward: bool) -> MaskLists:
-    """Blocks seen in part and blocks seen whole, by query and, where gradients are asked for, by key."""
-    there = codes < NEVER
-    kinds = [there & (codes % 2 == kind) for kind in (1, 0)]
-    blocks = [torch.where(kind, codes // 2, NEVER).sort(-1).values for kind in kinds]
-    found = [part for kind in blocks for part in _counted(kind)]
-    if backward:
-        n_keys = lists.tables.key.shape[1] // lists.block
-        found += [part for kind in blocks for part in _transposed(kind, n_keys, lists.most_queries)]
-    return MaskLists(*(part.to(torch.int32)[:, None] for part in found))
+def mask_lists(lists: BlockLists, codes: Tensor, backward: bool, whole: bool) -> MaskLists:
+    """Lists by query and, where gradients are asked for, by key; `whole`: no block of `codes` is seen in part."""
+    n_keys, there = lists.tables.key.shape[1] // lists.block, codes < NEVER
+    found: dict[str, Tensor] = {}
+    for name, kind in (("", there),) if whole else (("", codes % 2 == 1), ("full_", codes % 2 == 0)):
+        blocks = torch.where(there & kind, codes // 2, NEVER).sort(-1).values
+        found |= _named(f"{name}kv", *_counted(blocks))
+        if backward:
+            found |= _named(f"{name}q", *_transposed(blocks, n_keys, lists.most_queries))
+    return MaskLists(**found)
+
+
+def _named(name: str, count: Tensor, index: Tensor) -> dict[str, Tensor]:
+    return {f"{name}_num_blocks": count.int()[:, None], f"{name}_indices": index.int()[:, None]}
 
 
 def hide(lists: BlockLists, visible: Tensor) -> tuple[Tensor, Tables]:
