@@ -1,9 +1,9 @@
 """The pattern mechanisms on CUDA: compiled FlexAttention with a block mask made from block lists.
 
 Dong et al. 2024, "Flex Attention". Lists (`flex_lists.py`) and mask function are tested against the definition on a
-CPU, the compiled kernels where there is a GPU; `benchmarks/attention_cuda.py` measures them. A compilation serves
-every length; patterns of one dtype and head width differ in tensors, but for their links and the need of a mask. A compiled model breaks its graph
-here, so that this holds within one too.
+CPU, the compiled kernels where there is a GPU; `benchmarks/attention_cuda.py` measures them. A compilation serves every
+length; patterns of one dtype and head width differ in tensors, but for their links and the need of a mask. A compiled
+model breaks its graph here, so that this holds within one too.
 """
 
 from __future__ import annotations
