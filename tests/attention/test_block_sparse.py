@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longtape.attention import kernel
 from longtape.attention.block_sparse import block_sparse_attention, pattern_attention
+from longtape.attention.cpu import kernel
 from longtape.attention.full import full_attention
 from longtape.attention.pattern import Pattern
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from longtape.attention import Attention, attention_weights, build_attention
+from longtape.attention.cpu.favor_loops import RUN
 from longtape.attention.favor import favor, favor_causal
-from longtape.attention.favor_loops import RUN
 from longtape.attention.favor_tensors import favor_causal_in_tensors, favor_in_tensors
 from longtape.attention.performer import orthogonal_directions
 

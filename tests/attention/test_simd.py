@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtape.attention.simd import Operand, compiled, exp2, in_threads, lanes, padded, product
+from longtape.attention.cpu.simd import Operand, compiled, exp2, in_threads, lanes, padded, product
 
 
 @compiled
@@ -102,7 +102,8 @@ def test_a_processor_without_avx512_computes_the_same() -> None:
     """In a process that compiles for one: vectors of 32 bytes, half as many rows in registers."""
     code = """
 import torch
-from longtape.attention import build_attention, simd
+from longtape.attention import build_attention
+from longtape.attention.cpu import simd
 assert (simd.BYTES, simd.ROWS) == (32, 4)
 torch.manual_seed(0)
 layer = build_attention("local", d_model=24, n_heads=2, window_size=9)

@@ -7,17 +7,14 @@ As registered operators both pass through `torch.compile(fullgraph=True)` and `t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from functools import lru_cache
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longtape.attention.flex import flex_pattern_attention, flex_table_attention
-from longtape.attention.kernel import Inputs, backward, forward
 from longtape.attention.pattern import Pattern
-from longtape.attention.plan import Plan, plan_dense, plan_pattern, plan_table
 
 
 def pattern_attention(
@@ -123,12 +120,14 @@ def _operator(
     dense: list[int],
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
+    from longtape.attention.cpu.kernel import Inputs, forward, plans_of
+
     x = Inputs(
         q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
         0 if seed is None else int(seed),
     )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):  # the kernel keeps its own precision
-        return forward(*_plans(x, positions, table, rules, dense), x)
+        return forward(*plans_of(x, positions, table, rules, dense), x)
 
 
 @_operator.register_fake
@@ -157,12 +156,14 @@ def _backward_operator(
     dense: list[int],
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from longtape.attention.cpu.kernel import Inputs, backward, plans_of
+
     x = Inputs(
         q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
         0 if seed is None else int(seed),
     )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):
-        found = backward(*_plans(x, positions, table, rules, dense), x, grad, out, lse)
+        found = backward(*plans_of(x, positions, table, rules, dense), x, grad, out, lse)
     return tuple(getattr(found, part.name) for part in fields(found))
 
 
@@ -187,34 +188,3 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)
-
-
-def _plans(
-    x: Inputs,
-    positions: Tensor | None,
-    table: Tensor | None,
-    rules: list[int],
-    dense: list[int],
-) -> tuple[list[Plan], bool]:
-    """One plan for all, for each sample, or for each head; and whether it is for each head."""
-    n = x.q.shape[2]
-    if not rules:
-        return [plan_dense(n, x.k.shape[2])], False
-    n_extra = 0 if x.extra_k is None else x.extra_k.shape[1]
-    if table is not None:
-        pattern = Pattern.from_ints(rules)
-        tables = table.cpu().flatten(0, -3) if table.dim() > 2 else table.cpu()[None]
-        plans = [plan_table(t, n, pattern.block_size, pattern.causal, dense) for t in tables]
-        return plans, table.dim() > 2
-    named = [()] if positions is None else [tuple(row) for row in positions.tolist()]
-    own = x.global_q is not None
-    return [_plan_cached(tuple(rules), n, n_extra, row, own) for row in named], False
-
-
-@lru_cache(maxsize=256)
-def _plan_cached(
-    rules: tuple[int, ...], n_tokens: int, n_extra: int, positions: tuple[int, ...], own_projections: bool
-) -> Plan:
-    named = torch.tensor(positions, dtype=torch.int64) if positions else None
-    plan = plan_pattern(Pattern.from_ints(rules), n_tokens, named, n_extra)
-    return replace(plan, asked=named) if own_projections else plan

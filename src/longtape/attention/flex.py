@@ -1,163 +1,48 @@
 """The pattern mechanisms on CUDA: compiled FlexAttention with a block mask made from block lists.
 
-Dong et al. 2024, "Flex Attention". The lists come from the rules in O(blocks²) at most, never from an N×N mask. The
-lists and the mask function are tested against the definition on CPU; speed and the compiled kernels need a GPU and are
-measured by `benchmarks/attention_cuda.py`.
+Dong et al. 2024, "Flex Attention". Lists (`flex_lists.py`) and mask function are tested against the definition on a
+CPU, the compiled kernels where there is a GPU; `benchmarks/attention_cuda.py` measures them. A compilation serves every
+length; patterns of one dtype and head width differ in tensors, but for their links and the need of a mask. A compiled
+model breaks its graph here, so that this holds within one too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention, noop_mask
 
-from longtape.attention.pattern import Pattern
+from longtape.attention.flex_lists import (
+    DEFAULT_BLOCK,
+    NEVER,
+    BlockLists,
+    BlockRules,
+    MaskLists,
+    Tables,
+    block_lists,
+    hide,
+    mask_lists,
+)
+from longtape.attention.pattern import Pattern, check_positions
 
-DEFAULT_BLOCK = 128
+MODE = "max-autotune-no-cudagraphs"  # of torch.compile: the kernel's tiles are chosen by measuring, once
+TILES: dict[
+    str, Any
+] = {}  # of the kernel by name (`fwd_BLOCK_M`, `bwd_num_warps`, …), in place of what MODE chooses
+NARROWEST = 16  # head width that the kernel takes
+_VARIANTS = (
+    256  # compilations that are kept: dtypes, head widths, numbers of links, with and without gradient
+)
+_NO_LOG = -1e30  # log-sum-exp of a row that sees nothing, finite
 _Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Rules:
-    """A pattern for one length with the tensors its mask function looks up."""
-
-    pattern: Pattern
-    n_tokens: int
-    n_extra: int
-    flags: Tensor  # bool [P, N]: global tokens
-    rows: Tensor  # bool [P, N]: queries that see everything
-    links: Tensor  # [P, units, L]
-
-    @property
-    def block(self) -> int:
-        """Block of the kernel: the pattern's own where it is one of the kernel's sizes."""
-        return self.pattern.block_size if self.pattern.block_size in (64, 128) else DEFAULT_BLOCK
-
-    @property
-    def n_padded(self) -> int:
-        """Keys of the sequence in whole blocks; learned tokens stand behind them."""
-        return -(-self.n_tokens // self.block) * self.block
-
-
-def rules_of(
-    pattern: Pattern, n_tokens: int, positions: Tensor | None, n_extra: int, global_rows: bool
-) -> Rules:
-    """Look up what the rules need, once for a length."""
-    positions = None if positions is None else positions.cpu()
-    flags, links = pattern.global_flags(n_tokens, positions), pattern.links(n_tokens, positions)
-    return Rules(pattern, n_tokens, n_extra, flags, flags if global_rows else torch.zeros_like(flags), links)
-
-
-def block_maps(rules: Rules, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Bool [P or B, blocks, key blocks]: pairs of blocks in which something is seen, and those in which all is."""
-    some, full = _window_map(rules)
-    linked, whole = _link_map(rules)
-    column, row = _by_block(rules, rules.flags), _by_block(rules, rules.rows)
-    some = some | linked | column.any(-1)[:, None] | row.any(-1)[..., None]
-    full = full | whole | column.all(-1)[:, None] | _by_block(rules, rules.rows, True).all(-1)[..., None]
-    start = torch.arange(some.shape[-1]) * rules.block
-    if rules.pattern.causal:
-        some = some & (start <= start[:, None] + rules.block - 1)
-        full = full & (start + rules.block - 1 <= start[:, None])
-    if visible is not None:
-        shown = _by_block(rules, visible.cpu())
-        some, full = some & shown.any(-1)[:, None], full & shown.all(-1)[:, None]
-    full = full & (
-        start + rules.block <= rules.n_tokens
-    )  # the filling at the end is hidden by the mask function
-    extra = -(-rules.n_extra // rules.block)
-    return F.pad(some, (0, extra), value=True), F.pad(full, (0, extra), value=False)
-
-
-def _window_map(rules: Rules) -> tuple[Tensor, Tensor]:
-    size, unit, reach = rules.block, rules.pattern.block_size, rules.pattern.reach * rules.pattern.dilation
-    start = torch.arange(rules.n_padded // size) * size
-    first, last = start // unit, ((start + size).clamp(max=rules.n_tokens) - 1) // unit
-    nearest = torch.maximum(first - last[:, None], first[:, None] - last)
-    farthest = torch.maximum(last - first[:, None], last[:, None] - first)
-    full = (farthest <= reach) & (rules.pattern.dilation == 1)
-    return (nearest <= reach)[None], full[None]
-
-
-def _link_map(rules: Rules) -> tuple[Tensor, Tensor]:
-    size, unit, n = rules.block, rules.pattern.block_size, rules.n_padded // rules.block
-    n_tables, n_units, _ = rules.links.shape
-    step = gcd(size, unit)  # a unit is so many steps, and each step lies in one block
-    inside = torch.arange(0, unit, step)
-    source = (torch.arange(n_units)[:, None] * unit + inside)[:, None, :, None]  # tokens [units, 1, steps, 1]
-    target = (rules.links[..., None] * unit + inside)[..., None, :]  # tokens [P, units, L, 1, steps]
-    real = (target >= 0) & (target < rules.n_tokens) & (source < rules.n_tokens)
-    pairs = torch.where(real, source // size * n + target // size, n * n).flatten(1)
-    seen = torch.zeros(n_tables, n * n + 1, dtype=torch.bool).scatter(1, pairs, True)
-    seen = seen[:, : n * n].reshape(n_tables, n, n)
-    return seen, seen if unit % size == 0 else torch.zeros_like(seen)
-
-
-def _by_block(rules: Rules, flags: Tensor, filling: bool = False) -> Tensor:
-    return F.pad(flags, (0, rules.n_padded - rules.n_tokens), value=filling).unflatten(1, (-1, rules.block))
-
-
-def mask_function(rules: Rules, visible: Tensor | None, device: torch.device) -> _Mask:
-    """The rules as FlexAttention asks for them: (sample, head, query, key) → seen."""
-    pattern, n, n_padded, n_extra = rules.pattern, rules.n_tokens, rules.n_padded, rules.n_extra
-    flags, rows, links = (t.to(device) for t in (rules.flags, rules.rows, rules.links))
-    many_flags, many_links = len(flags) > 1, len(links) > 1
-    hidden = None if visible is None else (~visible).to(device)
-
-    def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        query, key = i.clamp(max=n - 1), j.clamp(max=n - 1)
-        p = b if many_flags else b * 0
-        apart = query // pattern.block_size - key // pattern.block_size
-        shown = (apart.abs() <= pattern.reach * pattern.dilation) & (apart % pattern.dilation == 0)
-        shown = shown | flags[p, key] | rows[p, query]
-        for t in range(links.shape[2]):
-            link = links[b if many_links else b * 0, query // pattern.block_size, t]
-            shown = shown | (link == key // pattern.block_size)
-        if pattern.causal:
-            shown = shown & (key <= query)
-        if hidden is not None:
-            shown = shown & ~hidden[b, key]
-        return (shown & (j < n)) | ((j >= n_padded) & (j < n_padded + n_extra))
-
-    return seen
-
-
-def block_mask(rules: Rules, visible: Tensor | None, device: torch.device) -> BlockMask:
-    """FlexAttention's mask from the block lists."""
-    some, full = (m[:, None].to(device) for m in block_maps(rules, visible))
-    part = some & ~full
-    return BlockMask.from_kv_blocks(
-        *_lists(part), *_lists(full), BLOCK_SIZE=rules.block, mask_mod=mask_function(rules, visible, device),
-        seq_lengths=(rules.n_padded, some.shape[-1] * rules.block),
-    )  # fmt: skip
-
-
-def _lists(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Bool [B, 1, Q, K] → number of key blocks [B, 1, Q] and their indices, first in each row of [B, 1, Q, K]."""
-    order = (~pairs).to(torch.int8).argsort(dim=-1, stable=True)
-    return pairs.sum(-1, dtype=torch.int32), order.to(torch.int32)
-
-
-@lru_cache(maxsize=32)
-def _fixed_mask(
-    rules: tuple[int, ...], n_tokens: int, n_extra: int, global_rows: bool, device: torch.device
-) -> tuple[Rules, BlockMask]:
-    found = rules_of(Pattern.from_ints(rules), n_tokens, None, n_extra, global_rows)
-    return found, block_mask(found, None, device)
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
-
-
+@torch.compiler.disable
 def flex_pattern_attention(
     q: Tensor,
     k: Tensor,
@@ -172,23 +57,209 @@ def flex_pattern_attention(
     compiled: bool = True,
 ) -> Tensor:
     """`pattern_attention` through FlexAttention; same arguments. Rows of padded queries are not zeroed."""
-    n, n_extra = q.shape[2], 0 if extra_k is None else extra_k.shape[1]
-    global_rows = of_global is None
-    if visible is None and positions is None:
-        rules, mask = _fixed_mask(tuple(pattern.to_ints()), n, n_extra, global_rows, q.device)
-    else:
-        rules = rules_of(pattern, n, positions, n_extra, global_rows)
-        mask = block_mask(rules, visible, q.device)
-    if visible is not None:
-        k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
-    k, v = (_with_extra(rules, x, e) for x, e in ((k, extra_k), (v, extra_v)))
-    attend = _compiled() if compiled else flex_attention
-    out = attend(_filled(q, rules.n_padded), k, v, block_mask=mask, scale=q.shape[-1] ** -0.5)
-    if of_global is None or positions is None:
-        return out[:, :, :n]
-    return put_rows(
-        out[:, :, :n], look_at_all(*of_global, positions, visible, causal=pattern.causal), positions
+    _refuse_float64(q)
+    given = [x for x in (q, k, v, extra_k, extra_v) if x is not None]
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    rules = BlockRules(
+        tuple(pattern.to_ints()),
+        q.shape[2],
+        0 if extra_k is None else extra_k.shape[1],
+        _rows_of(positions, q.shape[2]),
+        of_global is None,
+        differentiable,
     )
+    lists, mask = _kept_lists(rules, q.device)
+    tables = None if lists.whole else lists.tables
+    if visible is not None:
+        codes, tables = hide(lists, visible)
+        mask = mask_lists(lists, codes, differentiable, False)
+        k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
+    out = _attend_listed(q, k, v, extra_k, extra_v, lists, mask, tables, compiled)
+    if of_global is None or positions is None:
+        return out
+    return put_rows(out, look_at_all(*of_global, positions, visible, causal=pattern.causal), positions)
+
+
+def _refuse_float64(q: Tensor) -> None:
+    if q.is_cuda and q.dtype == torch.float64:
+        raise ValueError("float64 has no form in FlexAttention: on CUDA use float32, or compute on a CPU")
+
+
+def _rows_of(positions: Tensor | None, n_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """The named tokens of each sample; once, where all samples have the same."""
+    if positions is None:
+        return ()
+    check_positions(positions, n_tokens)
+    rows = [tuple(row) for row in positions.tolist()]
+    return tuple(rows[:1]) if rows.count(rows[0]) == len(rows) else tuple(rows)
+
+
+@lru_cache(maxsize=32)
+def _kept_lists(rules: BlockRules, device: torch.device) -> tuple[BlockLists, MaskLists]:
+    lists = block_lists(rules).to(device)
+    mask = mask_lists(lists, lists.codes, rules.copies_keys, lists.whole)
+    return lists, mask
+
+
+def _attend_listed(
+    q: Tensor, k: Tensor, v: Tensor, extra_k: Tensor | None, extra_v: Tensor | None,
+    lists: BlockLists, mask: MaskLists, tables: Tables | None, compiled: bool,
+) -> Tensor:  # fmt: skip
+    """Copies in front, the kernel, and the copies of queries joined where they belong."""
+    n, width = q.shape[2], q.shape[3]
+    q = in_front(q, lists, lists.query_copies)
+    k, v = (in_front(x, lists, lists.key_copies, extra) for x, extra in ((k, extra_k), (v, extra_v)))
+    if width < NARROWEST:
+        q = q * (NARROWEST / width) ** 0.5  # the scale follows the width that the kernel sees
+        q, k, v = (F.pad(x, (0, NARROWEST - width)) for x in (q, k, v))
+    out, log = run_kernel(q, k, v, mask, tables, lists.block, lists.query_copies > 0, compiled)
+    if log is not None:
+        out = _join_copies(out, log, lists)
+    return out[:, :, :n, :width]
+
+
+def in_front(x: Tensor, lists: BlockLists, copies: int, learned: Tensor | None = None) -> Tensor:
+    """x [B, H, N, D] in whole blocks; in front of it its hot blocks, `copies` times, and learned tokens [H, E, D]."""
+    filling = -x.shape[2] % lists.block
+    if learned is not None:
+        learned = F.pad(learned, (0, 0, 0, -learned.shape[1] % lists.block)).repeat(
+            1, lists.learned_copies, 1
+        )
+        learned = learned.expand(len(x), -1, -1, -1)
+    if not copies and not filling and learned is None:
+        return x
+    extended: Tensor = _InFront.apply(x, lists.hot_tokens.clamp(max=x.shape[2] - 1), copies, learned, filling)
+    return extended
+
+
+class _InFront(torch.autograd.Function):
+    """Copies, learned tokens, x, zeros. Backward works in the incoming gradient's memory, which is nobody else's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, hot: Tensor, copies: int, learned: Tensor | None, filling: int
+    ) -> Tensor:
+        index = hot[:, None, :, None].expand(len(x), x.shape[1], -1, x.shape[3])
+        ctx.save_for_backward(index)
+        ctx.sizes = [copies * hot.shape[1], 0 if learned is None else learned.shape[2], x.shape[2], filling]
+        ctx.copies = copies
+        front = [x.gather(2, index).repeat(1, 1, copies, 1)] if copies else []
+        last = [x.new_zeros(*x.shape[:2], filling, x.shape[3])] if filling else []
+        return _joined([*front, *([] if learned is None else [learned]), x, *last])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        front, learned, own, _ = grads[0].split(ctx.sizes, 2)
+        if ctx.copies:
+            (index,) = ctx.saved_tensors
+            own.scatter_add_(2, index, front.unflatten(2, (ctx.copies, -1)).sum(2))
+        return own, None, None, learned if ctx.sizes[1] else None, None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Along the tokens, in memory by tokens where the parts are, as projections give them."""
+    if parts[-1].stride(1) < parts[-1].stride(2):
+        return torch.cat([x.transpose(1, 2) for x in parts], 1).transpose(1, 2)
+    return torch.cat(parts, 2)
+
+
+def _join_copies(out: Tensor, log: Tensor, lists: BlockLists) -> Tensor:
+    """[B, H, copies + sequence, D] and log-sum-exp → [B, H, sequence, D]: copies joined into the rows they are of."""
+    tokens = lists.query_copies * lists.hot.shape[1] * lists.block
+    copies, own = out.split([tokens, out.shape[2] - tokens], 2)
+    weight = log[:, :, :tokens].unflatten(2, (lists.query_copies, -1)).clamp(min=_NO_LOG).softmax(2)
+    rows = (copies.unflatten(2, (lists.query_copies, -1)) * weight[..., None]).sum(2).to(out.dtype)
+    index = lists.hot_tokens[:, None, :, None].expand_as(rows)
+    return own.scatter(2, index, rows) if torch.is_grad_enabled() else own.scatter_(2, index, rows)
+
+
+def mask_function(tables: Tables | None) -> _Mask:
+    """The rules as FlexAttention asks for them: (sample, head, place of a query, place of a key) → seen."""
+    if tables is None:
+        return noop_mask
+
+    def table(x: Tensor, b: Tensor) -> Tensor:
+        return b if x.shape[0] > 1 else b * 0
+
+    def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        p = table(tables.low, b)
+        key = tables.key[table(tables.key, b), j]
+        shown = (tables.low[p, i] <= key) & (key < tables.high[p, i])
+        if tables.query_class is not None and tables.key_class is not None:
+            mine = tables.query_class[p, i]
+            shown = shown & ((mine == tables.key_class[p, j]) | (mine < 0))
+        shown = shown | tables.is_global[p, j]
+        if tables.unit is not None:
+            for linked in tables.links:
+                shown = shown | (linked[p, i] == tables.unit[p, j])
+        return shown & (key <= tables.last[p, i])
+
+    return seen
+
+
+def kernel(
+    q: Tensor, k: Tensor, v: Tensor, lists: MaskLists, tables: Tables | None, small: bool, with_log: bool
+) -> tuple[Tensor, Tensor | None]:
+    """FlexAttention with these lists in blocks of 64 (`small`) or 128: the output, and its log-sum-exp if asked for."""
+    size = 64 if small else 128
+    mask = BlockMask(
+        seq_lengths=(q.shape[2], k.shape[2]),
+        BLOCK_SIZE=(size, size),
+        mask_mod=mask_function(tables),
+        **lists._asdict(),
+    )
+    options = _options(q)
+    if not with_log:
+        return flex_attention(q, k, v, block_mask=mask, kernel_options=options), None
+    out, more = flex_attention(
+        q, k, v, block_mask=mask, kernel_options=options, return_aux=AuxRequest(lse=True)
+    )
+    return out, more.lse
+
+
+def _options(q: Tensor) -> Any:
+    """Lengths are whole blocks, which a symbolic length does not show; short ones take the same kernel as long ones."""
+    return {"IS_DIVISIBLE": True, "BACKEND": "TRITON", **TILES} if q.is_cuda else None
+
+
+def run_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: MaskLists,
+    tables: Tables | None,
+    block: int,
+    with_log: bool,
+    compiled: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`kernel`, compiled once for all lengths."""
+    found: tuple[Tensor, Tensor | None]
+    found = _run(kernel, [q, k, v], lists, tables, (block == 64, with_log), compiled)
+    return found
+
+
+def _run(
+    function: Callable[..., Any], qkv: Sequence[Tensor], lists: MaskLists, tables: Any,
+    flags: tuple[bool, ...], compiled: bool,
+) -> Any:  # fmt: skip
+    if not compiled:
+        return function(*qkv, lists, tables, *flags)
+    for x in qkv:
+        torch._dynamo.maybe_mark_dynamic(x, 2)
+    for listed in lists:
+        for dim in range(2, 0 if listed is None else listed.dim()):
+            torch._dynamo.maybe_mark_dynamic(listed, dim)
+    for table in (*(tables or ()), *getattr(tables, "links", ())):
+        if isinstance(table, Tensor):
+            torch._dynamo.maybe_mark_dynamic(table, 1)
+    with torch._dynamo.config.patch(recompile_limit=_VARIANTS, accumulated_recompile_limit=_VARIANTS):
+        return _compiled(function, MODE)(*qkv, lists, tables, *flags)
+
+
+@lru_cache(maxsize=4)
+def _compiled(function: Callable[..., Any], mode: str) -> Any:
+    """Fails, rather than fall back to a form that holds N×N scores, when there are too many variants."""
+    return torch.compile(function, fullgraph=True, mode=mode)
 
 
 def look_at_all(
@@ -215,19 +286,19 @@ def put_rows(y: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
     return spare.scatter_(1, index.expand_as(rows), rows)[:, :n].transpose(1, 2)
 
 
-def _filled(x: Tensor, length: int) -> Tensor:
-    return F.pad(x, (0, 0, 0, length - x.shape[2]))
+# --- an explicit table of blocks ---
 
 
-def _with_extra(rules: Rules, x: Tensor, extra: Tensor | None) -> Tensor:
-    if extra is None:
-        return _filled(x, rules.n_padded)
-    blocks = -(-rules.n_extra // rules.block)
-    return torch.cat(
-        [_filled(x, rules.n_padded), _filled(extra[None], blocks * rules.block).expand(len(x), -1, -1, -1)], 2
-    )
+class TableRules(NamedTuple):
+    """What score and mask of a table look up, by place."""
+
+    key: Tensor  # int32 [1 or B, N'] the token in a place, NEVER = none or hidden
+    last: Tensor  # int32 [1, N'] the last key that a query may see
+    unit: Tensor  # int32 [1, N'] the block of the table
+    log_count: Tensor  # float32 [1 or B, blocks, blocks, 1 or H] ln of how often it is named, −∞ = never
 
 
+@torch.compiler.disable
 def flex_table_attention(
     q: Tensor,
     k: Tensor,
@@ -241,29 +312,56 @@ def flex_table_attention(
     compiled: bool = True,
 ) -> Tensor:
     """`block_sparse_attention` through FlexAttention; same arguments. A block named k times adds ln k to its scores."""
-    n = q.shape[2]
-    counts = _table_counts(table, -(-n // block_size), dense).to(q.device)
-    hidden = None if visible is None else (~visible).to(q.device)
+    _refuse_float64(q)
+    n, width = q.shape[2], q.shape[3]
+    counts = _table_counts(table, -(-n // block_size), dense)
+    block = 64 if block_size % 64 == 0 and block_size % 128 else DEFAULT_BLOCK
+    filling, token = -n % block, torch.arange(n + -n % block)
+    key = torch.where(token < n, token, NEVER)[None].to(q.device)
+    if visible is not None:
+        key = torch.where(F.pad(visible, (0, filling)), key, NEVER)
+        k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
+    last, unit = (
+        (token if causal else token * 0 + n - 1),
+        (token // block_size).clamp(max=counts.shape[-1] - 1),
+    )
+    rules = TableRules(
+        key.int(),
+        last[None].int().to(q.device),
+        unit[None].int().to(q.device),
+        counts.permute(0, 2, 3, 1).log().to(q.device),
+    )
+    lists = MaskLists(*(x.to(q.device) for x in _table_lists(counts, block_size, block, n)))
+    padded = [F.pad(x, (0, max(0, NARROWEST - width), 0, filling)) for x in (q, k, v)]
+    padded[0] = padded[0] * (padded[0].shape[3] / width) ** 0.5
+    out: Tensor = _run(table_kernel, padded, lists, rules, (block == 64,), compiled)
+    return out[:, :, :n, :width]
+
+
+def table_kernel(q: Tensor, k: Tensor, v: Tensor, lists: MaskLists, rules: TableRules, small: bool) -> Tensor:
+    """FlexAttention with the counts of a table."""
+
+    def count(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        table, head = (
+            (b if rules.log_count.shape[0] > 1 else b * 0),
+            (h if rules.log_count.shape[3] > 1 else h * 0),
+        )
+        return rules.log_count[table, rules.unit[b * 0, i], rules.unit[b * 0, j], head]
 
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        key = j.clamp(max=n - 1)
-        shown = (j < n) & ((j <= i) if causal else (j >= 0))
-        return shown if hidden is None else shown & ~hidden[b, key]
+        key = rules.key[b if rules.key.shape[0] > 1 else b * 0, j]
+        return (key <= rules.last[b * 0, i]) & (count(b, h, i, j) > _NO_LOG)
 
     def weigh(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        at = counts[b if len(counts) > 1 else b * 0, h if counts.shape[1] > 1 else h * 0]
-        return score + at[i // block_size, j // block_size].log()
+        return score + count(b, h, i, j)
 
-    none = torch.zeros_like(counts, dtype=torch.bool)
-    length = counts.shape[-1] * block_size
-    mask = BlockMask.from_kv_blocks(
-        *_lists(counts > 0), *_lists(none), BLOCK_SIZE=block_size, mask_mod=seen, seq_lengths=(length, length)
+    size = 64 if small else 128
+    mask = BlockMask(
+        seq_lengths=(q.shape[2], k.shape[2]), BLOCK_SIZE=(size, size), mask_mod=seen, **lists._asdict()
     )
-    if visible is not None:
-        k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
-    attend = _compiled() if compiled else flex_attention
-    q, k, v = (_filled(x, length) for x in (q, k, v))
-    return attend(q, k, v, score_mod=weigh, block_mask=mask, scale=q.shape[-1] ** -0.5)[:, :, :n]
+    options = _options(q)
+    found: Tensor = flex_attention(q, k, v, score_mod=weigh, block_mask=mask, kernel_options=options)
+    return found
 
 
 def _table_counts(table: Tensor, n_blocks: int, dense: Sequence[int]) -> Tensor:
@@ -273,3 +371,15 @@ def _table_counts(table: Tensor, n_blocks: int, dense: Sequence[int]) -> Tensor:
     counts.scatter_add_(3, torch.where(table < 0, n_blocks, table), torch.ones(table.shape))
     counts[:, :, list(dense)] = 1.0
     return counts[..., :n_blocks]
+
+
+def _table_lists(counts: Tensor, block_size: int, block: int, n: int) -> list[Tensor]:
+    """Lists in blocks of the kernel: a pair of them is needed if a pair of the table's blocks in it is named."""
+    own, unit = torch.arange(-(-n // block))[:, None] * block, torch.arange(counts.shape[-1]) * block_size
+    overlaps = ((unit < own + block) & (unit + block_size > own)).float()
+    needed = (overlaps @ (counts > 0).float() @ overlaps.T > 0).flatten(0, 1)
+    found = []
+    for pairs in (needed, needed.transpose(1, 2)):
+        order = (~pairs).to(torch.int8).argsort(dim=-1, stable=True)
+        found += [pairs.sum(-1).unflatten(0, counts.shape[:2]), order.unflatten(0, counts.shape[:2])]
+    return [x.to(torch.int32) for x in found]

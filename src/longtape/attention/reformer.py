@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
 from longtape.attention.lsh import lsh_attention
-from longtape.attention.lsh_hash import AXES, digits_of, hash_tokens
+from longtape.attention.lsh_hash import AXES, HAS_LOOPS, digits_of, hash_tokens
 from longtape.attention.lsh_order import chunks_of, sort_tokens
 
 _DIGITS = 4  # 2^24 buckets
@@ -109,7 +109,7 @@ class ReformerAttention(Attention):
         There are 2^p buckets, the first power of two with at most `bucket_size` visible tokens each. The p bits are cut
         into digits of at most 6, each the nearest of ±(rotated axes), the paper's argmax([xR; −xR]), with its own R.
         """
-        if q.device.type == "cpu":
+        if q.device.type == "cpu" and HAS_LOOPS:
             return hash_tokens(q, self.rotations, visible, self.config.bucket_size)
         return self.hash_in_tensors(q, visible)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from longtape.attention import Attention, build_attention
-from longtape.attention.plan import plan_pattern
+from longtape.attention.cpu.plan import plan_pattern
 from longtape.evaluation.attention_peers import PEERS, Projected, Shape
 
 MIB = 2**20

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtape.attention.plan import Group, Plan
-from longtape.attention.tiles import MOST, PANEL, Work
+from longtape.attention.cpu.plan import Group, Plan
+from longtape.attention.cpu.tiles import MOST, PANEL, Work
 
 
 def works_of(plan: Plan, dtype: torch.dtype) -> tuple[list[Work], list[Work]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longtape.attention.simd import Array, Operand, compiled, exp2, prefetch, product, summing
+from longtape.attention.cpu.simd import Array, Operand, compiled, exp2, prefetch, product, summing
 
 TOKENS = 64  # of a tile
 RUN = 2048  # tokens of a task; sums over tokens are taken by run, whichever thread works on it

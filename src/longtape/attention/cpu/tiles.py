@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longtape.attention.simd import Array, Operand, compiled, exp2, prefetch, product, summing
+from longtape.attention.cpu.simd import Array, Operand, compiled, exp2, prefetch, product, summing
 
 LOW = -1e30  # a hidden score: finite, so that a row that sees nothing stays finite
 MOST = 64  # queries in the lanes

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longtape.attention.simd import Array, Operand, compiled, exp2, prefetch, product, summing
+from longtape.attention.cpu.simd import Array, Operand, compiled, exp2, prefetch, product, summing
 
 LANES = 64  # queries at a time, fewer leave lanes idle
 _AHEAD = 16  # rows that are asked for before they are read: a head's rows lie too far apart to be foreseen

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longtape.attention.cpu.tiles import LOW
 from longtape.attention.pattern import Pattern
-from longtape.attention.tiles import LOW
 
 SMALLEST_BLOCK = 16  # blocks below this are tiled as tokens: their own products would be too small
 UNIT, UNITS_PER_TILE = 16, 4  # about so many tokens at token granularity, rounded down to whole blocks
@@ -94,6 +94,16 @@ def plan_table(table: Tensor, n_tokens: int, block_size: int, causal: bool, dens
     tiles = blocks[~torch.isin(blocks, torch.tensor(dense, dtype=torch.int64))]
     plan = Plan(n_tokens, block_size, block_size, causal, (), tokens, tokens[:0])
     return _with_groups(plan, tiles, table[tiles])
+
+
+@lru_cache(maxsize=256)
+def plan_cached(
+    rules: tuple[int, ...], n_tokens: int, n_extra: int, positions: tuple[int, ...], own_projections: bool
+) -> Plan:
+    """`plan_pattern` of `Pattern.to_ints`, kept; with `own_projections` the global queries are asked for by token."""
+    named = torch.tensor(positions, dtype=torch.int64) if positions else None
+    plan = plan_pattern(Pattern.from_ints(rules), n_tokens, named, n_extra)
+    return replace(plan, asked=named) if own_projections else plan
 
 
 @lru_cache(maxsize=16)

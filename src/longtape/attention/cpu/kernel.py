@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longtape.attention.pattern import hash32
-from longtape.attention.plan import Plan
-from longtape.attention.simd import Operand, in_threads, padded
-from longtape.attention.tiles import Dropout, Keys, Work, backward_tiles, forward_tiles
-from longtape.attention.work import works_of
+from longtape.attention.cpu.plan import Plan, plan_cached, plan_dense, plan_table
+from longtape.attention.cpu.simd import Operand, in_threads, padded
+from longtape.attention.cpu.tiles import Dropout, Keys, Work, backward_tiles, forward_tiles
+from longtape.attention.cpu.work import works_of
+from longtape.attention.pattern import Pattern, hash32
 
 LN2 = log(2.0)
 AT_ONCE = 1 << 24  # products of numbers in a run of tiles: some tenths of a millisecond
@@ -53,6 +53,24 @@ class Inputs:
         if self.global_q is None or self.global_k is None or self.global_v is None:
             raise ValueError("global queries look through q, k and v of their own, or none of them is given")
         return self.global_q, self.global_k, self.global_v
+
+
+def plans_of(
+    x: Inputs, positions: Tensor | None, table: Tensor | None, rules: list[int], dense: list[int]
+) -> tuple[list[Plan], bool]:
+    """One plan for all, for each sample, or for each head; and whether it is for each head."""
+    n = x.q.shape[2]
+    if not rules:
+        return [plan_dense(n, x.k.shape[2])], False
+    n_extra = 0 if x.extra_k is None else x.extra_k.shape[1]
+    if table is not None:
+        pattern = Pattern.from_ints(rules)
+        tables = table.cpu().flatten(0, -3) if table.dim() > 2 else table.cpu()[None]
+        plans = [plan_table(t, n, pattern.block_size, pattern.causal, dense) for t in tables]
+        return plans, table.dim() > 2
+    named = [()] if positions is None else [tuple(row) for row in positions.tolist()]
+    own = x.global_q is not None
+    return [plan_cached(tuple(rules), n, n_extra, row, own) for row in named], False
 
 
 @dataclass(frozen=True)
