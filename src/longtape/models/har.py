@@ -7,7 +7,8 @@ Corsi (2009), "A Simple Approximate Long-Memory Model of Realized Volatility", i
 Hours are the market's own, so that a change of its clock moves none. The levels c are drawn from N(0, τ²), so they are
 shrunk towards zero by the ratio of the residuals' variance to τ², which the data say (empirical Bayes, by moments): a
 market without hours gets none, and an hour that training lacks is forecast at the general level. A lag that the
-training rows do not hold four times over is left out, so that no forecast reads beyond the data.
+training rows do not hold four times over is left out, so that no forecast reads beyond the data; the levels are left
+out of training that is shorter than four weeks, where an hour cannot be told from the weather of its day.
 
 The expected variance is e^(fit) times the mean of the exponentiated residuals (Duan 1983, "Smearing estimate"), which
 is right whatever their distribution; e^(s²/2) is right for normal ones only, and a squared return of one bar is far
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longtape.core.calendars import bars_per_day, hour_of_week, market_dates
-from longtape.core.clock import ALWAYS_OPEN, DAY, WEEK, Interval
+from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, Interval
 from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
 from longtape.features.rolling import rolling_mean
@@ -30,7 +31,9 @@ from longtape.models.gram import Gram, chunks
 
 Array = npt.NDArray[np.float64]
 ROWS_A_LAG = 4  # training rows for each bar of a lag: fewer do not tell a month's volatility from its level
+WEEKS_OF_CELLS = 4
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 1e9  # rows without an effect that count for each cell beside its own
+MINUTES = (1 / 288, 1 / 96, 1 / 24)  # 5, 15 and 60 minutes, where they are three bars or more
 DAYS_OPEN = (
     1 / 8,
     1 / 4,
@@ -62,8 +65,10 @@ class HarDesign:
         if step >= DAY:
             return cls(DAILY, 7) if step < WEEK else cls(LONGER, 1)
         per_day = bars_per_day(interval, calendar)
+        short = [round(24 * HOUR / step * lag) for lag in MINUTES]
         lags = DAYS_OPEN if calendar == ALWAYS_OPEN else DAYS_SESSIONS
-        return cls(tuple(dict.fromkeys(max(1, round(per_day * lag)) for lag in lags)), 168)
+        found = [bars for bars in short if bars >= 3] + [max(1, round(per_day * lag)) for lag in lags]
+        return cls(tuple(sorted(set(found))), 168)
 
     def used(self, n_rows: int) -> int:
         """How many lags, the shortest first, so many training rows can tell of: all, but where the data are short."""
@@ -118,7 +123,7 @@ def log_label(labels: Array) -> Array:
 
 def fit_log_har(design: HarDesign, panel: Panel, asset: int, columns: Rows, origins: Rows) -> LogHarFit:
     """Least squares on the origins whose labels `columns` [n] are known and whose lags lie in the data."""
-    rows = HarRows(design, panel, asset, columns, design.used(len(origins)))
+    rows = HarRows(design, panel, asset, columns, origins)
     gram = rows.gram()
     for part in chunks(origins):
         rows.add(gram, part)
@@ -128,8 +133,11 @@ def fit_log_har(design: HarDesign, panel: Panel, asset: int, columns: Rows, orig
 class HarRows:
     """The design of one asset on a panel, read in chunks: 1, lags, one column for each cell."""
 
-    def __init__(self, design: HarDesign, panel: Panel, asset: int, columns: Rows, n_lags: int) -> None:
-        self.design, self.columns, self.panel, self.n_lags = design, columns, panel, n_lags
+    def __init__(self, design: HarDesign, panel: Panel, asset: int, columns: Rows, origins: Rows) -> None:
+        self.design, self.columns, self.panel = design, columns, panel
+        self.n_lags = design.used(len(origins))
+        span = panel.timestamps[origins[-1]] - panel.timestamps[origins[0]]
+        self.has_cells = bool(span >= WEEKS_OF_CELLS * WEEK) or design.n_cells == 1
         self.lagged, self.cells = design.lagged(panel, asset), design.cells(panel)
 
     def gram(self) -> Gram:
@@ -158,6 +166,8 @@ class HarRows:
 
     def solve(self, gram: Gram) -> Array:
         """Weights [1 + L + cells, n], the cells of each output shrunk by the prior that its own residuals say."""
+        if not self.has_cells:
+            return gram.solve(self._penalty(np.inf))
         loose = gram.solve(self._penalty(LEAST_PRIOR))
         priors = self._priors(gram, loose)
         columns = [gram.solve(self._penalty(prior))[:, k] for k, prior in enumerate(priors)]
