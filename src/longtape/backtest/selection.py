@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from longtape.core.errors import unknown_name
 from longtape.features import target_kinds
 
-if TYPE_CHECKING:
-    from longtape.backtest.signals import SignalConfig
-
 VOLATILITY = target_kinds.VOLATILITY.name
 # Kinds of target whose mean does not say by how much a price moves.
 UNTRADED = frozenset(kind.name for kind in target_kinds.KINDS.values() if not kind.traded)
+
+
+class Choice(Protocol):
+    """What a signal's configuration says of what it trades."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def target(self) -> str | None: ...
+    @property
+    def horizon(self) -> int | None: ...
 
 
 class Target(NamedTuple):
@@ -39,7 +47,7 @@ def candidates(
     return [one for one in found if None in (horizon, one.horizon) or one.horizon == horizon]
 
 
-def misfit(signal: SignalConfig, targets: Sequence[Target], symbols: Sequence[str] | None) -> str | None:
+def misfit(signal: Choice, targets: Sequence[Target], symbols: Sequence[str] | None) -> str | None:
     """One line that says why `signal` cannot trade these targets and symbols, before any data are read; None where it
     can. `symbols` and horizons that are not known yet (None) are not judged.
     """

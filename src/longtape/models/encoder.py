@@ -6,17 +6,16 @@ All features of all assets stand side by side in a token; the vector at the end 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from longtape.attention import Attention, build_attention, mechanism_class
 from longtape.core.errors import UserError
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind
-from longtape.models.base import Array, Model, ModelConfig, ModelInputs
+from longtape.models.base import Array, Model, ModelInputs
 from longtape.models.batch import Batch
 from longtape.models.embedding import InputScaling, PatchEmbedding, Positions
 from longtape.models.har import HarDesign
@@ -24,26 +23,16 @@ from longtape.models.heads import HEADS, Head
 from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, SpanRidge
 from longtape.models.pooling import build_pooling
 from longtape.models.prediction import Prediction
-from longtape.models.transformer import Transformer
+from longtape.models.transformer import Transformer, TransformerConfig
 
 
-class EncoderConfig(ModelConfig):
+class EncoderConfig(TransformerConfig):
     """A transformer encoder over the window."""
 
     trains: ClassVar[bool] = True
 
     kind: Literal["encoder"] = "encoder"
     lookback: int = Field(512, ge=2, description="bars in a window")
-    attention: str = Field("bigbird", description="mechanism, one of `longtape.attention.MECHANISMS`")
-    attention_options: dict[str, Any] = Field(default_factory=dict, description="options of the mechanism")
-    d_model: int = Field(64, ge=1)
-    n_heads: int = Field(4, ge=1)
-    n_layers: int = Field(2, ge=1)
-    d_ff: int | None = Field(
-        None, ge=1, description="width of the feed-forward layer; 4 × d_model by default"
-    )
-    dropout: float = Field(0.1, ge=0, lt=1)
-    norm: Literal["pre", "post"] = "pre"
     patch: int = Field(
         1, ge=1, description="bars joined into one token; the first is padded where it is short"
     )
@@ -59,20 +48,6 @@ class EncoderConfig(ModelConfig):
     heads: dict[str, str] = Field(
         default_factory=dict, description="kind of target → head; the kind's usual head by default"
     )
-    gradient_checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _widths(self) -> EncoderConfig:
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model={self.d_model} must be a multiple of n_heads={self.n_heads}")
-        return self
-
-    @model_validator(mode="after")
-    def _attention_can_be_built(self) -> EncoderConfig:
-        """An unknown mechanism or option is refused here, before anything is read or written."""
-        with torch.random.fork_rng(devices=[]):
-            self.build_attention()
-        return self
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
         for name in self.heads:
@@ -88,21 +63,6 @@ class EncoderConfig(ModelConfig):
     def summary(self) -> str:
         """Mechanism and lookback."""
         return f"{self.attention} attention over {self.lookback:,} bars"
-
-    @property
-    def has_global_tokens(self) -> bool:
-        """True where marks of market time can become global tokens."""
-        return "global_positions" in mechanism_class(self.attention).inputs
-
-    def build_attention(self, **shared: Any) -> Attention:
-        """One attention layer of this model."""
-        own = {
-            "d_model": self.d_model,
-            "n_heads": self.n_heads,
-            "seq_len": self.n_tokens,
-            "dropout": self.dropout,
-        }
-        return build_attention(self.attention, **(own | self.attention_options), **shared)
 
     @property
     def n_tokens(self) -> int:

@@ -2,20 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from longtape.models.encoder import EncoderConfig
+from longtape.attention import Attention, build_attention, mechanism_class
+from longtape.models.base import ModelConfig
+
+
+class TransformerConfig(ModelConfig):
+    """Layers over any attention mechanism: what every model that has them shares."""
+
+    attention: str = Field("bigbird", description="mechanism, one of `longtape.attention.MECHANISMS`")
+    attention_options: dict[str, Any] = Field(default_factory=dict, description="options of the mechanism")
+    d_model: int = Field(64, ge=1)
+    n_heads: int = Field(4, ge=1)
+    n_layers: int = Field(2, ge=1)
+    d_ff: int | None = Field(
+        None, ge=1, description="width of the feed-forward layer; 4 × d_model by default"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1)
+    norm: Literal["pre", "post"] = "pre"
+    gradient_checkpointing: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the layers see."""
+        return self.lookback
+
+    @model_validator(mode="after")
+    def _widths(self) -> TransformerConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} must be a multiple of n_heads={self.n_heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_can_be_built(self) -> TransformerConfig:
+        """An unknown mechanism or option is refused here, before anything is read or written."""
+        with torch.random.fork_rng(devices=[]):
+            self.build_attention()
+        return self
+
+    @property
+    def has_global_tokens(self) -> bool:
+        """True where marks of market time can become global tokens."""
+        return "global_positions" in mechanism_class(self.attention).inputs
+
+    def build_attention(self, **shared: Any) -> Attention:
+        """One attention layer."""
+        own = {
+            "d_model": self.d_model,
+            "n_heads": self.n_heads,
+            "seq_len": self.n_tokens,
+            "dropout": self.dropout,
+        }
+        return build_attention(self.attention, **(own | self.attention_options), **shared)
 
 
 class EncoderLayer(nn.Module):
     """Attention and a GELU feed-forward, each with a residual and a layer norm (before or after)."""
 
-    def __init__(self, config: EncoderConfig, **shared: Any) -> None:
+    def __init__(self, config: TransformerConfig, **shared: Any) -> None:
         super().__init__()
         d = config.d_model
         self.pre_norm = config.norm == "pre"
@@ -43,7 +93,7 @@ class EncoderLayer(nn.Module):
 class Transformer(nn.Module):
     """L layers; with pre-norm, one more norm at the end."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(config.n_layers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,6 @@ class Execution:
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """The training loss of a batch, wherever its tensors lie."""
         batch = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
             prediction = model(batch)
         return prediction.loss(batch.y, batch.y_present)
