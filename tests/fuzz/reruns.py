@@ -125,7 +125,7 @@ def walk_forward_baselines(trial: Trial) -> Faults:
         levels = _fold_levels(case, rows, horizon)
         refitted, first = (qlike_of(rows, level) for level in (levels, np.full(rows.height, levels[0])))
         # The folds' own training ends before their validation, so it lies between the two.
-        if abs(row["QLIKE"] - first) < 0.2 * abs(refitted - first):
+        if abs(row["QLIKE"] - first) < 0.05 * abs(refitted - first):
             figures = f"QLIKE {row['QLIKE']:.3f}; of fold 1 alone {first:.3f}, of all {refitted:.3f}"
             yield f"{target}: the training mean has {figures}"
 

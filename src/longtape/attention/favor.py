@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention.favor_tensors import favor_causal_in_tensors, favor_in_tensors
+from longtape.attention.memory_layout import empty_by_tokens
 
 
 def favor(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -48,7 +49,7 @@ def _(
     (m, width), groups = filled(directions, wide), q.shape[0] * q.shape[1]
     shapes = [(*q.shape[:3], 1), (groups, m, width), (groups, m), (groups,)]
     norm, sums, counts, top = (q.new_empty(shape, dtype=wide) for shape in shapes)
-    return empty_like(q, q.dtype), norm, sums, counts, top
+    return empty_by_tokens(q, q.dtype), norm, sums, counts, top
 
 
 @torch.library.custom_op("longtape::favor_backward", mutates_args=())
@@ -81,7 +82,7 @@ def _(
     v: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_like(q, q.dtype), empty_like(k, k.dtype), empty_like(v, v.dtype)
+    return empty_by_tokens(q, q.dtype), empty_by_tokens(k, k.dtype), empty_by_tokens(v, v.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -94,9 +95,3 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, .
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)
-
-
-def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, H, N, D] laid out by tokens, as the projections are."""
-    b, h, n, d = x.shape
-    return x.new_empty(b, n, h, d, dtype=dtype).transpose(1, 2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention.lsh_tensors import lsh_in_tensors
+from longtape.attention.memory_layout import wide_contiguous
 
 
 def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int) -> Tensor:
@@ -40,7 +41,7 @@ def _operator(
 def _(
     q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = readable(q)
+    wide = wide_contiguous(q)
     lse, order = wide.new_empty(q.shape[:3]), bucket.new_empty(bucket.shape, dtype=torch.int32)
     return torch.empty_like(wide, dtype=q.dtype), lse, order
 
@@ -63,7 +64,9 @@ def _backward_operator(
 
 @_backward_operator.register_fake
 def _(grad: Tensor, q: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(readable(q), dtype=q.dtype), torch.empty_like(readable(v), dtype=v.dtype)
+    return torch.empty_like(wide_contiguous(q), dtype=q.dtype), torch.empty_like(
+        wide_contiguous(v), dtype=v.dtype
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -78,9 +81,3 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)
-
-
-def readable(x: Tensor) -> Tensor:
-    """X in what is computed in, its last dimension contiguous."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide if wide.stride(-1) == 1 else wide.contiguous()

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
 from longtape.attention.lsh import lsh_attention
-from longtape.attention.lsh_hash import AXES, HAS_LOOPS, digits_of, hash_tokens
+from longtape.attention.lsh_digits import AXES, digits_of
+from longtape.attention.lsh_hash import HAS_LOOPS, hash_tokens
 from longtape.attention.lsh_order import chunks_of, sort_tokens
 
 _DIGITS = 4  # 2^24 buckets

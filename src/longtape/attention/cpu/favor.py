@@ -21,7 +21,7 @@ from longtape.attention.cpu.favor_loops import (
     sum_keys,
 )
 from longtape.attention.cpu.simd import ROWS, Operand, in_threads, padded
-from longtape.attention.favor import empty_like
+from longtape.attention.memory_layout import empty_by_tokens
 
 
 class _Sums(NamedTuple):
@@ -48,7 +48,7 @@ def forward(
     keys = (Operand.of(key), Operand.of(value), _hidden(visible), features, tops.numpy(), runs.state)
     in_threads(lambda *tasks: sum_keys(*keys, k.shape[2], n_heads, *tasks), n_runs * groups)
     sums = _merge(runs, tops)
-    out, norm = empty_like(q, wide), torch.empty(*q.shape[:3], 1, dtype=wide)
+    out, norm = empty_by_tokens(q, wide), torch.empty(*q.shape[:3], 1, dtype=wide)
     asked = (Operand.of(_readable(q)), Operand.of(out), Operand.of(norm), features, sums.state)
     in_threads(
         lambda *tasks: ask_queries(*asked, q.shape[2], n_heads, *tasks), -(-q.shape[2] // RUN) * groups
@@ -71,7 +71,7 @@ def backward(
     """Over the queries with the state, then over the keys with the gradient of the state."""
     wide, n_heads, groups = _wide(q), q.shape[1], q.shape[0] * q.shape[1]
     features, n_runs = _features(directions, wide), -(-q.shape[2] // RUN)
-    dq, dk, dv = (empty_like(x, wide) for x in (q, k, v))
+    dq, dk, dv = (empty_by_tokens(x, wide) for x in (q, k, v))
     shares = _zeros(n_runs * groups, features, wide)
     queries = (
         Operand.of(_readable(q)), Operand.of(norm), Operand.of(_readable(grad)), Operand.of(dq), features,

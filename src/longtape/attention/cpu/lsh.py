@@ -10,14 +10,14 @@ from torch import Tensor
 
 from longtape.attention.cpu.lsh_loops import Setting, backward_heads, forward_heads
 from longtape.attention.cpu.simd import Operand, in_threads, padded
-from longtape.attention.lsh import readable
+from longtape.attention.memory_layout import wide_contiguous
 
 
 def forward(
     q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, log-sum-exp [B, H, N] in units of log 2, and the tokens of every round sorted, int32 like bucket."""
-    wide_q, wide_v = readable(q), readable(v)
+    wide_q, wide_v = wide_contiguous(q), wide_contiguous(v)
     out = _room_like(wide_q, visible)
     lse, order = wide_q.new_empty(q.shape[:3]), bucket.new_empty(bucket.shape, dtype=torch.int32)
     operands = (
@@ -39,10 +39,10 @@ def backward(
     size: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of q and v, from what `forward` gave."""
-    wide_q, wide_v = readable(q), readable(v)
+    wide_q, wide_v = wide_contiguous(q), wide_contiguous(v)
     dq, dv = _room_like(wide_q, visible), _room_like(wide_v, visible)
     operands = (
-        Operand.of(wide_q), Operand.of(wide_v), Operand.of(readable(out)), Operand.of(readable(grad)),
+        Operand.of(wide_q), Operand.of(wide_v), Operand.of(wide_contiguous(out)), Operand.of(wide_contiguous(grad)),
         lse.flatten(0, 1).numpy(), order.flatten(0, 1).numpy(), Operand.of(dq), Operand.of(dv),
         _setting(wide_q, visible, size),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention.cpu.simd import Array, Operand, compiled, in_threads, prefetch, product
-from longtape.attention.lsh_hash import AXES, digits_of
+from longtape.attention.lsh_digits import AXES, digits_of
 
 TOKENS = 64  # in the lanes
 RUN = 1024  # tokens of a task
