@@ -237,8 +237,10 @@ def coverage_limits(level: float, drawn: int, tested: int) -> tuple[float, float
 def infinite(trial: Trial) -> Faults:
     level, rows = trial.case.option("forecast.level", 0.9), trial.walked.calibrated_on or 0
     for (symbol, target, _), part in each_target(trial.walked.forecast):
-        if kind_of(target) not in ("return", "path", "volatility"):
-            continue
+        kind = kind_of(target)
+        heads = trial.case.document["model"].get("heads", {})
+        if kind not in ("return", "path", "volatility") or heads.get(kind) in WIDTHS:
+            continue  # no interval, or the head's own
         below, above = level / (1 - level), (1 + level) / (1 - level)  # one quantile of |score|, and two
         infinite_ones = np.isinf(values(part, "upper"))
         if rows < below - 1e-9 and not infinite_ones.all():

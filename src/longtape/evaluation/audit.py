@@ -293,7 +293,8 @@ def _check_decisions(checks: dict[str, Check], study: _Study, future: _Future, b
         ("fills", base.fills, new.fills),
     ):
         if name in checks:
-            _check_frames(checks[name], _until(old_frame, last), _until(new_frame, last), future.when)
+            old, later = (_until(frame, last, future.time) for frame in (old_frame, new_frame))
+            _check_frames(checks[name], old, later, future.when)
     if not future.is_cut and "fills" in checks:
         _check_fill_times(checks["fills"], study, base, origins, last)
 
@@ -315,15 +316,18 @@ def _check_inputs(
             check.found(f"model input '{name}'", study.panel.timestamps[past[place[0]]], detail)
 
 
-def _until(frame: pl.DataFrame, time: int) -> pl.DataFrame:
-    """Rows up to `time`; `actual` is no forecast and comes later by its nature."""
-    return frame.filter(pl.col("timestamp").dt.timestamp("ms") <= time).drop("actual", strict=False)
+def _until(frame: pl.DataFrame, time: int, known: int | None = None) -> pl.DataFrame:
+    """Rows up to `time`. `actual` is no forecast and comes later by its nature; so does the end of a label that has not
+    ended when the data are `known`, where bars that will be missing, or events, decide it.
+    """
+    rows = frame.filter(pl.col("timestamp").dt.timestamp("ms") <= time).drop("actual", strict=False)
+    if known is None or "end" not in rows.columns:
+        return rows
+    return rows.with_columns(pl.when(pl.col("end").dt.timestamp("ms") <= known).then("end").alias("end"))
 
 
 def _check_frames(check: Check, old: pl.DataFrame, new: pl.DataFrame, when: str) -> None:
     check.compared += max(old.height, 1) * old.width
-    if "end" in new.columns and new["end"].null_count():  # of a label that ends with an event to come
-        old, new = old.drop("end"), new.drop("end")
     moved = frame_difference(old, new)
     if moved is None:
         return
