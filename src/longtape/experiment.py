@@ -89,7 +89,14 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _features_can_be_read(self) -> Experiment:
-        check_features(self.features)
+        check_features(self.features, self.data.symbols)
+        for symbol in self.symbols or []:
+            if symbol not in self.data.symbols:
+                raise unknown_name("symbol", symbol, self.data.symbols, "symbols")
+        plain = [str(parse(text)) for text in self.targets]
+        for text in plain:
+            if plain.count(text) > 1:
+                raise UserError(f"targets: '{text}' is listed twice")
         self.model.refuse_targets(self.kinds)
         return self
 
@@ -150,6 +157,8 @@ class Experiment(BaseModel):
     def _marks_have_an_effect(self) -> Experiment:
         if self.marks is not None and not self.model.has_global_tokens:
             raise ValueError("marks become global tokens, which this model does not have; use bigbird")
+        if self.marks is not None and self.data.source == "file":
+            self.marks.refuse_market_without_sessions(str(self.data.calendar))
         return self
 
     def refuse_instrument(self, category: str) -> None:

@@ -193,6 +193,8 @@ def test_irregular_clocks_are_purged_by_time_and_not_by_rows() -> None:
         ({"validation_until": "2024-01-05"}, "validation_until needs train_until"),
         ({"train_until": "soon"}, "'soon' is not a time"),
         ({"purge": 3}, "Extra inputs are not permitted"),
+        ({"train_until": "2024-01-05", "validation_until": "2024-01-04"}, "must come after train_until"),
+        ({"train_until": "2024-01-05", "test_until": "2024-01-05"}, "must come after train_until"),
     ],
 )
 def test_a_split_that_means_nothing_is_refused(options: dict[str, object], complaint: str) -> None:
@@ -215,10 +217,6 @@ def test_a_split_that_means_nothing_is_refused(options: dict[str, object], compl
             SplitConfig(train_until="2024-01-05", validation_until="2030-01-01"),
             "test period holds no usable origin",
         ),
-        (
-            SplitConfig(train_until="2024-01-05", validation_until="2024-01-04"),
-            "must end one after the other",
-        ),
     ],
 )
 def test_an_empty_period_is_one_line(config: SplitConfig, complaint: str) -> None:
@@ -233,7 +231,7 @@ def test_too_little_data_is_one_line() -> None:
     with pytest.raises(UserError, match="no label is known"):
         chronological(counting_panel(200, horizon=195), 10, SplitConfig())
     with pytest.raises(UserError, match="cannot make 50 folds"):
-        walk_forward(counting_panel(60), 10, SplitConfig(), WalkForwardConfig(n_folds=50))
+        walk_forward(counting_panel(150), 10, SplitConfig(), WalkForwardConfig(n_folds=50))
     with pytest.raises(UserError, match="take 2 to"):
         purged_kfold(counting_panel(60), 10, 1)
 

@@ -16,7 +16,9 @@ class Spy(Model):
     """Forecasts zero and remembers on which device its batches were."""
 
     def forward(self, batch):
-        self.seen = {name: getattr(batch, name).device.type for name in ("x", "rows", "marks", "y", "present")}
+        self.seen = {
+            name: getattr(batch, name).device.type for name in ("x", "rows", "marks", "y", "present")
+        }
         zero = torch.zeros(len(batch), 1, 1, device=batch.x.device)
         return Prediction((Point(zero, torch.ones(1, 1, device=batch.x.device)),), self.kind_columns)
 

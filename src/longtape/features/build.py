@@ -251,7 +251,7 @@ def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, La
         table[name]
     labels: Sequence[Label] = spec.function(table, **arguments)
     name = str(expression)
-    return [(TargetColumn(name, spec.kind, table.symbol, x.horizon, x.options), x) for x in labels]
+    return [(TargetColumn(name, spec.kind, table.symbol, x.horizon, x.options, x.at_open), x) for x in labels]
 
 
 def _hide_absent(values: Array, columns: Sequence[TargetColumn], tables: Mapping[str, Table]) -> None:

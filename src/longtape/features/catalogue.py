@@ -42,7 +42,7 @@ def find_target(expression: Expression) -> Spec:
     return targets()[expression.name]
 
 
-def target_horizons(expression: Expression) -> tuple[int, ...]:
+def target_horizons(expression: Expression) -> Sequence[int]:
     """Rows ahead at which the labels of a target are known. UserError where the expression is none."""
     spec = find_target(expression)
     if spec.horizons is None:
@@ -50,24 +50,30 @@ def target_horizons(expression: Expression) -> tuple[int, ...]:
     return spec.horizons(**spec.bind(expression))
 
 
-def check_features(texts: Sequence[str]) -> None:
-    """UserError for what can be told of feature expressions without data: notation, arguments, repetition.
+def check_features(texts: Sequence[str], symbols: Sequence[str] | None = None) -> None:
+    """UserError for what can be told of feature expressions without data: notation, names, arguments, repetition.
 
-    A name that is no feature may be a column of the data, so it is not judged here.
+    A name without arguments that is no feature may be a column of the data, so it is not judged here; nor are symbols
+    where it is not known which are loaded (None).
     """
     seen: set[str] = set()
     for text in texts:
         expression = parse(text)
-        _check_arguments(expression)
+        _check_expression(expression, symbols)
         if str(expression) in seen:
             raise UserError(f"features: '{text}' is listed twice")
         seen.add(str(expression))
 
 
-def _check_arguments(expression: Expression) -> None:
+def _check_expression(expression: Expression, symbols: Sequence[str] | None) -> None:
+    for kind, symbol in expression.scopes:
+        if kind == "of" and symbols is not None and symbol not in symbols:
+            raise unknown_name("symbol", symbol, symbols, f"features: '{expression}'")
     spec = features().get(expression.name)
     if spec is None:
+        if expression.arguments or expression.keywords:
+            raise unknown_name("feature", expression.name, features(), f"features: '{expression}'")
         return
     for argument in spec.bind(expression).values():
         if isinstance(argument, Expression):
-            _check_arguments(argument)
+            _check_expression(argument, symbols)

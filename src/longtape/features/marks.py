@@ -53,6 +53,15 @@ class MarksConfig(BaseModel):
             raise ValueError("marks: the kind funding and funding_hours go together")
         return self
 
+    def refuse_market_without_sessions(self, calendar: str) -> None:
+        """UserError where sessions are marked and neither these options nor the data's calendar have any."""
+        asks = {"session_open", "session_close"} & set(self.kinds)
+        if asks and self.calendar is None and calendar == ALWAYS_OPEN:
+            raise UserError(
+                f"marks: a {calendar} market has no sessions; name marks.calendar (e.g. XNYS), or use day, week,"
+                " funding"
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Events:
@@ -148,10 +157,7 @@ def _regular(kind: MarkKind, panel: Panel, config: MarksConfig) -> Milliseconds:
     if kind == "funding":
         return _every(first, last, (config.funding_hours or 0) * HOUR, 0)
     calendar = config.calendar or panel.calendar
-    if calendar == ALWAYS_OPEN:
-        raise UserError(
-            f"marks: a {calendar} market has no sessions; name marks.calendar (e.g. XNYS), or use day, week, funding"
-        )
+    config.refuse_market_without_sessions(panel.calendar)
     return (session_opens if kind == "session_open" else session_closes)(calendar, first, last)
 
 

@@ -36,6 +36,7 @@ class TargetColumn:
     asset: str
     horizon: int
     options: tuple[tuple[str, float], ...] = ()
+    at_open: bool = False  # the label ends with the open of a bar, not with a close
 
     @property
     def is_traded(self) -> bool:

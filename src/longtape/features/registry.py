@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -52,7 +52,7 @@ class Spec:
     shared: bool
     check: Check
     kind: str = ""  # of a target
-    horizons: Callable[..., tuple[int, ...]] | None = (
+    horizons: Callable[..., Sequence[int]] | None = (
         None  # of a target: rows ahead at which its labels are known
     )
 
@@ -167,7 +167,7 @@ def target(
     kind: str,
     *,
     needs: tuple[str, ...] = ("close",),
-    horizons: Callable[..., tuple[int, ...]],
+    horizons: Callable[..., Sequence[int]],
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a target of a kind: it returns a label for each of `horizons(**arguments)`."""
     return _register(TARGETS, formula, source, needs, _none, (), False, _anything, kind, horizons)
@@ -188,7 +188,7 @@ def _register(
     shared: bool,
     check: Check,
     kind: str,
-    horizons: Callable[..., tuple[int, ...]] | None = None,
+    horizons: Callable[..., Sequence[int]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.removesuffix("_")

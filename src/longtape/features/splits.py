@@ -8,6 +8,7 @@ Windows may look back into earlier periods; labels may not look forward into lat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -58,6 +59,11 @@ class SplitConfig(BaseModel):
             raise ValueError("give fractions (train, validation) or dates (train_until, …), not both")
         if self.train_until is None and self.train + self.validation >= 1:
             raise ValueError(f"train {self.train} and validation {self.validation} leave nothing to test on")
+        dated = [(name, getattr(self, name)) for name in ("train_until", "validation_until", "test_until")]
+        given = [(name, to_milliseconds(when)) for name, when in dated if when is not None]
+        for (first, before), (second, after) in pairwise(given):
+            if after < before or (second == "test_until" and after == before):
+                raise ValueError(f"{second} must come after {first}")
         return self
 
 

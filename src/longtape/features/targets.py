@@ -60,7 +60,7 @@ def open_return(table: Table, h: int = 1) -> Sequence[Label]:
     return [Label(ahead(_log_ahead(table["open"], h), 1), h + 1, at_open=True)]
 
 
-@target("ln(close_{t+k} / close_t), k = 1 … h", TSAY, "path", horizons=lambda h: tuple(range(1, h + 1)))
+@target("ln(close_{t+k} / close_t), k = 1 … h", TSAY, "path", horizons=lambda h: range(1, h + 1))
 def path(table: Table, h: int = 24) -> Sequence[Label]:
     """Log return to each of the next h closes: h columns, each with its own end."""
     return [Label(_log_ahead(table["close"], k), k) for k in range(1, h + 1)]

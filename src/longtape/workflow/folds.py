@@ -11,6 +11,7 @@ from longtape.evaluation.walk_forward import WalkForward, walk_forward
 from longtape.experiment import Experiment
 from longtape.features.splits import WalkForwardConfig
 from longtape.report.text import table
+from longtape.training.execution import Execution
 from longtape.workflow.data import RunData
 from longtape.workflow.page import write_walk_report
 from longtape.workflow.results import Results, judge_run
@@ -34,6 +35,7 @@ def run_walk_forward(
     experiment: Experiment, config: WalkForwardConfig, out: str | Path, resume: bool = False
 ) -> WalkedForward:
     """Refit `experiment` at every fold and judge the joined forecasts; `resume` keeps the folds that are there."""
+    Execution.of(experiment.training)  # a device that is not there is said before anything is read
     data = RunData.of(experiment)
     identity = {"experiment": experiment.to_yaml(), "fingerprints": data.fingerprints}
     walked = walk_forward(data.pipeline, data.bars, config, out, identity=identity, resume=resume)

@@ -29,6 +29,7 @@ from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 from longtape.report.text import table
+from longtape.training.execution import Execution
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
 from longtape.workflow.page import write_report
@@ -58,6 +59,7 @@ def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = F
     resume = resume and folder.root.exists()
     if not resume:
         folder.refuse_existing()
+    Execution.of(experiment.training)  # a device that is not there is said before anything is read
     data = RunData.of(experiment)
     say(data.summary())
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
