@@ -40,7 +40,7 @@ def _operator(
 def _(
     q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = readable(q)
+    wide = kernel_ready(q)
     lse, order = wide.new_empty(q.shape[:3]), bucket.new_empty(bucket.shape, dtype=torch.int32)
     return torch.empty_like(wide, dtype=q.dtype), lse, order
 
@@ -63,7 +63,7 @@ def _backward_operator(
 
 @_backward_operator.register_fake
 def _(grad: Tensor, q: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(readable(q), dtype=q.dtype), torch.empty_like(readable(v), dtype=v.dtype)
+    return torch.empty_like(kernel_ready(q), dtype=q.dtype), torch.empty_like(kernel_ready(v), dtype=v.dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -80,7 +80,7 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]
 _operator.register_autograd(_differentiate, setup_context=_save)
 
 
-def readable(x: Tensor) -> Tensor:
+def kernel_ready(x: Tensor) -> Tensor:
     """X in what is computed in, its last dimension contiguous."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return wide if wide.stride(-1) == 1 else wide.contiguous()
