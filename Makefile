@@ -23,7 +23,7 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak
 
 bench: $(VENV)/.dev
-	for name in features windows data backtest attention; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in features windows data backtest million attention; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m longtape.features.document docs/features.md

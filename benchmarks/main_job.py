@@ -47,6 +47,8 @@ def main() -> None:
             "",
             machine_line(describe_machine()),
             "",
+            "A whole run over a million minutes, step by step: [million.md](million.md).",
+            "",
             "| command | seconds | peak MiB | exit code |",
             "|---|---:|---:|---:|",
         ]

@@ -115,7 +115,7 @@ def test_threads_and_the_size_of_their_tasks_change_no_bit(
 
     threads = torch.get_num_threads()
     alone = results()
-    monkeypatch.setattr(kernel, "AT_ONCE", 1)
+    monkeypatch.setattr(kernel, "TASK_PRODUCTS", 1)
     torch.set_num_threads(3)
     try:
         assert all(torch.equal(a, b) for a, b in zip(alone, results(), strict=True))
@@ -144,9 +144,9 @@ def test_low_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dtyp
     inputs = qkv(100, dtype=dtype)
     for pattern in (BLOCKS, TOKENS):
         y = pattern_attention(*inputs, pattern)
-        wide = pattern_attention(*(x.float() for x in inputs), pattern)
+        compute_dtype = pattern_attention(*(x.float() for x in inputs), pattern)
         assert y.dtype == dtype
-        assert torch.equal(y, wide.to(dtype))
+        assert torch.equal(y, compute_dtype.to(dtype))
 
 
 def test_nan_and_infinity_in_hidden_keys_reach_nothing() -> None:
@@ -172,10 +172,10 @@ def test_any_layout_of_memory_gives_the_same() -> None:
 def test_the_operator_keeps_its_promises(pattern: Pattern) -> None:
     """Schema, shapes without data, autograd registration: what torch.compile and torch.export rely on."""
     q, k, v = (x.float().requires_grad_() for x in qkv(40))
-    of_global = [x.detach().clone().requires_grad_() for x in (q[:, :, [3, 9]], k, v)]
+    global_qkv = [x.detach().clone().requires_grad_() for x in (q[:, :, [3, 9]], k, v)]
     positions = torch.tensor([[3, 9], [-1, 12]])
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    for more, at in (([None] * 3, None), (of_global, positions)):
+    for more, at in (([None] * 3, None), (global_qkv, positions)):
         given = (q, k, v, None, None, *more, None, at, None, None, pattern.to_ints(), [], 0.0)
         torch.library.opcheck(torch.ops.longtape.block_sparse.default, given, test_utils=tests)
 
@@ -191,7 +191,7 @@ def test_global_queries_look_through_projections_of_their_own(causal: bool, padd
     inputs = [x.requires_grad_() for x in (q, k, v, global_q, global_k, global_v)]
     visible = torch.arange(n) < torch.tensor([[n], [70]]) if padded else None
     y = pattern_attention(
-        q, k, v, pattern, visible=visible, positions=positions, of_global=(global_q, global_k, global_v)
+        q, k, v, pattern, visible=visible, positions=positions, global_qkv=(global_q, global_k, global_v)
     )
     seen = pattern.rows(n, torch.arange(n), positions)[:, None]
     if visible is not None:

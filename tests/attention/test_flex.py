@@ -13,14 +13,14 @@ from longtape.attention import flex, flex_lists
 from longtape.attention.block_sparse import block_sparse_attention, pattern_attention
 from longtape.attention.flex import flex_pattern_attention, flex_table_attention, mask_function
 from longtape.attention.flex_lists import (
-    NEVER,
+    ABSENT,
     BlockLists,
     BlockRules,
     MaskLists,
     Tables,
     block_lists,
-    hide,
     mask_lists,
+    mask_padded_keys,
 )
 from longtape.attention.pattern import Pattern
 
@@ -116,7 +116,7 @@ def test_block_lists_and_mask_function_equal_the_definition(
     seen = definition(pattern, torch.tensor(positions) if listed else None, global_rows)
     if padded:
         visible = torch.arange(N) < torch.tensor([[N], [400]])
-        codes, tables = hide(lists, visible)
+        codes, tables = mask_padded_keys(lists, visible)
         seen = seen & visible[:, None]
     mask, sizes = mask_lists(lists, codes, True, False), (tables.low.shape[1], tables.key.shape[1])
     by_place = dense(mask, tables, sizes)
@@ -148,7 +148,7 @@ def test_a_pattern_in_the_kernels_own_blocks_needs_no_mask_but_at_the_end(n: int
     assert lists.block == 64
     assert lists.whole == (n % 64 == 0)
     assert (mask.full_kv_num_blocks is None) == lists.whole
-    assert int((lists.codes[0, 5] < NEVER).sum()) == 8
+    assert int((lists.codes[0, 5] < ABSENT).sum()) == 8
 
 
 def test_long_rows_and_columns_are_cut_into_pieces() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention import Attention, attention_weights, build_attention
-from longtape.attention.linformer import guide_k
+from longtape.attention.linformer import default_k
 
 N, K, HEADS, WIDTH = 37, 6, 4, 32
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
@@ -117,7 +117,7 @@ def test_dropped_weights_change_training_only() -> None:
 
 
 def test_guide() -> None:
-    assert [guide_k(n) for n in (1, 50, 511, 512, 2047, 2048, 10**6)] == [1, 50, 64, 128, 128, 256, 256]
+    assert [default_k(n) for n in (1, 50, 511, 512, 2047, 2048, 10**6)] == [1, 50, 64, 128, 128, 256, 256]
     assert build(k=None).E.weight.shape == (N, N)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longtape.attention import build_attention
-from longtape.attention.cpu.plan import plan_cached
+from longtape.attention.cpu.layout import cached_layout
 
 
 def layer(**options):
@@ -35,11 +35,11 @@ def test_blocks_reach_whole_blocks() -> None:
 @pytest.mark.parametrize("window", [7, 65, 257])
 def test_work_follows_the_window_not_the_length(window: int) -> None:
     model = layer(window_size=window)
-    plan = plan_cached(tuple(model.pattern.to_ints()), 8192, 0, (), True)
-    pairs = sum(group.units.numel() * plan.unit * plan.tile for group in plan.groups)
-    assert pairs <= 8192 * (window + 2 * plan.tile)
+    layout = cached_layout(tuple(model.pattern.to_ints()), 8192, 0, (), True)
+    pairs = sum(group.units.numel() * layout.unit * layout.tile for group in layout.groups)
+    assert pairs <= 8192 * (window + 2 * layout.tile)
 
 
 def test_masks_are_shared_by_tiles_that_lie_alike() -> None:
-    plan = plan_cached(tuple(layer(window_size=257).pattern.to_ints()), 65_536, 0, (), True)
-    assert sum(0 if group.bias is None else group.bias.numel() for group in plan.groups) < 1_000_000
+    layout = cached_layout(tuple(layer(window_size=257).pattern.to_ints()), 65_536, 0, (), True)
+    assert sum(0 if group.bias is None else group.bias.numel() for group in layout.groups) < 1_000_000

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention import Attention, attention_weights, build_attention
-from longtape.attention.cpu.favor_loops import RUN
+from longtape.attention.cpu.favor_tiles import TASK_TOKENS
 from longtape.attention.favor import favor, favor_causal
 from longtape.attention.favor_tensors import favor_causal_in_tensors, favor_in_tensors
 from longtape.attention.performer import orthogonal_directions
@@ -55,7 +55,9 @@ def test_equation(n: int, function) -> None:
 
 
 @pytest.mark.parametrize("function", FORMS)
-@pytest.mark.parametrize(("n", "width", "m"), [(RUN + 65, 8, 9), (130, 20, 37), (130, 33, 8), (65, 1, 1)])
+@pytest.mark.parametrize(
+    ("n", "width", "m"), [(TASK_TOKENS + 65, 8, 9), (130, 20, 37), (130, 33, 8), (65, 1, 1)]
+)
 def test_values_and_gradients_of_the_equation(n: int, width: int, m: int, function) -> None:
     """Several runs of tokens, the last tile cut; widths and features that fill no vector."""
     q, k, v = (heads(n, seed, width) for seed in range(3))
@@ -72,7 +74,7 @@ def test_values_and_gradients_of_the_equation(n: int, width: int, m: int, functi
 
 @pytest.mark.parametrize("function", COMPILED)
 def test_bits_depend_neither_on_threads_nor_on_strides(function) -> None:
-    q, k, v = (heads(RUN + 65, seed).float() for seed in range(3))
+    q, k, v = (heads(TASK_TOKENS + 65, seed).float() for seed in range(3))
     directions, threads = orthogonal_directions(9, 8, seed=4), torch.get_num_threads()
 
     def run(*inputs: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from longtape.attention.cpu.simd import Operand, compiled, exp2, in_threads, lanes, padded, product
+from longtape.attention.cpu.simd import Operand, compiled, exp2, gemm, lanes, padded, parallel_for
 
 
 @compiled
@@ -40,7 +40,7 @@ def test_a_product_of_any_shape(dtype, rows: int, vectors: int, depth: int, add:
     for turned in (False, True):
         flat, steps = (a.T.copy().ravel(), (1, rows)) if turned else (a.ravel(), (depth, 1))
         found = c.copy().ravel()
-        product(flat, 0, *steps, b.ravel(), 0, columns + 3, found, 2, columns + 5, rows, columns, depth, add)
+        gemm(flat, 0, *steps, b.ravel(), 0, columns + 3, found, 2, columns + 5, rows, columns, depth, add)
         np.testing.assert_allclose(
             found.reshape(c.shape), expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-12
         )
@@ -83,7 +83,7 @@ def test_every_task_is_done_once_whatever_the_threads(threads: int) -> None:
 
     torch.set_num_threads(threads)
     try:
-        in_threads(work, 103, 7)
+        parallel_for(work, 103, 7)
     finally:
         torch.set_num_threads(before)
     assert sorted(done) == list(range(103))
@@ -94,7 +94,7 @@ def test_what_a_thread_raises_is_raised() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        in_threads(work, 10)
+        parallel_for(work, 10)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor named is an x86 one")
@@ -127,10 +127,10 @@ def test_threads_work_again_after_a_fork() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        in_threads(lambda start, stop: None, 4)
+        parallel_for(lambda start, stop: None, 4)
         child = os.fork()
         if child == 0:
-            in_threads(lambda start, stop: None, 4)
+            parallel_for(lambda start, stop: None, 4)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
     finally:

@@ -55,7 +55,7 @@ class AttentionConfig:
 
 
 class Attention(nn.Module, ABC):
-    """Base of the mechanisms. A subclass gives `attend` (fast), `attend_reference` (the definition) and `weigh`."""
+    """Base of the mechanisms; each gives `attend` (fast), `attend_reference` (the definition), `attention_probs`."""
 
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
@@ -89,11 +89,11 @@ class Attention(nn.Module, ABC):
 
         `extra` is what a mechanism declares: `context`, `context_visible` (cross-attention), `global_positions`.
         """
-        return self._run(self.attend, x, visible, extra)
+        return self._project_and_attend(self.attend, x, visible, extra)
 
     def reference(self, x: Tensor, visible: Tensor | None = None, **extra: Any) -> Tensor:
         """The slow, dense, readable definition with the same weights: the specification of `forward`."""
-        return self._run(self.attend_reference, x, visible, extra)
+        return self._project_and_attend(self.attend_reference, x, visible, extra)
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
@@ -106,7 +106,9 @@ class Attention(nn.Module, ABC):
         """Dense maths of the definition; same arguments as `attend`."""
 
     @abstractmethod
-    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+    def attention_probs(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
+    ) -> Tensor:
         """Attention weights of the chosen query rows, [B, H, len(rows), M]; each row of a visible query sums to 1."""
 
     def visible_pairs(self, n_tokens: int) -> Tensor:
@@ -122,26 +124,28 @@ class Attention(nn.Module, ABC):
         k = self.split_heads(self.k_proj(source)) if self.has_key_projection() else q
         return q, k, self.split_heads(self.v_proj(source))
 
-    def project_more(self, x: Tensor) -> dict[str, Any]:
-        """What `attend` and `weigh` take of x beside q, k and v, by name."""
+    def extra_inputs(self, x: Tensor) -> dict[str, Any]:
+        """What `attend` and `attention_probs` take of x beside q, k and v, by name."""
         return {}
 
     def split_heads(self, x: Tensor) -> Tensor:
         """[B, N, H·D] → [B, H, N, D], a view."""
         return x.unflatten(-1, (self.config.n_heads, self.config.head_dim)).transpose(1, 2)
 
-    def _run(self, attend: Any, x: Tensor, visible: Tensor | None, extra: dict[str, Any]) -> Tensor:
-        context, context_visible = self._take_context(x, visible, extra)
-        x, context = blank(x, visible), blank(context, context_visible)
+    def _project_and_attend(
+        self, attend: Any, x: Tensor, visible: Tensor | None, extra: dict[str, Any]
+    ) -> Tensor:
+        context, context_visible = self._pop_context(x, visible, extra)
+        x, context = mask_padding(x, visible), mask_padding(context, context_visible)
         q, k, v = self.project(x, context)
-        y = attend(q, k, v, visible if context is None else context_visible, **extra, **self.project_more(x))
-        return self._finish(y, visible)
+        y = attend(q, k, v, visible if context is None else context_visible, **extra, **self.extra_inputs(x))
+        return self._project_output(y, visible)
 
-    def _finish(self, y: Tensor, visible: Tensor | None) -> Tensor:
+    def _project_output(self, y: Tensor, visible: Tensor | None) -> Tensor:
         """[B, H, N, D] → [B, N, d_model]: heads joined, rows of padded queries zero, output projection."""
-        return self.dropout(self.out_proj(blank(y.transpose(1, 2).flatten(2), visible)))
+        return self.dropout(self.out_proj(mask_padding(y.transpose(1, 2).flatten(2), visible)))
 
-    def _take_context(
+    def _pop_context(
         self, x: Tensor, visible: Tensor | None, extra: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor | None]:
         check_input(x, visible, self.config.d_model)
@@ -159,10 +163,10 @@ class Attention(nn.Module, ABC):
 
 
 @overload
-def blank(x: Tensor, visible: Tensor | None) -> Tensor: ...
+def mask_padding(x: Tensor, visible: Tensor | None) -> Tensor: ...
 @overload
-def blank(x: None, visible: Tensor | None) -> None: ...
-def blank(x: Tensor | None, visible: Tensor | None) -> Tensor | None:
+def mask_padding(x: None, visible: Tensor | None) -> None: ...
+def mask_padding(x: Tensor | None, visible: Tensor | None) -> Tensor | None:
     """Padded tokens → 0: a NaN among them would reach the weights' gradients through 0 · NaN."""
     if x is None or visible is None:
         return x
@@ -193,14 +197,14 @@ def attention_weights(
     """
     if not layer.capabilities.weights:
         raise ValueError(f"{type(layer).__name__} has no attention weights")
-    context, context_visible = layer._take_context(x, visible, extra)
-    x, context = blank(x, visible), blank(context, context_visible)
+    context, context_visible = layer._pop_context(x, visible, extra)
+    x, context = mask_padding(x, visible), mask_padding(context, context_visible)
     q, k, _ = layer.project(x, context)
     chosen = (
         torch.arange(x.shape[1], device=x.device) if rows is None else torch.as_tensor(rows, device=x.device)
     )
-    extra |= layer.project_more(x)
-    return layer.weigh(q, k, visible if context is None else context_visible, chosen, **extra)
+    extra |= layer.extra_inputs(x)
+    return layer.attention_probs(q, k, visible if context is None else context_visible, chosen, **extra)
 
 
 def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:

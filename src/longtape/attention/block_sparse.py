@@ -27,25 +27,25 @@ def pattern_attention(
     positions: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
-    of_global: tuple[Tensor, Tensor, Tensor] | None = None,
+    global_qkv: tuple[Tensor, Tensor, Tensor] | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention on the pairs that `pattern` shows. q, k, v [B, H, N, D] → [B, H, N, D].
 
     visible [B, N] bool; explicit global `positions` [1 or B, G] int64, −1 = none; keys and values of learned tokens
     that every query sees, [H, E, D]; `dropout` on the weights. The global tokens at `positions` see everything, through
-    q [B, H, G, D], k and v [B, H, N, D] `of_global` where these are given. ValueError for a position outside the
+    q [B, H, G, D], k and v [B, H, N, D] `global_qkv` where these are given. ValueError for a position outside the
     sequence.
     """
     if q.is_cuda:
         _refuse_dropout(dropout)
         return flex_pattern_attention(
             q, k, v, pattern,
-            visible=visible, positions=positions, extra_k=extra_k, extra_v=extra_v, of_global=of_global,
+            visible=visible, positions=positions, extra_k=extra_k, extra_v=extra_v, global_qkv=global_qkv,
         )  # fmt: skip
     seed = torch.randint(2**31, ()) if dropout else None
     return _operator(
-        q, k, v, extra_k, extra_v, *(of_global or (None, None, None)), visible, positions, None, seed,
+        q, k, v, extra_k, extra_v, *(global_qkv or (None, None, None)), visible, positions, None, seed,
         pattern.to_ints(), [], dropout,
     )[0]  # fmt: skip
 
@@ -120,14 +120,14 @@ def _operator(
     dense: list[int],
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    from longtape.attention.cpu.kernel import Inputs, forward, plans_of
+    from longtape.attention.cpu.kernel import Inputs, forward, layouts_of
 
     x = Inputs(
         q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
         0 if seed is None else int(seed),
     )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):  # the kernel keeps its own precision
-        return forward(*plans_of(x, positions, table, rules, dense), x)
+        return forward(*layouts_of(x, positions, table, rules, dense), x)
 
 
 @_operator.register_fake
@@ -156,14 +156,14 @@ def _backward_operator(
     dense: list[int],
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from longtape.attention.cpu.kernel import Inputs, backward, plans_of
+    from longtape.attention.cpu.kernel import Inputs, backward, layouts_of
 
     x = Inputs(
         q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
         0 if seed is None else int(seed),
     )  # fmt: skip
     with torch.autocast(q.device.type, enabled=False):
-        found = backward(*plans_of(x, positions, table, rules, dense), x, grad, out, lse)
+        found = backward(*layouts_of(x, positions, table, rules, dense), x, grad, out, lse)
     return tuple(getattr(found, part.name) for part in fields(found))
 
 

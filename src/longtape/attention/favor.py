@@ -43,22 +43,22 @@ def _operator(
 def _(
     q: Tensor, k: Tensor, v: Tensor, directions: Tensor, visible: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from longtape.attention.cpu.favor import filled
+    from longtape.attention.cpu.favor import padded_shape
 
     wide = torch.promote_types(q.dtype, torch.float32)
-    (m, width), groups = filled(directions, wide), q.shape[0] * q.shape[1]
+    (m, width), groups = padded_shape(directions, wide), q.shape[0] * q.shape[1]
     shapes = [(*q.shape[:3], 1), (groups, m, width), (groups, m), (groups,)]
-    norm, sums, counts, top = (q.new_empty(shape, dtype=wide) for shape in shapes)
-    return empty_by_tokens(q, q.dtype), norm, sums, counts, top
+    norm, kv, k_sum, maximum = (q.new_empty(shape, dtype=wide) for shape in shapes)
+    return empty_by_tokens(q, q.dtype), norm, kv, k_sum, maximum
 
 
 @torch.library.custom_op("longtape::favor_backward", mutates_args=())
 def _backward_operator(
     grad: Tensor,
     norm: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    top: Tensor,
+    kv: Tensor,
+    k_sum: Tensor,
+    maximum: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -67,16 +67,16 @@ def _backward_operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from longtape.attention.cpu import favor
 
-    return favor.backward(grad, norm, sums, counts, top, q, k, v, directions, visible)
+    return favor.backward(grad, norm, kv, k_sum, maximum, q, k, v, directions, visible)
 
 
 @_backward_operator.register_fake
 def _(
     grad: Tensor,
     norm: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    top: Tensor,
+    kv: Tensor,
+    k_sum: Tensor,
+    maximum: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,

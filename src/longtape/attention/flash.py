@@ -44,7 +44,9 @@ class FlashAttention(Attention):
             q, k, v, full_mask(q.shape[2], k.shape[2], visible, self.config.causal, q.device)
         )
 
-    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+    def attention_probs(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
+    ) -> Tensor:
         mask = visible[:, None, None, :] if visible is not None else None
         if self.config.causal:
             past = torch.arange(k.shape[2], device=q.device) <= rows[:, None]
@@ -78,10 +80,10 @@ def flash_attention(
             out = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=bias[:, None, None, :], dropout_p=dropout, scale=scale
             )
-    blind = (
+    sees_nothing = (
         hidden.int().cummin(-1).values.bool()[:, _last_key(q, k)] if causal else hidden.all(-1, keepdim=True)
     )
-    return out.masked_fill(blind[:, None, :, None], 0.0)
+    return out.masked_fill(sees_nothing[:, None, :, None], 0.0)
 
 
 def _causal_with_hidden_keys(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, dropout: float) -> Tensor:

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention, noop_mask
 
 from longtape.attention.flex_lists import (
+    ABSENT,
     DEFAULT_BLOCK,
-    NEVER,
     BlockLists,
     BlockRules,
     MaskLists,
     Tables,
     block_lists,
-    hide,
     mask_lists,
+    mask_padded_keys,
 )
 from longtape.attention.pattern import Pattern, check_positions
 
@@ -38,7 +38,7 @@ NARROWEST = 16  # head width that the kernel takes
 _VARIANTS = (
     256  # compilations that are kept: dtypes, head widths, numbers of links, with and without gradient
 )
-_NO_LOG = -1e30  # log-sum-exp of a row that sees nothing, finite
+_NO_LSE = -1e30  # log-sum-exp of a row that sees nothing, finite
 _Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -53,7 +53,7 @@ def flex_pattern_attention(
     positions: Tensor | None = None,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
-    of_global: tuple[Tensor, Tensor, Tensor] | None = None,
+    global_qkv: tuple[Tensor, Tensor, Tensor] | None = None,
     compiled: bool = True,
 ) -> Tensor:
     """`pattern_attention` through FlexAttention; same arguments. Rows of padded queries are not zeroed."""
@@ -65,19 +65,21 @@ def flex_pattern_attention(
         q.shape[2],
         0 if extra_k is None else extra_k.shape[1],
         _rows_of(positions, q.shape[2]),
-        of_global is None,
+        global_qkv is None,
         differentiable,
     )
     lists, mask = _kept_lists(rules, q.device)
     tables = None if lists.whole else lists.tables
     if visible is not None:
-        codes, tables = hide(lists, visible)
+        codes, tables = mask_padded_keys(lists, visible)
         mask = mask_lists(lists, codes, differentiable, False)
         k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
     out = _attend_listed(q, k, v, extra_k, extra_v, lists, mask, tables, compiled)
-    if of_global is None or positions is None:
+    if global_qkv is None or positions is None:
         return out
-    return put_rows(out, look_at_all(*of_global, positions, visible, causal=pattern.causal), positions)
+    return scatter_rows(
+        out, global_attention(*global_qkv, positions, visible, causal=pattern.causal), positions
+    )
 
 
 def _refuse_float64(q: Tensor) -> None:
@@ -107,18 +109,18 @@ def _attend_listed(
 ) -> Tensor:  # fmt: skip
     """Copies in front, the kernel, and the copies of queries joined where they belong."""
     n, width = q.shape[2], q.shape[3]
-    q = in_front(q, lists, lists.query_copies)
-    k, v = (in_front(x, lists, lists.key_copies, extra) for x, extra in ((k, extra_k), (v, extra_v)))
+    q = prepend_copies(q, lists, lists.query_copies)
+    k, v = (prepend_copies(x, lists, lists.key_copies, extra) for x, extra in ((k, extra_k), (v, extra_v)))
     if width < NARROWEST:
         q = q * (NARROWEST / width) ** 0.5  # the scale follows the width that the kernel sees
         q, k, v = (F.pad(x, (0, NARROWEST - width)) for x in (q, k, v))
-    out, log = run_kernel(q, k, v, mask, tables, lists.block, lists.query_copies > 0, compiled)
-    if log is not None:
-        out = _join_copies(out, log, lists)
+    out, lse = run_kernel(q, k, v, mask, tables, lists.block, lists.query_copies > 0, compiled)
+    if lse is not None:
+        out = _merge_copies(out, lse, lists)
     return out[:, :, :n, :width]
 
 
-def in_front(x: Tensor, lists: BlockLists, copies: int, learned: Tensor | None = None) -> Tensor:
+def prepend_copies(x: Tensor, lists: BlockLists, copies: int, learned: Tensor | None = None) -> Tensor:
     """x [B, H, N, D] in whole blocks; in front of it its hot blocks, `copies` times, and learned tokens [H, E, D]."""
     filling = -x.shape[2] % lists.block
     if learned is not None:
@@ -128,11 +130,13 @@ def in_front(x: Tensor, lists: BlockLists, copies: int, learned: Tensor | None =
         learned = learned.expand(len(x), -1, -1, -1)
     if not copies and not filling and learned is None:
         return x
-    extended: Tensor = _InFront.apply(x, lists.hot_tokens.clamp(max=x.shape[2] - 1), copies, learned, filling)
+    extended: Tensor = _PrependCopies.apply(
+        x, lists.hot_tokens.clamp(max=x.shape[2] - 1), copies, learned, filling
+    )
     return extended
 
 
-class _InFront(torch.autograd.Function):
+class _PrependCopies(torch.autograd.Function):
     """Copies, learned tokens, x, zeros. Backward works in the incoming gradient's memory, which is nobody else's."""
 
     @staticmethod
@@ -145,7 +149,7 @@ class _InFront(torch.autograd.Function):
         ctx.copies = copies
         front = [x.gather(2, index).repeat(1, 1, copies, 1)] if copies else []
         last = [x.new_zeros(*x.shape[:2], filling, x.shape[3])] if filling else []
-        return _joined([*front, *([] if learned is None else [learned]), x, *last])
+        return _cat_tokens([*front, *([] if learned is None else [learned]), x, *last])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,18 +160,18 @@ class _InFront(torch.autograd.Function):
         return own, None, None, learned if ctx.sizes[1] else None, None
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _cat_tokens(parts: list[Tensor]) -> Tensor:
     """Along the tokens, in memory by tokens where the parts are, as projections give them."""
     if parts[-1].stride(1) < parts[-1].stride(2):
         return torch.cat([x.transpose(1, 2) for x in parts], 1).transpose(1, 2)
     return torch.cat(parts, 2)
 
 
-def _join_copies(out: Tensor, log: Tensor, lists: BlockLists) -> Tensor:
+def _merge_copies(out: Tensor, lse: Tensor, lists: BlockLists) -> Tensor:
     """[B, H, copies + sequence, D] and log-sum-exp → [B, H, sequence, D]: copies joined into the rows they are of."""
     tokens = lists.query_copies * lists.hot.shape[1] * lists.block
     copies, own = out.split([tokens, out.shape[2] - tokens], 2)
-    weight = log[:, :, :tokens].unflatten(2, (lists.query_copies, -1)).clamp(min=_NO_LOG).softmax(2)
+    weight = lse[:, :, :tokens].unflatten(2, (lists.query_copies, -1)).clamp(min=_NO_LSE).softmax(2)
     rows = (copies.unflatten(2, (lists.query_copies, -1)) * weight[..., None]).sum(2).to(out.dtype)
     index = lists.hot_tokens[:, None, :, None].expand_as(rows)
     return own.scatter(2, index, rows) if torch.is_grad_enabled() else own.scatter_(2, index, rows)
@@ -208,7 +212,7 @@ def kernel(
         mask_mod=mask_function(tables),
         **lists._asdict(),
     )
-    options = _options(q)
+    options = _kernel_options(q)
     if not with_log:
         return flex_attention(q, k, v, block_mask=mask, kernel_options=options), None
     out, more = flex_attention(
@@ -217,7 +221,7 @@ def kernel(
     return out, more.lse
 
 
-def _options(q: Tensor) -> Any:
+def _kernel_options(q: Tensor) -> Any:
     """Lengths are whole blocks, which a symbolic length does not show; short ones take the same kernel as long ones."""
     return {"IS_DIVISIBLE": True, "BACKEND": "TRITON", **TILES} if q.is_cuda else None
 
@@ -234,11 +238,11 @@ def run_kernel(
 ) -> tuple[Tensor, Tensor | None]:
     """`kernel`, compiled once for all lengths."""
     found: tuple[Tensor, Tensor | None]
-    found = _run(kernel, [q, k, v], lists, tables, (block == 64, with_log), compiled)
+    found = _call_kernel(kernel, [q, k, v], lists, tables, (block == 64, with_log), compiled)
     return found
 
 
-def _run(
+def _call_kernel(
     function: Callable[..., Any], qkv: Sequence[Tensor], lists: MaskLists, tables: Any,
     flags: tuple[bool, ...], compiled: bool,
 ) -> Any:  # fmt: skip
@@ -262,7 +266,7 @@ def _compiled(function: Callable[..., Any], mode: str) -> Any:
     return torch.compile(function, fullgraph=True, mode=mode)
 
 
-def look_at_all(
+def global_attention(
     q: Tensor, k: Tensor, v: Tensor, positions: Tensor, visible: Tensor | None, *, causal: bool
 ) -> Tensor:
     """The global queries q [B, H, G, D] at `positions` [B, G] over all keys [B, H, N, D] → [B, H, G, D]."""
@@ -277,7 +281,7 @@ def look_at_all(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=q.shape[-1] ** -0.5)
 
 
-def put_rows(y: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+def scatter_rows(y: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
     """Y [B, H, N, D] with rows [B, H, G, D] in place of those at `positions` [B, G]; −1 goes nowhere."""
     n = y.shape[2]
     spare = F.pad(y.transpose(1, 2), (0, 0, 0, 0, 0, 1))  # a copy with one row more, for the −1
@@ -317,9 +321,9 @@ def flex_table_attention(
     counts = _table_counts(table, -(-n // block_size), dense)
     block = 64 if block_size % 64 == 0 and block_size % 128 else DEFAULT_BLOCK
     filling, token = -n % block, torch.arange(n + -n % block)
-    key = torch.where(token < n, token, NEVER)[None].to(q.device)
+    key = torch.where(token < n, token, ABSENT)[None].to(q.device)
     if visible is not None:
-        key = torch.where(F.pad(visible, (0, filling)), key, NEVER)
+        key = torch.where(F.pad(visible, (0, filling)), key, ABSENT)
         k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
     last, unit = (
         (token if causal else token * 0 + n - 1),
@@ -334,7 +338,7 @@ def flex_table_attention(
     lists = MaskLists(*(x.to(q.device) for x in _table_lists(counts, block_size, block, n)))
     padded = [F.pad(x, (0, max(0, NARROWEST - width), 0, filling)) for x in (q, k, v)]
     padded[0] = padded[0] * (padded[0].shape[3] / width) ** 0.5
-    out: Tensor = _run(table_kernel, padded, lists, rules, (block == 64,), compiled)
+    out: Tensor = _call_kernel(table_kernel, padded, lists, rules, (block == 64,), compiled)
     return out[:, :, :n, :width]
 
 
@@ -350,17 +354,17 @@ def table_kernel(q: Tensor, k: Tensor, v: Tensor, lists: MaskLists, rules: Table
 
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         key = rules.key[b if rules.key.shape[0] > 1 else b * 0, j]
-        return (key <= rules.last[b * 0, i]) & (count(b, h, i, j) > _NO_LOG)
+        return (key <= rules.last[b * 0, i]) & (count(b, h, i, j) > _NO_LSE)
 
-    def weigh(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def add_log_count(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score + count(b, h, i, j)
 
     size = 64 if small else 128
     mask = BlockMask(
         seq_lengths=(q.shape[2], k.shape[2]), BLOCK_SIZE=(size, size), mask_mod=seen, **lists._asdict()
     )
-    options = _options(q)
-    found: Tensor = flex_attention(q, k, v, score_mod=weigh, block_mask=mask, kernel_options=options)
+    options = _kernel_options(q)
+    found: Tensor = flex_attention(q, k, v, score_mod=add_log_count, block_mask=mask, kernel_options=options)
     return found
 
 

@@ -21,7 +21,7 @@ from longtape.attention.pattern import Pattern
 DEFAULT_BLOCK = 128
 PIECE = 32  # blocks in a piece
 FEW = 0.25  # of a piece: with more hot blocks, copies would outgrow the sequence, and work is even anyway
-NEVER = 1 << 30  # the number of a key that no query sees; a block that is not there
+ABSENT = 1 << 30  # the number of a key that no query sees; a block that is not there
 
 
 class BlockRules(NamedTuple):
@@ -126,7 +126,7 @@ class _Builder:
         self.whole_rows = by_block.sum(-1) == (self.n - self.own * self.z).clamp(max=self.z)
         self.hot = _hot_blocks(by_block.any(-1))
         few = (
-            4 * (self.hot.shape[1] + self.extra) <= PIECE
+            self.hot.shape[1] + self.extra <= FEW * PIECE
         )  # else copies outgrow the sequence, and work is even anyway
         self.pieces = -(-self.blocks // PIECE) if few and self.hot.shape[1] + self.extra else 1
 
@@ -135,18 +135,20 @@ class _Builder:
         main = self._places(self._main_rows(), (self.own * self.pieces // self.blocks)[None])
         copies = self.pieces > 1 and self.rules.global_rows and self.hot.shape[1] > 0
         if copies:
-            main = main.scatter(1, self.hot[..., None].expand(-1, -1, main.shape[2]), NEVER)
-            codes = _on_top(self._copied_rows(), main)
+            main = main.scatter(1, self.hot[..., None].expand(-1, -1, main.shape[2]), ABSENT)
+            codes = _stack_rows(self._copied_rows(), main)
         elif self.rules.global_rows and self.hot.shape[1]:
             every = self._places(self._global_rows(), self.hot * self.pieces // self.blocks)
-            main = _on_top(main, every[:, :0])
-            codes = main.scatter(1, self.hot[..., None].expand(-1, -1, main.shape[2]), _widened(every, main))
+            main = _stack_rows(main, every[:, :0])
+            codes = main.scatter(
+                1, self.hot[..., None].expand(-1, -1, main.shape[2]), _pad_codes(every, main)
+            )
         else:
             codes = main
-        codes = codes[..., : max(1, int((codes < NEVER).sum(-1).max()))]
+        codes = codes[..., : max(1, int((codes < ABSENT).sum(-1).max()))]
         return BlockLists(
             self.rules, self.z, self.pieces, self.hot, codes, _most_queries(codes, self.n_key_blocks),
-            bool(((codes == NEVER) | (codes % 2 == 0)).all()), self._tables(bool(copies)),
+            bool(((codes == ABSENT) | (codes % 2 == 0)).all()), self._tables(bool(copies)),
         )  # fmt: skip
 
     # --- what a row needs, by blocks of the sequence and behind them those of learned tokens ---
@@ -200,7 +202,7 @@ class _Builder:
         whole = whole & ((keys + 1) * self.z <= self.n)
         if self.pattern.causal:
             valid, whole = valid & (keys <= own), whole & (keys < own)
-        return torch.where(valid, 2 * keys + ~whole, NEVER)
+        return torch.where(valid, 2 * keys + ~whole, ABSENT)
 
     def _global_rows(self) -> Tensor:
         """Codes [P, K, nB + E] of hot rows, which look at all keys."""
@@ -210,15 +212,15 @@ class _Builder:
             *self.hot.shape, -1
         )
         if self.pattern.causal:
-            codes = codes.masked_fill(keys > own, NEVER)
+            codes = codes.masked_fill(keys > own, ABSENT)
         return torch.cat([codes, self._learned().expand(*self.hot.shape, -1)], -1).sort(-1).values
 
     def _copied_rows(self) -> Tensor:
         """Codes [P, S·K, …] of the copies: each has the keys of its piece, the first also the learned tokens."""
         rows = self._global_rows()
         piece = torch.where(rows // 2 < self.blocks, rows // 2 * self.pieces // self.blocks, 0)
-        mine = [rows.masked_fill(piece != s, NEVER).sort(-1).values for s in range(self.pieces)]
-        width = max(1, int((torch.stack(mine) < NEVER).sum(-1).max()))
+        mine = [rows.masked_fill(piece != s, ABSENT).sort(-1).values for s in range(self.pieces)]
+        width = max(1, int((torch.stack(mine) < ABSENT).sum(-1).max()))
         return self._in_sequence(torch.cat([row[..., :width] for row in mine], 1))
 
     # --- where the kernel has these blocks ---
@@ -240,7 +242,7 @@ class _Builder:
         """Codes by blocks → codes by places, hot blocks by themselves; learned tokens in the first piece."""
         learned, sequence = self.key_copies - self.blocks, self.n_key_blocks - self.blocks
         return torch.where(
-            codes < NEVER, codes + 2 * torch.where(codes // 2 < self.blocks, sequence, learned), NEVER
+            codes < ABSENT, codes + 2 * torch.where(codes // 2 < self.blocks, sequence, learned), ABSENT
         )
 
     def _places(self, codes: Tensor, piece: Tensor) -> Tensor:
@@ -254,7 +256,7 @@ class _Builder:
         index = blocks.clamp(max=self.blocks).flatten(1).expand(len(number), -1)
         k = number.gather(1, index).view(-1, *blocks.shape[1:])
         places = torch.where(k >= 0, k + piece * self.hot.shape[1], places)
-        return torch.where(codes < NEVER, 2 * places + codes % 2, NEVER)
+        return torch.where(codes < ABSENT, 2 * places + codes % 2, ABSENT)
 
     # --- what the mask function looks up ---
 
@@ -266,10 +268,10 @@ class _Builder:
             max=self.n - 1
         )
         learned = torch.arange(self.extra * self.z).expand(tables, -1)
-        learned = torch.where(learned < self.rules.n_extra, -1, NEVER)
+        learned = torch.where(learned < self.rules.n_extra, -1, ABSENT)
         front = [hot.repeat(1, self.pieces)] if self.key_copies else []
         key = torch.cat([*front, learned.repeat(1, self.repeats), tokens], 1)
-        key = torch.where((key >= self.n) | (key == NEVER), NEVER, key)
+        key = torch.where((key >= self.n) | (key == ABSENT), ABSENT, key)
         wide = self.flags.gather(1, query) & self.rules.global_rows
         reach = p.reach * p.dilation
         real = (key >= 0) & (key < self.n)
@@ -309,22 +311,22 @@ def _each_once(codes: Tensor) -> Tensor:
     """Sort, and of several codes of a block keep the first: whole, if any rule shows it whole."""
     codes = codes.sort(-1).values
     again = F.pad(codes[..., 1:] // 2 == codes[..., :-1] // 2, (1, 0), value=False)
-    return codes.masked_fill(again, NEVER).sort(-1).values
+    return codes.masked_fill(again, ABSENT).sort(-1).values
 
 
-def _widened(codes: Tensor, other: Tensor) -> Tensor:
-    return F.pad(codes, (0, max(0, other.shape[-1] - codes.shape[-1])), value=NEVER)
+def _pad_codes(codes: Tensor, other: Tensor) -> Tensor:
+    return F.pad(codes, (0, max(0, other.shape[-1] - codes.shape[-1])), value=ABSENT)
 
 
-def _on_top(above: Tensor, below: Tensor) -> Tensor:
+def _stack_rows(above: Tensor, below: Tensor) -> Tensor:
     tables = max(len(above), len(below))
-    above, below = _widened(above, below), _widened(below, above)
+    above, below = _pad_codes(above, below), _pad_codes(below, above)
     return torch.cat([above.expand(tables, -1, -1), below.expand(tables, -1, -1)], 1)
 
 
 def _most_queries(codes: Tensor, n_keys: int) -> int:
     """How many rows at most need one block of keys."""
-    blocks = torch.where(codes < NEVER, codes // 2, n_keys).flatten(1)
+    blocks = torch.where(codes < ABSENT, codes // 2, n_keys).flatten(1)
     counts = torch.zeros(len(codes), n_keys + 1, dtype=torch.int64).scatter_add_(
         1, blocks, torch.ones_like(blocks)
     )
@@ -352,10 +354,10 @@ class MaskLists(NamedTuple):
 
 def mask_lists(lists: BlockLists, codes: Tensor, backward: bool, whole: bool) -> MaskLists:
     """Lists by query and, where gradients are asked for, by key; `whole`: no block of `codes` is seen in part."""
-    n_keys, there = lists.tables.key.shape[1] // lists.block, codes < NEVER
+    n_keys, there = lists.tables.key.shape[1] // lists.block, codes < ABSENT
     found: dict[str, Tensor] = {}
     for name, kind in (("", there),) if whole else (("", codes % 2 == 1), ("full_", codes % 2 == 0)):
-        blocks = torch.where(there & kind, codes // 2, NEVER).sort(-1).values
+        blocks = torch.where(there & kind, codes // 2, ABSENT).sort(-1).values
         found |= _named(f"{name}kv", *_counted(blocks))
         if backward:
             found |= _named(f"{name}q", *_transposed(blocks, n_keys, lists.most_queries))
@@ -366,21 +368,21 @@ def _named(name: str, count: Tensor, index: Tensor) -> dict[str, Tensor]:
     return {f"{name}_num_blocks": count.int()[:, None], f"{name}_indices": index.int()[:, None]}
 
 
-def hide(lists: BlockLists, visible: Tensor) -> tuple[Tensor, Tables]:
+def mask_padded_keys(lists: BlockLists, visible: Tensor) -> tuple[Tensor, Tables]:
     """Codes [B, query blocks, W] and tables of one call whose tokens are `visible` [B, N]."""
     tables, n = lists.tables, lists.rules.n_tokens
     key = tables.key.expand(len(visible), -1).long()
     shown = torch.where(key < 0, True, visible.gather(1, key.clamp(0, n - 1)))
-    by_block = (shown & (key < NEVER)).unflatten(1, (-1, lists.block))
+    by_block = (shown & (key < ABSENT)).unflatten(1, (-1, lists.block))
     codes = lists.codes.expand(len(visible), -1, -1)
-    index = torch.where(codes < NEVER, codes // 2, 0).flatten(1)
+    index = torch.where(codes < ABSENT, codes // 2, 0).flatten(1)
     some, whole = (x.gather(1, index).view(codes.shape) for x in (by_block.any(-1), by_block.all(-1)))
-    codes = torch.where((codes < NEVER) & some, codes // 2 * 2 + torch.where(whole, codes % 2, 1), NEVER)
-    return codes, tables._replace(key=torch.where(shown, key, NEVER).int())
+    codes = torch.where((codes < ABSENT) & some, codes // 2 * 2 + torch.where(whole, codes % 2, 1), ABSENT)
+    return codes, tables._replace(key=torch.where(shown, key, ABSENT).int())
 
 
 def _counted(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    there = blocks < NEVER
+    there = blocks < ABSENT
     return there.sum(-1), torch.where(there, blocks, 0)
 
 
@@ -389,7 +391,7 @@ def _transposed(blocks: Tensor, n_keys: int, most: int) -> tuple[Tensor, Tensor]
     n_rows = blocks.shape[1]
     row = torch.arange(n_rows, device=blocks.device)[:, None]
     pairs = (
-        torch.where(blocks < NEVER, blocks * n_rows + row, torch.iinfo(torch.int64).max)
+        torch.where(blocks < ABSENT, blocks * n_rows + row, torch.iinfo(torch.int64).max)
         .flatten(1)
         .sort(-1)
         .values

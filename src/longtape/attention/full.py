@@ -42,7 +42,9 @@ class FullAttention(Attention):
         mask = full_mask(q.shape[2], k.shape[2], visible, self.config.causal, q.device)
         return full_attention(q, k, v, mask)
 
-    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+    def attention_probs(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
+    ) -> Tensor:
         return self._weights(q, k, visible)[:, :, rows]
 
     def visible_pairs(self, n_tokens: int) -> Tensor:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longtape.attention.base import Attention, AttentionConfig, Capabilities, blank
+from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_padding
 from longtape.attention.block_sparse import dense_attention
 
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
 PROJECTIONS = ("linear", "mean", "conv")
 
 
-def guide_k(seq_len: int) -> int:
+def default_k(seq_len: int) -> int:
     """The usual k: 64 under 512 tokens, 128 under 2,048, 256 above; never more than there are tokens."""
     return min(seq_len, 64 if seq_len < 512 else 128 if seq_len < 2048 else 256)
 
@@ -30,7 +30,7 @@ def guide_k(seq_len: int) -> int:
 class LinformerConfig(AttentionConfig):
     """`seq_len` is required: E and F have a column for every position."""
 
-    k: int | None = None  # rows of E and F; by default guide_k(seq_len)
+    k: int | None = None  # rows of E and F; `default_k` where None
     sharing: str = "headwise"  # none (E, F per head) | headwise | key_value (E = F) | layerwise
     projection: str = "linear"  # learned; mean of k windows; conv: one learned kernel strided over k windows
 
@@ -50,7 +50,7 @@ class LinformerConfig(AttentionConfig):
     @property
     def columns(self) -> int:
         """The k in use."""
-        return guide_k(self.seq_len or 1) if self.k is None else self.k
+        return default_k(self.seq_len or 1) if self.k is None else self.k
 
 
 class SequenceProjection(nn.Module):
@@ -139,16 +139,16 @@ class LinformerAttention(Attention):
         """
         if self.config.sharing == "none":
             return super().forward(x, visible, **extra)
-        context, context_visible = self._take_context(x, visible, extra)
-        x = blank(x, visible)
-        source = x if context is None else blank(context, context_visible)
+        context, context_visible = self._pop_context(x, visible, extra)
+        x = mask_padding(x, visible)
+        source = x if context is None else mask_padding(context, context_visible)
         k, v = self._mix_tokens(source, visible if context is None else context_visible)
-        return self._finish(self._look(self.split_heads(self.q_proj(x)), k, v), visible)
+        return self._project_output(self._attend_projected(self.split_heads(self.q_proj(x)), k, v), visible)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """softmax(Q(EK)ᵀ/√D)(FV), [B, H, N, D]."""
         e, f = self._matrices(k)
-        return self._look(q, e @ _blank_heads(k, visible), f @ _blank_heads(v, visible))
+        return self._attend_projected(q, e @ _blank_heads(k, visible), f @ _blank_heads(v, visible))
 
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
@@ -158,12 +158,14 @@ class LinformerAttention(Attention):
         k, v = e @ _blank_heads(k, visible), f @ _blank_heads(v, visible)
         return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
-    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+    def attention_probs(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
+    ) -> Tensor:
         """Weights over the k mixed keys, [B, H, len(rows), k]."""
         mixed = self._matrices(k)[0] @ _blank_heads(k, visible)
         return (q[:, :, rows] @ mixed.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
 
-    def _look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.config.attention_dropout if self.training else 0.0
         if q.device.type == "cpu" and q.dtype == torch.float32:
             return dense_attention(q, k, v, dropout=dropout)

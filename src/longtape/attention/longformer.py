@@ -101,7 +101,7 @@ class LongformerAttention(Attention):
         self.global_k_proj = nn.Linear(config.d_model, config.d_model)
         self.global_v_proj = nn.Linear(config.d_model, config.d_model)
 
-    def project_more(self, x: Tensor) -> dict[str, Any]:
+    def extra_inputs(self, x: Tensor) -> dict[str, Any]:
         return {"source": x}
 
     def attend(
@@ -117,7 +117,7 @@ class LongformerAttention(Attention):
         assert source is not None  # noqa: S101 (project_more gives it)
         positions = self.positions(q, global_positions)
         dropout = self.config.attention_dropout if self.training else 0.0
-        return windows(
+        return window_attention(
             q, k, v, self.patterns, positions, self.project_global(source, positions), visible, dropout
         )
 
@@ -144,13 +144,13 @@ class LongformerAttention(Attention):
     ) -> Tensor:
         assert source is not None  # noqa: S101
         rows = torch.arange(q.shape[2])
-        seen, is_global = self._seen(rows, q, visible, global_positions)
+        seen, is_global = self._attention_mask(rows, q, visible, global_positions)
         projections = (self.global_q_proj, self.global_k_proj, self.global_v_proj)
         global_q, global_k, global_v = (self.split_heads(project(source)) for project in projections)
         wide = full_attention(global_q, global_k, global_v, seen)
         return torch.where(is_global, wide, full_attention(q, k, v, seen))
 
-    def weigh(
+    def attention_probs(
         self,
         q: Tensor,
         k: Tensor,
@@ -161,7 +161,7 @@ class LongformerAttention(Attention):
         **extra: Any,
     ) -> Tensor:
         assert source is not None  # noqa: S101
-        seen, is_global = self._seen(rows.cpu(), q, visible, global_positions)
+        seen, is_global = self._attention_mask(rows.cpu(), q, visible, global_positions)
         global_q = self.split_heads(self.global_q_proj(source[:, rows]))
         global_k = self.split_heads(self.global_k_proj(source))
         scores = torch.where(
@@ -172,7 +172,7 @@ class LongformerAttention(Attention):
     def visible_pairs(self, n_tokens: int) -> Tensor:
         """Bool [N, N]; with different dilations, what any head sees."""
         rows = torch.arange(n_tokens)
-        named = self._named(n_tokens)[None]
+        named = self._all_global(n_tokens)[None]
         return torch.stack([p.rows(n_tokens, rows, named)[0] for p in set(self.patterns)]).any(0)
 
     def positions(self, q: Tensor, global_positions: Tensor | None) -> Tensor:
@@ -182,10 +182,10 @@ class LongformerAttention(Attention):
         )
         return found
 
-    def _named(self, n_tokens: int) -> Tensor:
+    def _all_global(self, n_tokens: int) -> Tensor:
         return torch.tensor([*self.placement.global_units(n_tokens), *self.global_tokens], dtype=torch.int64)
 
-    def _seen(
+    def _attention_mask(
         self, rows: Tensor, q: Tensor, visible: Tensor | None, global_positions: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """By definition: bool [B, H, rows, N] what is seen, [B, 1, rows, 1] which rows are global."""
@@ -197,32 +197,32 @@ class LongformerAttention(Attention):
         return seen, is_global.to(q.device)
 
 
-def windows(
+def window_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     patterns: Sequence[Pattern],
     positions: Tensor | None,
-    of_global: Projections | None,
+    global_qkv: Projections | None,
     visible: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Window of each head and global keys at `positions` [B, G] for all; global queries through q, k, v `of_global`."""
-    if of_global is None:
+    """Window of each head, global keys at `positions` [B, G] for all, global queries through their `global_qkv`."""
+    if global_qkv is None:
         positions = None
     if len(set(patterns)) == 1:
         return pattern_attention(
-            q, k, v, patterns[0], visible=visible, positions=positions, of_global=of_global, dropout=dropout
+            q, k, v, patterns[0], visible=visible, positions=positions, global_qkv=global_qkv, dropout=dropout
         )
     out: list[Tensor] = [q] * len(patterns)
     for pattern in set(patterns):
         heads = [h for h, other in enumerate(patterns) if other == pattern]
         theirs: Projections | None = None
-        if of_global is not None:
-            theirs = (of_global[0][:, heads], of_global[1][:, heads], of_global[2][:, heads])
+        if global_qkv is not None:
+            theirs = (global_qkv[0][:, heads], global_qkv[1][:, heads], global_qkv[2][:, heads])
         y = pattern_attention(
             q[:, heads], k[:, heads], v[:, heads], pattern,
-            visible=visible, positions=positions, of_global=theirs, dropout=dropout,
+            visible=visible, positions=positions, global_qkv=theirs, dropout=dropout,
         )  # fmt: skip
         for i, head in enumerate(heads):
             out[head] = y[:, i]

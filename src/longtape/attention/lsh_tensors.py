@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from longtape.attention.lsh_order import chunks_of, sort_tokens
 
-_HIDDEN = -1e30  # score of a key that is not there or that an earlier round showed
-_ITSELF = -1e20  # score of a token's own key: beaten by any other, beats hidden ones
+_MASKED_SCORE = -1e30  # score of a key that is not there or that an earlier round showed
+_SELF_SCORE = -1e20  # score of a token's own key: beaten by any other, beats hidden ones
 
 
 def lsh_in_tensors(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int) -> Tensor:
@@ -22,7 +22,7 @@ def lsh_in_tensors(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None,
     order = sort_tokens(bucket)
     hidden = None if visible is None else ~visible
     rounds = [
-        checkpoint(_look, q.to(wide), v.to(wide), order, hidden, r, size, use_reentrant=False)
+        checkpoint(_attend_round, q.to(wide), v.to(wide), order, hidden, r, size, use_reentrant=False)
         for r in range(order.shape[2])
     ]
     shares = torch.stack([log for _, log in rounds]).softmax(0)
@@ -30,36 +30,38 @@ def lsh_in_tensors(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None,
     return torch.as_tensor(joined).to(q.dtype)
 
 
-def _look(
+def _attend_round(
     q: Tensor, v: Tensor, order: Tensor, hidden: Tensor | None, r: int, size: int
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, H, N, D] and log-sum-exp [B, H, N] of what round r shows and no earlier one did."""
-    n, mine = order.shape[-1], order[:, :, r]
+    n, order_r = order.shape[-1], order[:, :, r]
     # slots of chunks; one blank chunk in front, so that every chunk has one before it
-    slots = F.pad(mine + 1, (size, -n % size)) - 1
-    token, blank = slots.clamp(min=0), slots < 0
+    slots = F.pad(order_r + 1, (size, -n % size)) - 1
+    token, filling = slots.clamp(min=0), slots < 0
     if hidden is not None:
-        blank = blank | hidden[:, None].expand(-1, q.shape[1], -1).gather(2, token)
+        filling = filling | hidden[:, None].expand(-1, q.shape[1], -1).gather(2, token)
     queries = _gather(q, token)
     keys, values = (
         x.unfold(2, 2 * size, size) for x in (F.normalize(queries, eps=1e-12, dim=-1), _gather(v, token))
     )
     scores = queries[:, :, size:].unflatten(2, (-1, size)) @ keys * q.shape[-1] ** -0.5
-    itself = (
+    own_key = (
         token[:, :, size:].unflatten(2, (-1, size))[..., None]
         == token.unfold(2, 2 * size, size)[..., None, :]
     )
-    away = blank.unfold(2, 2 * size, size)[..., None, :]
+    masked = filling.unfold(2, 2 * size, size)[..., None, :]
     for chunk in chunks_of(order[:, :, :r], size).unbind(2):
         there = chunk.gather(2, token)
         behind = (
             there[:, :, size:].unflatten(2, (-1, size))[..., None]
             - there.unfold(2, 2 * size, size)[..., None, :]
         )
-        away = away | (behind == 0) | (behind == 1)
-    scores = scores.masked_fill(itself, _ITSELF).masked_fill(away, _HIDDEN)
+        masked = masked | (behind == 0) | (behind == 1)
+    scores = scores.masked_fill(own_key, _SELF_SCORE).masked_fill(masked, _MASKED_SCORE)
     found = (scores.softmax(-1) @ values.transpose(-2, -1)).flatten(2, 3)
-    place = torch.empty_like(mine).scatter_(2, mine, torch.arange(n, device=q.device).expand_as(mine))
+    place = torch.empty_like(order_r).scatter_(
+        2, order_r, torch.arange(n, device=q.device).expand_as(order_r)
+    )
     return _gather(found, place), scores.logsumexp(-1).flatten(2).gather(2, place)
 
 

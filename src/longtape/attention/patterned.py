@@ -63,10 +63,10 @@ class PatternAttention(Attention):
         **extra: Any,
     ) -> Tensor:
         rows = torch.arange(q.shape[2])
-        k, v = (_in_front(e, x) for e, x in zip(self.extra_keys(), (k, v), strict=True))
-        return full_attention(q, k, v, self.seen(rows, q, visible, global_positions))
+        k, v = (_prepend(e, x) for e, x in zip(self.extra_keys(), (k, v), strict=True))
+        return full_attention(q, k, v, self.attention_mask(rows, q, visible, global_positions))
 
-    def weigh(
+    def attention_probs(
         self,
         q: Tensor,
         k: Tensor,
@@ -76,9 +76,11 @@ class PatternAttention(Attention):
         **extra: Any,
     ) -> Tensor:
         """Columns: the learned tokens, if any, then the sequence."""
-        seen = self.seen(rows.cpu(), q, visible, global_positions)
-        k = _in_front(self.extra_keys()[0], k)
-        return masked_softmax(q[:, :, rows] @ k.transpose(-2, -1) * self.config.head_dim**-0.5, seen)
+        attention_mask = self.attention_mask(rows.cpu(), q, visible, global_positions)
+        k = _prepend(self.extra_keys()[0], k)
+        return masked_softmax(
+            q[:, :, rows] @ k.transpose(-2, -1) * self.config.head_dim**-0.5, attention_mask
+        )
 
     def visible_pairs(self, n_tokens: int) -> Tensor:
         return self.pattern.rows(n_tokens, torch.arange(n_tokens), self.positions(None))[0]
@@ -97,19 +99,19 @@ class PatternAttention(Attention):
         tokens = self.extra_tokens[None]
         return self.split_heads(self.k_proj(tokens))[0], self.split_heads(self.v_proj(tokens))[0]
 
-    def seen(
+    def attention_mask(
         self, rows: Tensor, q: Tensor, visible: Tensor | None, global_positions: Tensor | None
     ) -> Tensor:
         """Bool [1 or B, 1, rows, learned + N], by definition."""
-        seen = self.pattern.rows(q.shape[2], rows, self.positions(global_positions)).to(q.device)
+        attention_mask = self.pattern.rows(q.shape[2], rows, self.positions(global_positions)).to(q.device)
         if visible is not None:
-            seen = seen & visible[:, None]
-        return F.pad(seen, (0 if self.extra_tokens is None else len(self.extra_tokens), 0), value=True)[
-            :, None
-        ]
+            attention_mask = attention_mask & visible[:, None]
+        return F.pad(
+            attention_mask, (0 if self.extra_tokens is None else len(self.extra_tokens), 0), value=True
+        )[:, None]
 
 
-def _in_front(extra: Tensor | None, x: Tensor) -> Tensor:
+def _prepend(extra: Tensor | None, x: Tensor) -> Tensor:
     return x if extra is None else torch.cat([extra.expand(len(x), -1, -1, -1), x], 2)
 
 

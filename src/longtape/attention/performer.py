@@ -70,9 +70,11 @@ class PerformerAttention(Attention):
         """The same quotient with all N×M products in memory."""
         rows = torch.arange(q.shape[2], device=q.device)
         values = v if visible is None else v.masked_fill(~visible[:, None, :, None], 0.0)
-        return self.weigh(q, k, visible, rows, **extra) @ values
+        return self.attention_probs(q, k, visible, rows, **extra) @ values
 
-    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+    def attention_probs(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
+    ) -> Tensor:
         """φ(q)·φ(k) over its sum along the keys, [B, H, len(rows), M]."""
         directions = self.features.to(q.dtype)
         phi_q = _log_features(q[:, :, rows], directions)
@@ -87,10 +89,10 @@ class PerformerAttention(Attention):
             products = products.masked_fill(~past, 0.0)
         return products / products.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
 
-    def _take_context(
+    def _pop_context(
         self, x: Tensor, visible: Tensor | None, extra: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor | None]:
-        context, context_visible = super()._take_context(x, visible, extra)
+        context, context_visible = super()._pop_context(x, visible, extra)
         if context is not None and self.config.causal:
             raise ValueError("a causal performer is for self-attention: a context has no order relative to x")
         return context, context_visible

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtape.attention.base import Attention, AttentionConfig, Capabilities, blank, masked_softmax
+from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_padding, masked_softmax
 
 _FINE = 1 << 20  # resolution of a sampled key's place within its stratum
 _MOST_LOG = 32  # ⌈ln N⌉ for more tokens than any memory holds
@@ -85,33 +85,37 @@ class ProbSparseAttention(Attention):
 
         All queries are measured without a graph; only the chosen ones are projected again with one.
         """
-        context, context_visible = self._take_context(x, visible, extra)
-        x = blank(x, visible)
-        source = x if context is None else blank(context, context_visible)
+        context, context_visible = self._pop_context(x, visible, extra)
+        x = mask_padding(x, visible)
+        source = x if context is None else mask_padding(context, context_visible)
         keys_visible = visible if context is None else context_visible
         k, v = self.split_heads(self.k_proj(source)), self.split_heads(self.v_proj(source))
         with torch.no_grad():
             chosen = self.choose(self.split_heads(self.q_proj(x)), k, keys_visible, visible)
-        looked = self._look(self._project_rows(x, chosen.queries), k, v, keys_visible, chosen)
+        attended = self._attend_active(self._project_rows(x, chosen.queries), k, v, keys_visible, chosen)
         if self.config.causal:
-            return self._finish(_place(running_mean(v, keys_visible), looked, chosen), visible)
-        return self.dropout(self._finish_lazily(mean(v, keys_visible), looked, chosen, x, visible))
+            return self._project_output(
+                _scatter_active(running_mean(v, keys_visible), attended, chosen), visible
+            )
+        return self.dropout(self._project_output_lazily(mean(v, keys_visible), attended, chosen, x, visible))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """[B, H, N, D]; visible [B, M] of the keys, `query_visible` [B, N] of the queries."""
         chosen = self.choose(q.detach(), k.detach(), visible, extra.get("query_visible"))
-        looked = self._look(_rows(q, chosen.queries), k, v, visible, chosen)
+        attended = self._attend_active(_gather_rows(q, chosen.queries), k, v, visible, chosen)
         lazy = running_mean(v, visible) if self.config.causal else mean(v, visible).expand(q.shape)
-        return _place(lazy, looked, chosen)
+        return _scatter_active(lazy, attended, chosen)
 
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
     ) -> Tensor:
         """Every row of weights, dense: softmax where the query is active, uniform where it is lazy."""
         rows = torch.arange(q.shape[2], device=q.device)
-        return self.weigh(q, k, visible, rows, **extra) @ _blank_heads(v, visible)
+        return self.attention_probs(q, k, visible, rows, **extra) @ _blank_heads(v, visible)
 
-    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+    def attention_probs(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
+    ) -> Tensor:
         """Weights [B, H, len(rows), M]: of an active query its softmax, of a lazy one 1/count on all it may see."""
         active = self.active(q.detach(), k.detach(), visible, extra.get("query_visible"))[:, :, rows]
         seen = torch.ones(len(rows), k.shape[2], dtype=torch.bool, device=q.device)
@@ -134,7 +138,7 @@ class ProbSparseAttention(Attention):
     def choose(self, q: Tensor, k: Tensor, visible: Tensor | None, query_visible: Tensor | None) -> Chosen:
         """The min(N, factor·⌈ln N⌉) queries of highest estimated M; counts are of visible tokens."""
         keys, sampled = self._sample(k, visible)
-        m = torch.cat([_spread_of(s, sampled) for s in _scores(q, keys)], -1)
+        m = torch.cat([_sparsity_of(s, sampled) for s in _scores(q, keys)], -1)
         n_queries, most = q.shape[2], budget(self.config.factor, q.shape[2])
         if query_visible is None:
             return Chosen(m.topk(most).indices, m.new_ones(1, 1, most, dtype=torch.bool))
@@ -151,16 +155,16 @@ class ProbSparseAttention(Attention):
         n_keys, most = k.shape[2], budget(self.config.factor, k.shape[2])
         place = torch.arange(most, device=k.device)
         if visible is None:
-            rank = self._pick(place, n_keys, most)
-            return _rows(k, rank.expand(k.shape[0], -1, -1)), None
+            rank = self._stratified_ranks(place, n_keys, most)
+            return _gather_rows(k, rank.expand(k.shape[0], -1, -1)), None
         count = visible.sum(-1)[:, None, None]
         size = _budgets(self.config.factor, count, n_keys)
-        rank = self._pick(place, count, size).clamp(max=n_keys - 1)
+        rank = self._stratified_ranks(place, count, size).clamp(max=n_keys - 1)
         visible_first = (~visible).to(torch.uint8).argsort(dim=-1, stable=True)
         position = visible_first[:, None].expand(-1, rank.shape[1], -1).gather(2, rank)
-        return _rows(k, position), (place < size)[:, :, None]
+        return _gather_rows(k, position), (place < size)[:, :, None]
 
-    def _pick(self, place: Tensor, count: int | Tensor, size: int | Tensor) -> Tensor:
+    def _stratified_ranks(self, place: Tensor, count: int | Tensor, size: int | Tensor) -> Tensor:
         """One rank out of every place's stratum, ⌊place·count/size⌋ … ⌊(place + 1)·count/size⌋ − 1. [(B,) H, S]."""
         first = (place * count).div(size, rounding_mode="floor")
         after = ((place + 1) * count).div(size, rounding_mode="floor")
@@ -174,7 +178,9 @@ class ProbSparseAttention(Attention):
         q = chosen @ self.q_proj.weight.view(n_heads, head_dim, -1).transpose(-2, -1)
         return q if self.q_proj.bias is None else q + self.q_proj.bias.view(n_heads, 1, head_dim)
 
-    def _look(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, chosen: Chosen) -> Tensor:
+    def _attend_active(
+        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, chosen: Chosen
+    ) -> Tensor:
         """Full attention of the chosen queries, [B, H, U, D]; zero where nothing is visible."""
         dropout = self.config.attention_dropout if self.training else 0.0
         mask = None if visible is None else visible[:, None, None, :]
@@ -187,8 +193,8 @@ class ProbSparseAttention(Attention):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~sees, dropout_p=dropout)
         return out.masked_fill(~sees, 0.0)
 
-    def _finish_lazily(
-        self, lazy: Tensor, looked: Tensor, chosen: Chosen, x: Tensor, visible: Tensor | None
+    def _project_output_lazily(
+        self, lazy: Tensor, attended: Tensor, chosen: Chosen, x: Tensor, visible: Tensor | None
     ) -> Tensor:
         """Output projection [B, N, d_model] of rows that are `lazy` [B, H, 1, D] but for the chosen ones.
 
@@ -199,17 +205,17 @@ class ProbSparseAttention(Attention):
         if visible is not None:
             common = torch.where(visible[..., None], common, out(lazy.new_zeros(d_model)))
         by_head = out.weight.view(d_model, self.config.n_heads, -1).permute(1, 2, 0)  # [H, D, d_model]
-        difference = (looked - lazy).masked_fill(~chosen.active[..., None], 0.0) @ by_head
+        difference = (attended - lazy).masked_fill(~chosen.active[..., None], 0.0) @ by_head
         first = torch.arange(b, device=x.device)[:, None, None] * n
         place = (first + chosen.queries).flatten()
         return (
             common.reshape(b * n, d_model).index_add(0, place, difference.flatten(0, 2)).view(b, n, d_model)
         )
 
-    def _take_context(
+    def _pop_context(
         self, x: Tensor, visible: Tensor | None, extra: dict[str, Any]
     ) -> tuple[Tensor | None, Tensor | None]:
-        context, context_visible = super()._take_context(x, visible, extra)
+        context, context_visible = super()._pop_context(x, visible, extra)
         if context is not None and self.config.causal:
             raise ValueError('causal="masked" is for self-attention; cross-attention sees the whole context')
         extra["query_visible"] = visible
@@ -219,7 +225,7 @@ class ProbSparseAttention(Attention):
 def sparsity(q: Tensor, k: Tensor, visible: Tensor | None = None) -> Tensor:
     """M of every query over all keys, [B, H, N]: 0 for uniform attention, at most the range of its scores."""
     seen = None if visible is None else visible[:, None, None, :]
-    return torch.cat([_spread_of(scores, seen) for scores in _scores(q, _blank_heads(k, visible))], -1)
+    return torch.cat([_sparsity_of(scores, seen) for scores in _scores(q, _blank_heads(k, visible))], -1)
 
 
 def divergence(q: Tensor, k: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -258,7 +264,7 @@ def _scores(q: Tensor, keys: Tensor) -> Iterator[Tensor]:
         yield q[:, :, start : start + size] @ scaled
 
 
-def _spread_of(scores: Tensor, seen: Tensor | None) -> Tensor:
+def _sparsity_of(scores: Tensor, seen: Tensor | None) -> Tensor:
     """Maximum − mean of the last dimension, over what is seen."""
     if seen is None:
         return scores.amax(-1) - scores.mean(-1)
@@ -276,14 +282,14 @@ def _divergence_of(scores: Tensor, seen: Tensor | None) -> Tensor:
     )
 
 
-def _rows(x: Tensor, index: Tensor) -> Tensor:
+def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x [B, H, N, D] at index [B, H, U] → [B, H, U, D]."""
     return x.gather(2, index[..., None].expand(*index.shape, x.shape[-1]))
 
 
-def _place(lazy: Tensor, looked: Tensor, chosen: Chosen) -> Tensor:
-    """`lazy` [B, H, N, D] with the rows of active chosen queries replaced by `looked` [B, H, U, D]."""
-    new = torch.where(chosen.active[..., None], looked, _rows(lazy, chosen.queries))
+def _scatter_active(lazy: Tensor, attended: Tensor, chosen: Chosen) -> Tensor:
+    """`lazy` [B, H, N, D] with the rows of active chosen queries replaced by `attended` [B, H, U, D]."""
+    new = torch.where(chosen.active[..., None], attended, _gather_rows(lazy, chosen.queries))
     return lazy.scatter(2, chosen.queries[..., None].expand_as(new), new)
 
 

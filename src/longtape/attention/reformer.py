@@ -87,17 +87,19 @@ class ReformerAttention(Attention):
     ) -> Tensor:
         """Softmax over the union of what the rounds show, with all N×N weights in memory."""
         rows = torch.arange(q.shape[2], device=q.device)
-        return self.weigh(q, k, visible, rows, **extra) @ _blank_heads(v, visible)
+        return self.attention_probs(q, k, visible, rows, **extra) @ _blank_heads(v, visible)
 
-    def weigh(self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any) -> Tensor:
+    def attention_probs(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
+    ) -> Tensor:
         """Weights [B, H, len(rows), N]."""
         chunk = chunks_of(sort_tokens(self.hash(q, visible)), self.config.bucket_size)  # [B, H, R, N]
         behind = chunk[..., rows, None] - chunk[..., None, :]
         seen = ((behind == 0) | (behind == 1)).any(2)  # in some round, [B, H, len(rows), N]
         if visible is not None:
             seen = seen & visible[:, None, None, :]
-        itself = rows[:, None] == torch.arange(q.shape[2], device=q.device)
-        others = seen & ~itself
+        own_key = rows[:, None] == torch.arange(q.shape[2], device=q.device)
+        others = seen & ~own_key
         seen = torch.where(others.any(-1, keepdim=True), others, seen)
         q = _blank_heads(q, visible)
         unit = q / q.norm(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -119,19 +121,19 @@ class ReformerAttention(Attention):
         n, size = q.shape[2], self.config.bucket_size
         wide = q.to(torch.promote_types(q.dtype, torch.float32))
         if visible is None:
-            return self._hash_parts(wide, digits_of(n, size))
+            return self._hash_in_chunks(wide, digits_of(n, size))
         digits = [digits_of(count, size) for count in visible.sum(-1).tolist()]
-        samples = [self._hash_parts(x[None], mine) for x, mine in zip(wide, digits, strict=True)]
+        samples = [self._hash_in_chunks(x[None], mine) for x, mine in zip(wide, digits, strict=True)]
         return torch.cat(samples).masked_fill(~visible[:, None, None], 2 ** sum(digits_of(n, size)))
 
-    def _hash_parts(self, q: Tensor, widths: list[int]) -> Tensor:
+    def _hash_in_chunks(self, q: Tensor, widths: list[int]) -> Tensor:
         """Bucket [B, H, R, N] in 0 … 2^Σwidths − 1, some tokens at a time."""
         coordinates = q.shape[0] * q.shape[1] * self.config.n_hashes * 2 ** max(widths, default=0)
         return torch.cat(
-            [self._hash_some(x, widths) for x in q.split(max(1, _ROTATED // coordinates), 2)], -1
+            [self._hash_chunk(x, widths) for x in q.split(max(1, _ROTATED // coordinates), 2)], -1
         )
 
-    def _hash_some(self, q: Tensor, widths: list[int]) -> Tensor:
+    def _hash_chunk(self, q: Tensor, widths: list[int]) -> Tensor:
         shape = (*q.shape[:2], self.config.n_hashes, q.shape[2])
         bucket = torch.zeros(shape, dtype=torch.int64, device=q.device)
         for digit, width in enumerate(widths):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from longtape.attention import Attention, build_attention
-from longtape.attention.cpu.plan import plan_pattern
+from longtape.attention.cpu.layout import pattern_layout
 from longtape.evaluation.attention_peers import PEERS, Projected, Shape
 
 MIB = 2**20
@@ -158,7 +158,7 @@ def lay_pattern(layer: Attention, n_tokens: int) -> None:
     """Lay out what each query sees, for a mechanism with a pattern of its own."""
     patterns = getattr(layer, "patterns", None) or [getattr(layer, "pattern", None)]
     for pattern in {pattern for pattern in patterns if pattern is not None}:
-        plan_pattern(pattern, n_tokens, None, 0)
+        pattern_layout(pattern, n_tokens, None, 0)
 
 
 def runs(layer: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Callable[[], None]]:
@@ -188,7 +188,7 @@ def attend_alone(layer: nn.Module, x: Tensor) -> Callable[[], None]:
             if not held:
                 held.extend(layer.project(x))
             if isinstance(layer, Attention):
-                layer.attend(held[0], held[1], held[2], None, **layer.project_more(x))
+                layer.attend(held[0], held[1], held[2], None, **layer.extra_inputs(x))
             else:
                 layer.attend(held[0], held[1], held[2])
 

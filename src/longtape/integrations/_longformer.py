@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.longformer import modeling_longformer as library
 
-from longtape.attention.longformer import windows
+from longtape.attention.longformer import window_attention
 from longtape.attention.pattern import Pattern
 
 
@@ -34,13 +34,13 @@ class WindowAndGlobal(library.LongformerSelfAttention):
         dropout = self.dropout if self.training else 0.0
         pattern = Pattern(window_size=2 * self.one_sided_attn_window_size + 1)
         q, k, v = self.heads(hidden_states, self.query, self.key, self.value)
-        of_global = None
+        global_qkv = None
         if positions.shape[1]:
             chosen = positions.clamp(min=0)[..., None].expand(-1, -1, hidden_states.shape[-1])
             (global_q,) = self.heads(hidden_states.gather(1, chosen), self.query_global)
             global_k, global_v = self.heads(hidden_states, self.key_global, self.value_global)
-            of_global = (global_q, global_k, global_v)
-        y = windows(q, k, v, [pattern] * self.num_heads, positions, of_global, visible, dropout)
+            global_qkv = (global_q, global_k, global_v)
+        y = window_attention(q, k, v, [pattern] * self.num_heads, positions, global_qkv, visible, dropout)
         y = y.transpose(1, 2).flatten(2)
         return (y if visible is None else y.masked_fill(~visible[..., None], 0.0),)
 

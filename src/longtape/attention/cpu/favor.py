@@ -1,4 +1,4 @@
-"""Runs the loops of `favor_loops.py`: sums over the keys by run, then the queries; the same way back."""
+"""Runs the loops of `favor_tiles.py`: states of runs of keys, then the queries; backward in the other order."""
 
 from __future__ import annotations
 
@@ -9,59 +9,60 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longtape.attention.cpu.favor_loops import (
-    NOTHING,
-    RUN,
+from longtape.attention.cpu.favor_tiles import (
+    NO_MAX,
+    TASK_TOKENS,
     Features,
     Flags,
     State,
-    ask_queries,
     keys_backward,
+    keys_forward,
     queries_backward,
-    sum_keys,
+    queries_forward,
 )
-from longtape.attention.cpu.simd import ROWS, Operand, in_threads, padded
+from longtape.attention.cpu.simd import ROWS, Operand, padded, parallel_for
 from longtape.attention.memory_layout import empty_by_tokens
 
 
-class _Sums(NamedTuple):
+class _StateTensors(NamedTuple):
     """A state, or its gradient: Σ φ(k_j) v_j, Σ φ(k_j), relative to 2^top."""
 
-    sums: Tensor  # [G, m', D'], G = B·H
-    counts: Tensor  # [G, m']
-    top: Tensor  # [G]
+    kv: Tensor  # [G, m', D'], G = B·H
+    k_sum: Tensor  # [G, m']
+    maximum: Tensor  # [G]
 
     @property
     def state(self) -> State:
-        return State(self.sums.numpy(), self.counts.numpy())
+        return State(self.kv.numpy(), self.k_sum.numpy())
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, directions: Tensor, visible: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, the logs of the normalisers, and the state of the keys."""
-    wide, n_heads = _wide(q), q.shape[1]
-    features, key, value = _features(directions, wide), _readable(k), _readable(v)
-    n_runs, groups = -(-k.shape[2] // RUN), q.shape[0] * n_heads
-    runs = _zeros(n_runs * groups, features, wide)
-    tops = torch.full((n_runs, groups), NOTHING, dtype=wide)
-    keys = (Operand.of(key), Operand.of(value), _hidden(visible), features, tops.numpy(), runs.state)
-    in_threads(lambda *tasks: sum_keys(*keys, k.shape[2], n_heads, *tasks), n_runs * groups)
-    sums = _merge(runs, tops)
+    wide, n_heads = _compute_dtype(q), q.shape[1]
+    features, key, value = _features(directions, wide), _kernel_ready(k), _kernel_ready(v)
+    n_runs, groups = -(-k.shape[2] // TASK_TOKENS), q.shape[0] * n_heads
+    runs = _zero_state(n_runs * groups, features, wide)
+    maxima = torch.full((n_runs, groups), NO_MAX, dtype=wide)
+    keys = (Operand.of(key), Operand.of(value), _padding_flags(visible), features, maxima.numpy(), runs.state)
+    parallel_for(lambda *tasks: keys_forward(*keys, k.shape[2], n_heads, *tasks), n_runs * groups)
+    kv = _merge_tasks(runs, maxima)
     out, norm = empty_by_tokens(q, wide), torch.empty(*q.shape[:3], 1, dtype=wide)
-    asked = (Operand.of(_readable(q)), Operand.of(out), Operand.of(norm), features, sums.state)
-    in_threads(
-        lambda *tasks: ask_queries(*asked, q.shape[2], n_heads, *tasks), -(-q.shape[2] // RUN) * groups
+    queries = (Operand.of(_kernel_ready(q)), Operand.of(out), Operand.of(norm), features, kv.state)
+    parallel_for(
+        lambda *tasks: queries_forward(*queries, q.shape[2], n_heads, *tasks),
+        -(-q.shape[2] // TASK_TOKENS) * groups,
     )
-    return out.to(q.dtype), norm, *sums
+    return out.to(q.dtype), norm, *kv
 
 
 def backward(
     grad: Tensor,
     norm: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    top: Tensor,
+    kv: Tensor,
+    k_sum: Tensor,
+    maximum: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -69,73 +70,82 @@ def backward(
     visible: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Over the queries with the state, then over the keys with the gradient of the state."""
-    wide, n_heads, groups = _wide(q), q.shape[1], q.shape[0] * q.shape[1]
-    features, n_runs = _features(directions, wide), -(-q.shape[2] // RUN)
+    wide, n_heads, groups = _compute_dtype(q), q.shape[1], q.shape[0] * q.shape[1]
+    features, n_runs = _features(directions, wide), -(-q.shape[2] // TASK_TOKENS)
     dq, dk, dv = (empty_by_tokens(x, wide) for x in (q, k, v))
-    shares = _zeros(n_runs * groups, features, wide)
+    shares = _zero_state(n_runs * groups, features, wide)
     queries = (
-        Operand.of(_readable(q)), Operand.of(norm), Operand.of(_readable(grad)), Operand.of(dq), features,
-        _Sums(sums, counts, top).state, shares.state,
+        Operand.of(_kernel_ready(q)), Operand.of(norm), Operand.of(_kernel_ready(grad)), Operand.of(dq), features,
+        _StateTensors(kv, k_sum, maximum).state, shares.state,
     )  # fmt: skip
-    in_threads(lambda *tasks: queries_backward(*queries, q.shape[2], n_heads, *tasks), n_runs * groups)
-    d_sums = _merge(shares, torch.zeros(n_runs, groups, dtype=wide))
+    parallel_for(lambda *tasks: queries_backward(*queries, q.shape[2], n_heads, *tasks), n_runs * groups)
+    d_state = _merge_tasks(shares, torch.zeros(n_runs, groups, dtype=wide))
     keys = (
-        Operand.of(_readable(k)), Operand.of(_readable(v)), _hidden(visible), Operand.of(dk), Operand.of(dv), features,
-        top.numpy(), d_sums.state,
+        Operand.of(_kernel_ready(k)), Operand.of(_kernel_ready(v)), _padding_flags(visible), Operand.of(dk),
+        Operand.of(dv), features, maximum.numpy(), d_state.state,
     )  # fmt: skip
-    in_threads(
-        lambda *tasks: keys_backward(*keys, k.shape[2], n_heads, *tasks), -(-k.shape[2] // RUN) * groups
+    parallel_for(
+        lambda *tasks: keys_backward(*keys, k.shape[2], n_heads, *tasks),
+        -(-k.shape[2] // TASK_TOKENS) * groups,
     )
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _merge(runs: _Sums, tops: Tensor) -> _Sums:
-    """The runs of each head [R·G, …] added up, relative to the largest of their tops [R, G].
+def _merge_tasks(runs: _StateTensors, maxima: Tensor) -> _StateTensors:
+    """The runs of each head [R·G, …] added up, relative to the largest of their maxima [R, G].
 
     By numpy: after a parallel operation torch's threads keep their cores busy for milliseconds, which ours then miss.
     """
-    top = tops.numpy().max(0)
-    shrink = np.exp2(tops.numpy() - top)[..., None]
-    sums, counts = (x.unflatten(0, tops.shape).numpy() for x in (runs.sums, runs.counts))
-    merged = ((sums * shrink[..., None]).sum(0), (counts * shrink).sum(0), top)
-    return _Sums(*(torch.from_numpy(x) for x in merged))
+    maximum = maxima.numpy().max(0)
+    shrink = np.exp2(maxima.numpy() - maximum)[..., None]
+    kv, k_sum = (x.unflatten(0, maxima.shape).numpy() for x in (runs.kv, runs.k_sum))
+    merged = ((kv * shrink[..., None]).sum(0), (k_sum * shrink).sum(0), maximum)
+    return _StateTensors(*(torch.from_numpy(x) for x in merged))
 
 
 def _features(directions: Tensor, wide: torch.dtype) -> Features:
     (m, width), scalar = directions.shape, np.float64 if wide == torch.float64 else np.float32
-    back = torch.zeros(filled(directions, wide), dtype=wide)
-    back[:m, :width] = directions.to(wide) * width**-0.25
-    pull, tiny = width**-0.5, torch.finfo(wide).tiny
-    weight = (back / math.log(2)).numpy()
+    scaled = torch.zeros(padded_shape(directions, wide), dtype=wide)
+    scaled[:m, :width] = directions.to(wide) * width**-0.25
+    norm_gradient, tiny = width**-0.5, torch.finfo(wide).tiny
+    weight = (scaled / math.log(2)).numpy()
     return Features(
-        weight, back.numpy(), m, width, scalar(pull / math.log(2) / 2), scalar(pull), scalar(tiny)
+        weight,
+        scaled.numpy(),
+        m,
+        width,
+        scalar(norm_gradient / math.log(2) / 2),
+        scalar(norm_gradient),
+        scalar(tiny),
     )
 
 
-def filled(directions: Tensor, wide: torch.dtype) -> tuple[int, int]:
-    """m and D up to whole blocks of `product`."""
+def padded_shape(directions: Tensor, wide: torch.dtype) -> tuple[int, int]:
+    """m and D up to whole blocks of `gemm`."""
     m, width = directions.shape
     return -(-m // ROWS) * ROWS, padded(width, wide)
 
 
-def _zeros(count: int, features: Features, wide: torch.dtype) -> _Sums:
+def _zero_state(count: int, features: Features, wide: torch.dtype) -> _StateTensors:
     m, width = features.weight.shape
-    room = _Sums(*(torch.empty(shape, dtype=wide) for shape in ((count, m, width), (count, m), (count,))))
-    for x in room:
+    state = _StateTensors(
+        *(torch.empty(shape, dtype=wide) for shape in ((count, m, width), (count, m), (count,)))
+    )
+    for x in state:
         x.numpy().fill(0)
-    return room
+    return state
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor) -> torch.dtype:
     """What is computed in."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _readable(x: Tensor) -> Tensor:
+def _kernel_ready(x: Tensor) -> Tensor:
     """x as the loops can read it: itself, unless it is narrow or its rows are no runs of numbers."""
-    x = x.to(_wide(x))
+    x = x.to(_compute_dtype(x))
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _hidden(visible: Tensor | None) -> Flags:
+def _padding_flags(visible: Tensor | None) -> Flags:
     return np.empty((0, 0), np.uint8) if visible is None else (~visible).to(torch.uint8).numpy()

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from longtape.attention.cpu.simd import Array, Operand, compiled, in_threads, prefetch, product
+from longtape.attention.cpu.simd import Array, Operand, compiled, gemm, parallel_for, prefetch
 from longtape.attention.lsh_digits import AXES, digits_of
 
-TOKENS = 64  # in the lanes
-RUN = 1024  # tokens of a task
+TILE = 64  # in the lanes
+TASK_TOKENS = 1024  # tokens of a task
 
 
 def hash_tokens(q: Tensor, rotations: Tensor, visible: Tensor | None, size: int) -> Tensor:
@@ -26,18 +26,18 @@ def hash_tokens(q: Tensor, rotations: Tensor, visible: Tensor | None, size: int)
     operands = (
         Operand.of(wide),
         rotations.to(wide.dtype).contiguous().numpy(),
-        _widths(visible, batch, n, size),
+        _digit_widths(visible, batch, n, size),
     )
-    in_threads(
+    parallel_for(
         lambda start, stop: _hash_runs(*operands, bucket.numpy(), whole, start, stop),
-        batch * heads * -(-n // RUN),
+        batch * heads * -(-n // TASK_TOKENS),
     )
     if visible is not None:
         bucket.masked_fill_(~visible[:, None, None], 2 ** sum(digits_of(n, size)))
     return bucket
 
 
-def _widths(visible: Tensor | None, batch: int, n: int, size: int) -> npt.NDArray[np.int64]:
+def _digit_widths(visible: Tensor | None, batch: int, n: int, size: int) -> npt.NDArray[np.int64]:
     """Bits of each sample's digits, [B, digits]; 0 = no such digit."""
     counts = [n] * batch if visible is None else visible.sum(-1).tolist()
     widths = np.zeros((batch, len(digits_of(n, size))), np.int64)
@@ -55,15 +55,15 @@ def _hash_runs(
     """Buckets of runs start … stop − 1 of all samples and heads; `whole` has integers as wide as the floats."""
     heads, n_rounds, columns, depth = rotations.shape
     n = bucket.shape[3]
-    turned, rotated = np.empty((depth, TOKENS), q.data.dtype), np.empty((AXES, TOKENS), q.data.dtype)
-    nearest = np.empty(TOKENS, whole.dtype)
-    runs = -(-n // RUN)
+    transposed, rotated = np.empty((depth, TILE), q.data.dtype), np.empty((AXES, TILE), q.data.dtype)
+    nearest = np.empty(TILE, whole.dtype)
+    runs = -(-n // TASK_TOKENS)
     for task in range(start, stop):
         group, run = task // runs, task % runs
         b, h = group // heads, group % heads
-        for first in range(run * RUN, min((run + 1) * RUN, n), TOKENS):
-            count = min(TOKENS, n - first)
-            _turn(q, b * q.sample + h * q.head + first * q.token, count, turned)
+        for first in range(run * TASK_TOKENS, min((run + 1) * TASK_TOKENS, n), TILE):
+            count = min(TILE, n - first)
+            _transpose(q, b * q.sample + h * q.head + first * q.token, count, transposed)
             for r in range(n_rounds):
                 codes = bucket[b, h, r, first : first + count]
                 codes[:] = 0
@@ -71,31 +71,31 @@ def _hash_runs(
                     if width == 0:
                         break
                     half, at = 1 << (width - 1), ((h * n_rounds + r) * columns + digit * AXES) * depth
-                    product(
-                        rotations, at, depth, 1, turned, 0, TOKENS,
-                        rotated, 0, TOKENS, half, TOKENS, depth, False,
+                    gemm(
+                        rotations, at, depth, 1, transposed, 0, TILE,
+                        rotated, 0, TILE, half, TILE, depth, False,
                     )  # fmt: skip
-                    _find_nearest(rotated.view(whole.dtype), half, nearest)
+                    _nearest_axis(rotated.view(whole.dtype), half, nearest)
                     for i in range(count):
                         codes[i] = (codes[i] << width) | nearest[i]
 
 
 @compiled
-def _turn(q: Operand, at: int, count: int, turned: Array) -> None:
+def _transpose(q: Operand, at: int, count: int, transposed: Array) -> None:
     """Rows of q → [D, TOKENS], zeros in idle lanes; asks for the rows behind them."""
-    depth, line = len(turned), 64 // turned.itemsize
-    if count < TOKENS:
-        turned[:, :] = 0.0
+    depth, line = len(transposed), 64 // transposed.itemsize
+    if count < TILE:
+        transposed[:, :] = 0.0
     for i in range(count):
         for d in range(0, depth, line):
-            prefetch(q.data, at + (i + TOKENS) * q.token + d)
+            prefetch(q.data, at + (i + TILE) * q.token + d)
         row = q.data[at + i * q.token :]
         for d in range(depth):
-            turned[d, i] = row[d]
+            transposed[d, i] = row[d]
 
 
 @compiled
-def _find_nearest(bits: npt.NDArray[Any], half: int, nearest: npt.NDArray[Any]) -> None:
+def _nearest_axis(bits: npt.NDArray[Any], half: int, nearest: npt.NDArray[Any]) -> None:
     """`reformer.nearest_axis` over the first `half` rows."""
     kind = nearest.dtype.type
     low = 2 * half - 1
@@ -103,8 +103,8 @@ def _find_nearest(bits: npt.NDArray[Any], half: int, nearest: npt.NDArray[Any]) 
     nearest[:] = none
     for a in range(half):
         row, axis = bits[a], kind(a)
-        for i in range(TOKENS):
+        for i in range(TILE):
             signed = (row[i] & magnitude) | axis | (negative if row[i] < none else none)
             nearest[i] = max(nearest[i], signed)
-    for i in range(TOKENS):
+    for i in range(TILE):
         nearest[i] &= kind(low)

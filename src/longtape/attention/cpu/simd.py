@@ -2,7 +2,7 @@
 
 A product adds k outer products to a block of C that never leaves the registers, 8 rows by 2 vectors where the processor
 has AVX-512 (Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"). numba has no vector type,
-so `_block_product` is written in LLVM's language; everything else is plain loops that LLVM turns into vectors itself.
+so `_gemm_block` is written in LLVM's language; everything else is plain loops that LLVM turns into vectors itself.
 Operands are one-dimensional arrays over a tensor's memory with offsets and strides in elements: no views, no copies.
 """
 
@@ -31,11 +31,11 @@ BYTES = 64 if _WIDE else 32  # of a vector
 # "contract" lets a·b + c be one instruction; sums keep their order, NaN and infinity their meaning.
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 # The same, and a sum over one array may be taken in lanes: in a fixed order, but not that of the array.
-summing = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+compiled_sum = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
 def lanes(dtype: torch.dtype) -> int:
-    """Numbers in a vector: widths handed to `product` are multiples of it."""
+    """Numbers in a vector: widths handed to `gemm` are multiples of it."""
     return BYTES // dtype.itemsize
 
 
@@ -66,11 +66,11 @@ class Operand(NamedTuple):
         return cls(flat.numpy(), sample, head, token)
 
 
-def _block_product_of(rows: int, vectors: int) -> Any:
+def _gemm_block_of(rows: int, vectors: int) -> Any:
     """An intrinsic: C[rows, vectors·lanes] (+)= Σ_k A[·, k] B[k, ·] with C in registers while k runs."""
 
     @intrinsic
-    def block_product(
+    def gemm_block(
         context: Any,
         a: Any, a0: Any, a_row: Any, a_step: Any, b: Any, b0: Any, b_step: Any,
         c: Any, c0: Any, c_row: Any, depth: Any, add: Any,
@@ -79,15 +79,15 @@ def _block_product_of(rows: int, vectors: int) -> Any:
         signature = types.void(a, n, n, n, b, n, n, c, n, n, n, types.boolean)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _write_block_product(context, builder, signature, arguments, rows, vectors)
+            _emit_gemm_block(context, builder, signature, arguments, rows, vectors)
             return context.get_dummy_value()
 
         return signature, generate
 
-    return block_product
+    return gemm_block
 
 
-def _write_block_product(
+def _emit_gemm_block(
     context: Any, builder: Any, signature: Any, arguments: Any, rows: int, vectors: int
 ) -> None:
     """The instructions: load or clear C, one fused multiply-add for each row and vector at every k, store C."""
@@ -101,22 +101,22 @@ def _write_block_product(
         builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{width}f{8 * size}"
     )
 
-    def whole(value: int) -> Any:
+    def constant(value: int) -> Any:
         return ir.Constant(a0.type, value)
 
     def at(base: Any, offset: Any, v: int = 0) -> Any:
-        place = builder.gep(base, [builder.add(offset, whole(v * width))])
+        place = builder.gep(base, [builder.add(offset, constant(v * width))])
         return builder.bitcast(place, vector.as_pointer())
 
     def c_at(i: int, v: int) -> Any:
-        return at(c, builder.add(c0, builder.mul(whole(i), c_row)), v)
+        return at(c, builder.add(c0, builder.mul(constant(i), c_row)), v)
 
     def load(place: Any) -> Any:
         value = builder.load(place)
         value.align = size
         return value
 
-    def everywhere(base: Any, offset: Any) -> Any:
+    def broadcast(base: Any, offset: Any) -> Any:
         one = builder.insert_element(
             ir.Constant(vector, ir.Undefined),
             builder.load(builder.gep(base, [offset])),
@@ -139,7 +139,7 @@ def _write_block_product(
         a_column = builder.add(a0, builder.mul(loop.index, a_step))
         bs = [load(at(b, b_row, v)) for v in range(vectors)]
         for i in range(rows):
-            x = everywhere(a, builder.add(a_column, builder.mul(whole(i), a_row)))
+            x = broadcast(a, builder.add(a_column, builder.mul(constant(i), a_row)))
             for v in range(vectors):
                 builder.store(builder.call(fma, [x, bs[v], builder.load(sums[i, v])]), sums[i, v])
     for cell in cells:
@@ -147,12 +147,12 @@ def _write_block_product(
         store.align = size
 
 
-_many_by_2, _many_by_1 = _block_product_of(ROWS, 2), _block_product_of(ROWS, 1)
-_one_by_2, _one_by_1 = _block_product_of(1, 2), _block_product_of(1, 1)
+_rows_by_2, _rows_by_1 = _gemm_block_of(ROWS, 2), _gemm_block_of(ROWS, 1)
+_one_by_2, _one_by_1 = _gemm_block_of(1, 2), _gemm_block_of(1, 1)
 
 
 @compiled
-def product(
+def gemm(
     a: Array, a0: int, a_row: int, a_step: int,
     b: Array, b0: int, b_step: int,
     c: Array, c0: int, c_row: int,
@@ -168,7 +168,7 @@ def product(
     for pair in range(pairs):
         j, i = 2 * width * pair, 0
         while i + ROWS <= rows:
-            _many_by_2(
+            _rows_by_2(
                 a, a0 + i * a_row, a_row, a_step, b, b0 + j, b_step, c, c0 + i * c_row + j, c_row, depth, add
             )
             i += ROWS
@@ -180,7 +180,7 @@ def product(
     if columns > 2 * width * pairs:
         j, i = 2 * width * pairs, 0
         while i + ROWS <= rows:
-            _many_by_1(
+            _rows_by_1(
                 a, a0 + i * a_row, a_row, a_step, b, b0 + j, b_step, c, c0 + i * c_row + j, c_row, depth, add
             )
             i += ROWS
@@ -199,8 +199,8 @@ def prefetch(context: Any, x: Any, offset: Any) -> Any:
         start = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         place = builder.bitcast(builder.gep(start, [arguments[1]]), ir.IntType(8).as_pointer())
         flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        fetch_type = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
+        fetch = cgutils.get_or_insert_function(builder.module, fetch_type, "llvm.prefetch.p0i8")
         builder.call(fetch, [place, flag(0), flag(3), flag(1)])  # to read, for the nearest cache, data
         return context.get_dummy_value()
 
@@ -257,27 +257,27 @@ def _exp2_in_lanes(x: Any) -> Any:
     return p * _float((_bits(shifted) << np.int32(23)) + np.int32(127 << 23))
 
 
-def in_threads(work: Callable[[int, int], Any], tasks: int, grain: int = 1) -> None:
-    """Call work(start, stop) for runs of up to `grain` tasks until all are done, in as many threads as torch uses.
+def parallel_for(body: Callable[[int, int], Any], tasks: int, grain: int = 1) -> None:
+    """Call body(start, stop) for runs of up to `grain` tasks until all are done, in as many threads as torch uses.
 
-    `work` lets go of the interpreter while it runs, as `compiled` functions do, and writes only what is its tasks' own.
+    `body` lets go of the interpreter while it runs, as `compiled` functions do, and writes only what is its tasks' own.
     """
     starts = iter(range(0, tasks, grain))
 
-    def take_turns() -> None:
+    def run_chunks() -> None:
         for start in starts:  # `next` on a range is one step of the interpreter: no two threads get the same
-            work(start, min(start + grain, tasks))
+            body(start, min(start + grain, tasks))
 
     others = min(torch.get_num_threads(), -(-tasks // grain)) - 1
-    waiting = [_threads(torch.get_num_threads()).submit(take_turns) for _ in range(others)]
-    take_turns()
-    for one in waiting:
+    pending = [_pool(torch.get_num_threads()).submit(run_chunks) for _ in range(others)]
+    run_chunks()
+    for one in pending:
         one.result()
 
 
 @lru_cache(maxsize=1)
-def _threads(count: int) -> ThreadPoolExecutor:
+def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="longtape-attention")
 
 
-os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not survive a fork
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
