@@ -84,6 +84,17 @@ def test_the_expected_variance_is_right_at_every_horizon(horizon):
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.08)
 
 
+@pytest.mark.parametrize("horizon", [1, 6])
+def test_bars_without_a_move_do_not_blow_it_up(horizon):
+    """A third of the bars stand still, as where prices are carried forward."""
+    draw = np.random.default_rng(4)
+    times = to_milliseconds("2024-01-01") + HOUR * np.arange(4_000)
+    moves = draw.normal(0, 0.01, 4_000) * (draw.random(4_000) > 1 / 3)
+    panel = panel_of(bars_at(times, moves), horizon)
+    found = baseline_on(panel, np.arange(3_000), np.arange(3_100, 3_900))
+    assert np.median(found) / (0.01 * np.sqrt(horizon * 2 / 3)) == pytest.approx(1.0, abs=0.25)
+
+
 def test_the_regression_is_least_squares_with_shrunk_cells():
     """Volatility twice as high at noon: a direct solution with the prior that the levels say."""
     times = to_milliseconds("2024-01-01") + HOUR * np.arange(3_000)
@@ -93,8 +104,10 @@ def test_the_regression_is_least_squares_with_shrunk_cells():
     fitted = fit_log_har(design, panel, 0, np.array([0]), rows)
     rows = rows[rows >= 720]  # whose lags lie in the data
     cells = np.eye(168)[design.cells(panel)[rows]]
-    x = np.concatenate([np.ones((len(rows), 1)), design.lagged(panel, 0)[rows], cells], axis=1)
-    y = np.log(panel.targets[rows, 0] ** 2)
+    floor = 1e-4 * (panel.targets[:2_900, 0] ** 2 / 3).mean()
+    lagged = np.maximum(design.lagged(panel, 0)[rows], np.log(floor))
+    x = np.concatenate([np.ones((len(rows), 1)), lagged, cells], axis=1)
+    y = np.log(np.maximum(panel.targets[rows, 0] ** 2, 3 * floor))
     loose = np.linalg.solve(x.T @ x + np.diag([0.0] * 8 + [1e-3] * 168), x.T @ y)
     noise = ((y - x @ loose) ** 2).sum() / (len(y) - 176)
     beyond = ((cells @ loose[8:]) ** 2).mean() - noise * 167 / len(y)

@@ -252,9 +252,9 @@ def log_ratio(x: Array, n: int) -> Array:
     return out
 
 
-FORGOTTEN = 1e-12
+FORGOTTEN = 1e-10
 
 
 def memory(alpha: float) -> int:
-    """Rows after which an exponential average has forgotten its start: (1 − α)^rows below 1e-12."""
+    """Rows after which an exponential average has forgotten its start: (1 − α)^rows below 1e-10."""
     return 1 if alpha >= 1.0 else math.ceil(math.log(FORGOTTEN) / math.log1p(-alpha))

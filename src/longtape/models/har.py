@@ -32,6 +32,9 @@ from longtape.models.gram import Gram, chunks
 Array = npt.NDArray[np.float64]
 ROWS_A_LAG = 4  # training rows for each bar of a lag: fewer do not tell a month's volatility from its level
 WEEKS_OF_CELLS = 4
+FLOOR = (
+    1e-4  # of the mean variance: a bar without a move tells no more in a logarithm than one that hardly moved
+)
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 1e9  # rows without an effect that count for each cell beside its own
 MINUTES = (1 / 288, 1 / 96, 1 / 24)  # 5, 15 and 60 minutes, where they are three bars or more
 DAYS_OPEN = (
@@ -110,15 +113,12 @@ class LogHarFit:
     intercept: Array  # [n]
     smearing: Array  # [n], ln of the mean exponentiated residual
     normal: Array  # [n], s²/2, what a normal residual would ask for instead
+    log_floor: float  # the least ln(mean r²) that is told apart
 
     def log_variance(self, lagged: Array, cells: Rows) -> Array:
         """[m, n]."""
-        return lagged @ self.lag_weights + self.cell_weights[cells] + self.intercept + self.smearing
-
-
-def log_label(labels: Array) -> Array:
-    """ln y² of volatilities."""
-    return np.log(np.maximum(labels**2, SMALLEST_VARIANCE))
+        told = np.maximum(lagged, self.log_floor)
+        return told @ self.lag_weights + self.cell_weights[cells] + self.intercept + self.smearing
 
 
 def fit_log_har(design: HarDesign, panel: Panel, asset: int, columns: Rows, origins: Rows) -> LogHarFit:
@@ -138,7 +138,10 @@ class HarRows:
         self.n_lags = design.used(len(origins))
         span = panel.timestamps[origins[-1]] - panel.timestamps[origins[0]]
         self.has_cells = bool(span >= WEEKS_OF_CELLS * WEEK) or design.n_cells == 1
-        self.lagged, self.cells = design.lagged(panel, asset), design.cells(panel)
+        self.horizons = np.array([panel.target_columns[k].horizon for k in columns])
+        self.log_floor = self._log_floor(origins)
+        self.lagged = np.maximum(design.lagged(panel, asset), self.log_floor)
+        self.cells = design.cells(panel)
 
     def gram(self) -> Gram:
         """Sums that hold no row yet."""
@@ -147,7 +150,7 @@ class HarRows:
     def add(self, gram: Gram, origins: Rows) -> None:
         """Add the origins whose labels are known."""
         known = self._known(origins)
-        gram.add(self._design(known), log_label(self.panel.targets[known][:, self.columns]))
+        gram.add(self._design(known), self._labels(known))
 
     def fitted(self, gram: Gram, origins: Rows) -> LogHarFit:
         """The regression that `gram` gives, its residuals taken over `origins`."""
@@ -156,13 +159,13 @@ class HarRows:
         count, exponentials, squares = 0, np.zeros(len(self.columns)), np.zeros(len(self.columns))
         for part in chunks(origins):
             known = self._known(part)
-            residual = log_label(self.panel.targets[known][:, self.columns]) - self._apply(known, weights)
+            residual = self._labels(known) - self._apply(known, weights)
             count += len(known)
             exponentials += np.exp(residual).sum(axis=0)
             squares += (residual**2).sum(axis=0)
         intercept, lags, cells = weights[0], weights[1 : 1 + n_lags], weights[1 + n_lags :]
         smearing = np.log(np.maximum(exponentials / max(count, 1), SMALLEST_VARIANCE))
-        return LogHarFit(lags, cells, intercept, smearing, squares / max(count, 1) / 2)
+        return LogHarFit(lags, cells, intercept, smearing, squares / max(count, 1) / 2, self.log_floor)
 
     def solve(self, gram: Gram) -> Array:
         """Weights [1 + L + cells, n], the cells of each output shrunk by the prior that its own residuals say."""
@@ -190,6 +193,17 @@ class HarRows:
             float(np.clip(r, LEAST_PRIOR, MOST_PRIOR)) if n > 0 else LEAST_PRIOR
             for r, n in zip(ratio, noise, strict=True)
         ]
+
+    def _log_floor(self, origins: Rows) -> float:
+        squares = self.panel.targets[origins][:, self.columns] ** 2 / self.horizons
+        mean = float(np.nanmean(squares)) if np.isfinite(squares).any() else 0.0
+        return float(np.log(max(FLOOR * mean, SMALLEST_VARIANCE)))
+
+    def _labels(self, origins: Rows) -> Array:
+        """ln y² [m, n], at least as much as the floor says of so many bars."""
+        squares = self.panel.targets[origins][:, self.columns] ** 2 / self.horizons
+        floored: Array = np.maximum(np.log(np.maximum(squares, SMALLEST_VARIANCE)), self.log_floor)
+        return floored + np.log(self.horizons)
 
     def _known(self, origins: Rows) -> Rows:
         whole = origins[origins >= self.design.lags[self.n_lags - 1]]

@@ -144,6 +144,7 @@ class LogHar(LinearBaseline):
     lag_weights: Tensor
     cell_weights: Tensor
     intercept: Tensor
+    log_floor: Tensor
 
     def __init__(self, design: HarDesign, n_assets: int, n_targets: int) -> None:
         super().__init__()
@@ -152,6 +153,7 @@ class LogHar(LinearBaseline):
         for name, n_inputs in (("lag_weights", len(design.lags)), ("cell_weights", design.n_cells)):
             self.register_buffer(name, torch.zeros(n_assets, n_inputs, n_targets, dtype=torch.float64))
         self.register_buffer("intercept", torch.zeros(n_assets, n_targets, dtype=torch.float64))
+        self.register_buffer("log_floor", torch.zeros(n_assets, dtype=torch.float64))
 
     @property
     def reach(self) -> int:
@@ -172,10 +174,12 @@ class LogHar(LinearBaseline):
         self.lag_weights[asset] = torch.from_numpy(found.lag_weights)
         self.cell_weights[asset] = torch.from_numpy(found.cell_weights)
         self.intercept[asset] = torch.from_numpy(found.intercept + found.smearing)
+        self.log_floor[asset] = found.log_floor
 
     def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
         lags = rows[:, :-1].unflatten(1, (len(self.lag_weights), -1))
         cell = rows[:, -1].long()
+        lags = torch.maximum(lags, self.log_floor[:, None])
         of_lags = torch.einsum("bal,aln->ban", lags, self.lag_weights)
         of_cell = self.cell_weights[:, cell].transpose(0, 1)
         return (of_lags + of_cell + self.intercept).float()
