@@ -174,15 +174,16 @@ def backward_tiles(x: Problem, d: Gradients, schedule: TileSchedule, start: int,
 @compiled
 def _attend_key_tile(x: Problem, schedule: TileSchedule, tile: QueryTile, p: int, buffers: Buffers) -> None:
     """O += P·V of one key tile, what was summed before brought to the new maximum."""
-    slot, count = _key_tile(x.keys, schedule, tile.t, p)
-    next_slot, next_count = _key_tile(x.keys, schedule, tile.t, p + 1)
-    _prefetch_keys(x.keys, tile, next_slot, next_count, x.width)
-    _load_keys(x.keys, tile, slot, count, buffers)
-    _scores(buffers.k, buffers.q_t, count, buffers.s)
-    _mask_scores(x.keys, schedule, tile, p, slot, count, buffers.s)
+    keys, s = x.keys, buffers.s  # once: a field that is an array counts its references each time it is read
+    slot, count = _key_tile(keys, schedule, tile.t, p)
+    next_slot, next_count = _key_tile(keys, schedule, tile.t, p + 1)
+    _prefetch_keys(keys, tile, next_slot, next_count, x.width)
+    _load_keys(keys, tile, slot, count, buffers)
+    _scores(buffers.k, buffers.q_t, count, s)
+    _mask_scores(keys, schedule, tile, p, slot, count, s)
     _online_softmax_update(buffers, count)
-    _apply_dropout(x.dropout, tile, slot, count, buffers.s)
-    _add_over_keys(buffers.s, buffers.v, count, buffers.o)
+    _apply_dropout(x.dropout, tile, slot, count, s)
+    _add_over_keys(s, buffers.v, count, buffers.o)
 
 
 @compiled
@@ -190,21 +191,22 @@ def _key_tile_backward(
     x: Problem, d: Gradients, schedule: TileSchedule, tile: QueryTile, p: int,
     buffers: Buffers, more: GradientBuffers,
 ) -> None:  # fmt: skip
-    slot, count = _key_tile(x.keys, schedule, tile.t, p)
-    next_slot, next_count = _key_tile(x.keys, schedule, tile.t, p + 1)
-    _prefetch_keys(x.keys, tile, next_slot, next_count, x.width)
-    _prefetch_keys(d.keys, tile, next_slot, next_count, x.width)
-    _load_keys(x.keys, tile, slot, count, buffers)
-    _scores(buffers.k, buffers.q_t, count, buffers.s)
-    _mask_scores(x.keys, schedule, tile, p, slot, count, buffers.s)
-    _scores(buffers.v, more.do_t, count, more.ds)
-    _apply_dropout(x.dropout, tile, slot, count, more.ds)
-    _softmax_backward(x, buffers, more.ds, count)
-    _apply_dropout(x.dropout, tile, slot, count, buffers.s)
-    dk, dv, dk_at, dv_at = _locate_slot(d.keys, tile, slot)
-    _add_over_queries(buffers.s, more.do, count, dv, dv_at)
-    _add_over_queries(more.ds, buffers.q, count, dk, dk_at)
-    _add_over_keys(more.ds, buffers.k, count, buffers.o)
+    keys, d_keys, s, ds, k = x.keys, d.keys, buffers.s, more.ds, buffers.k
+    slot, count = _key_tile(keys, schedule, tile.t, p)
+    next_slot, next_count = _key_tile(keys, schedule, tile.t, p + 1)
+    _prefetch_keys(keys, tile, next_slot, next_count, x.width)
+    _prefetch_keys(d_keys, tile, next_slot, next_count, x.width)
+    _load_keys(keys, tile, slot, count, buffers)
+    _scores(k, buffers.q_t, count, s)
+    _mask_scores(keys, schedule, tile, p, slot, count, s)
+    _scores(buffers.v, more.do_t, count, ds)
+    _apply_dropout(x.dropout, tile, slot, count, ds)
+    _softmax_backward(x, buffers, ds, count)
+    _apply_dropout(x.dropout, tile, slot, count, s)
+    dk, dv, dk_at, dv_at = _locate_slot(d_keys, tile, slot)
+    _add_over_queries(s, more.do, count, dv, dv_at)
+    _add_over_queries(ds, buffers.q, count, dk, dk_at)
+    _add_over_keys(ds, k, count, buffers.o)
 
 
 @compiled
@@ -351,12 +353,12 @@ def _rescale(row_max: Array, new_max: Array, row_sum: Array, o: Array) -> None:
 @compiled
 def _softmax_backward(x: Problem, buffers: Buffers, ds: Array, count: int) -> None:
     """Scores in s and dP in ds → weights P and dS."""
-    s, lse, delta = buffers.s, buffers.row_max, buffers.row_sum
+    s, lse, delta, scale = buffers.s, buffers.row_max, buffers.row_sum, x.softmax_scale
     for j in range(count):
         for i in range(QUERY_TILE):
             weight = exp2(s[j, i] - lse[i])
             s[j, i] = weight
-            ds[j, i] = weight * (ds[j, i] - delta[i]) * x.softmax_scale
+            ds[j, i] = weight * (ds[j, i] - delta[i]) * scale
 
 
 @compiled
@@ -424,21 +426,20 @@ def _gathered_backward(
     _dropout_gathered(x.dropout, tile, slots, ds)
     _softmax_backward(x, buffers, ds, slots.shape[1])
     _dropout_gathered(x.dropout, tile, slots, s)
+    dk, dv, q, do, dq, width = d.keys.k, d.keys.v, buffers.q, more.do, buffers.o, x.width
     for i in range(len(slots)):
         for c in range(slots.shape[1]):
             if slots[i, c] >= 0:
                 k_row = k.data[_row_at(k, tile, slots[i, c]) :]
-                dk_row = d.keys.k.data[_row_at(d.keys.k, tile, slots[i, c]) :]
-                dv_row = d.keys.v.data[_row_at(d.keys.v, tile, slots[i, c]) :]
-                _add_scaled(k_row, ds[c, i], x.width, buffers.o[i])
-                _add_scaled(buffers.q[i], ds[c, i], x.width, dk_row)
-                _add_scaled(more.do[i], s[c, i], x.width, dv_row)
-
-
-@compiled
-def _add_scaled(x: Array, factor: Any, width: int, y: Array) -> None:
-    for d in range(width):
-        y[d] += factor * x[d]
+                dk_row = dk.data[_row_at(dk, tile, slots[i, c]) :]
+                dv_row = dv.data[_row_at(dv, tile, slots[i, c]) :]
+                weight, slope = s[c, i], ds[c, i]
+                for e in range(width):
+                    dq[i, e] += slope * k_row[e]
+                for e in range(width):
+                    dk_row[e] += slope * q[i, e]
+                for e in range(width):
+                    dv_row[e] += weight * do[i, e]
 
 
 @compiled
