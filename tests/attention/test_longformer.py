@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longtape.attention import attention_weights, build_attention
+from longtape.attention import attention_weights, build_attention, longformer
 
 
 def layer(**options):
@@ -68,3 +68,17 @@ def test_dropout_acts_on_local_and_global_rows(padded: bool) -> None:
 def test_one_dilation_for_each_head_or_one_for_all() -> None:
     with pytest.raises(ValueError, match="dilation"):
         layer(dilation=(1, 2, 3))
+
+
+def test_groups_of_heads_come_in_the_order_of_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draws a seed for its dropout: the order of a set would differ from process to process."""
+    order = []
+
+    def record(q, k, v, pattern, **options):
+        order.append(pattern.dilation)
+        return q
+
+    monkeypatch.setattr(longformer, "pattern_attention", record)
+    model = build_attention("longformer", d_model=16, n_heads=8, dilation=(7, 3, 8, 1, 3, 2, 6, 4))
+    model(torch.randn(1, 9, 16))
+    assert order == [7, 3, 8, 1, 2, 6, 4]

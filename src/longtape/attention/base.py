@@ -173,6 +173,11 @@ def mask_padding(x: Tensor | None, visible: Tensor | None) -> Tensor | None:
     return x.masked_fill(~visible[..., None], 0.0)
 
 
+def mask_heads(x: Tensor, visible: Tensor | None) -> Tensor:
+    """`mask_padding` of x [B, H, N, D] by visible [B, N]."""
+    return x if visible is None else x.masked_fill(~visible[:, None, :, None], 0.0)
+
+
 def check_input(x: Tensor, visible: Tensor | None, d_model: int) -> None:
     """ValueError unless x is [B, N, d_model] and visible is bool [B, N]."""
     if x.dim() != 3 or x.shape[-1] != d_model:

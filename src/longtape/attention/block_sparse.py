@@ -7,14 +7,46 @@ As registered operators both pass through `torch.compile(fullgraph=True)` and `t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from longtape.attention.flex import flex_pattern_attention, flex_table_attention
 from longtape.attention.pattern import Pattern
+
+
+class Inputs(NamedTuple):
+    """What the operators take, in their order: tensors first, those with gradients before the others."""
+
+    q: Tensor  # [B, H, N, D]
+    k: Tensor  # [B, H, M, D]
+    v: Tensor
+    extra_k: Tensor | None = None  # [H, E, D] of learned tokens
+    extra_v: Tensor | None = None
+    global_q: Tensor | None = (
+        None  # [B, H, G, D] of the global queries, where these have projections of their own
+    )
+    global_k: Tensor | None = None  # [B, H, N, D], likewise
+    global_v: Tensor | None = None
+    visible: Tensor | None = None  # bool [B, M]
+    positions: Tensor | None = None  # int64 [1 or B, G] explicit global tokens, −1 = none
+    table: Tensor | None = None  # int64 [([B,] H,) blocks, W]
+    seed: Tensor | None = None  # of the dropout
+    rules: Sequence[int] = ()  # `Pattern.to_ints`; (): every query sees every key
+    dense: Sequence[int] = ()  # blocks of the table whose queries see everything
+    dropout: float = 0.0
+
+    def global_projections(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of the global queries."""
+        if self.global_q is None or self.global_k is None or self.global_v is None:
+            raise ValueError("global queries have q, k and v of their own, or none of them is given")
+        return self.global_q, self.global_k, self.global_v
+
+
+def _attend(x: Inputs) -> Tensor:
+    out: Tensor = _operator(*x._replace(seed=torch.randint(2**31, ()) if x.dropout else None))[0]
+    return out
 
 
 def pattern_attention(
@@ -43,11 +75,13 @@ def pattern_attention(
             q, k, v, pattern,
             visible=visible, positions=positions, extra_k=extra_k, extra_v=extra_v, global_qkv=global_qkv,
         )  # fmt: skip
-    seed = torch.randint(2**31, ()) if dropout else None
-    return _operator(
-        q, k, v, extra_k, extra_v, *(global_qkv or (None, None, None)), visible, positions, None, seed,
-        pattern.to_ints(), [], dropout,
-    )[0]  # fmt: skip
+    global_q, global_k, global_v = global_qkv or (None, None, None)
+    return _attend(
+        Inputs(
+            q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, positions,
+            rules=pattern.to_ints(), dropout=dropout,
+        )
+    )  # fmt: skip
 
 
 def block_sparse_attention(
@@ -79,10 +113,9 @@ def block_sparse_attention(
             q, k, v, table, block_size=block_size, dense=dense, visible=visible, causal=causal
         )
     rules = Pattern(block_size=block_size, causal=causal).to_ints()
-    seed = torch.randint(2**31, ()) if dropout else None
-    return _operator(
-        q, k, v, None, None, None, None, None, visible, None, table, seed, rules, list(dense), dropout
-    )[0]
+    return _attend(
+        Inputs(q, k, v, visible=visible, table=table, rules=rules, dense=list(dense), dropout=dropout)
+    )
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
@@ -90,8 +123,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) ->
 
     PyTorch's fused attention gives the same; where keys are few and queries many, this is faster in float32.
     """
-    seed = torch.randint(2**31, ()) if dropout else None
-    return _operator(q, k, v, None, None, None, None, None, None, None, None, seed, [], [], dropout)[0]
+    return _attend(Inputs(q, k, v, dropout=dropout))
 
 
 def _refuse_dropout(dropout: float) -> None:
@@ -99,78 +131,45 @@ def _refuse_dropout(dropout: float) -> None:
         raise ValueError("attention_dropout has no form in FlexAttention: on CUDA build the layer with 0")
 
 
-_TENSORS = 12  # arguments of the operator that are tensors; they come first
+_DIFFERENTIABLE, _TENSORS = 8, 12  # fields of `Inputs` that have gradients; that are tensors
+_SCHEMA = (
+    "Tensor q, Tensor k, Tensor v, Tensor? extra_k, Tensor? extra_v, Tensor? global_q, Tensor? global_k, "
+    "Tensor? global_v, Tensor? visible, Tensor? positions, Tensor? table, Tensor? seed, int[] rules, int[] dense, "
+    "float dropout"
+)
 
 
-@torch.library.custom_op("longtape::block_sparse", mutates_args=())
-def _operator(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extra_k: Tensor | None,
-    extra_v: Tensor | None,
-    global_q: Tensor | None,
-    global_k: Tensor | None,
-    global_v: Tensor | None,
-    visible: Tensor | None,
-    positions: Tensor | None,
-    table: Tensor | None,
-    seed: Tensor | None,
-    rules: list[int],
-    dense: list[int],
-    dropout: float,
-) -> tuple[Tensor, Tensor]:
-    from longtape.attention.cpu.kernel import Inputs, forward, layouts_of
+@torch.library.custom_op("longtape::block_sparse", mutates_args=(), schema=f"({_SCHEMA}) -> (Tensor, Tensor)")
+def _operator(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Output, and log-sum-exp [B, H, N] in units of log 2, of `Inputs`."""
+    from longtape.attention.cpu.kernel import forward
 
-    x = Inputs(
-        q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
-        0 if seed is None else int(seed),
-    )  # fmt: skip
-    with torch.autocast(q.device.type, enabled=False):  # the kernel keeps its own precision
-        return forward(*layouts_of(x, positions, table, rules, dense), x)
+    with torch.autocast("cpu", enabled=False):  # the kernel keeps its own precision
+        return forward(Inputs(*inputs))
 
 
 @_operator.register_fake
-def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    q = inputs[0]
     return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@torch.library.custom_op("longtape::block_sparse_backward", mutates_args=())
-def _backward_operator(
-    grad: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extra_k: Tensor | None,
-    extra_v: Tensor | None,
-    global_q: Tensor | None,
-    global_k: Tensor | None,
-    global_v: Tensor | None,
-    visible: Tensor | None,
-    positions: Tensor | None,
-    table: Tensor | None,
-    seed: Tensor | None,
-    rules: list[int],
-    dense: list[int],
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from longtape.attention.cpu.kernel import Inputs, backward, layouts_of
+@torch.library.custom_op(
+    "longtape::block_sparse_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor out, Tensor lse, {_SCHEMA}) -> ({', '.join(['Tensor'] * _DIFFERENTIABLE)})",
+)
+def _backward_operator(grad: Tensor, out: Tensor, lse: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """Gradients of the first fields of `Inputs`, empty for those that are None."""
+    from longtape.attention.cpu.kernel import backward
 
-    x = Inputs(
-        q, k, v, extra_k, extra_v, global_q, global_k, global_v, visible, dropout,
-        0 if seed is None else int(seed),
-    )  # fmt: skip
-    with torch.autocast(q.device.type, enabled=False):
-        found = backward(*layouts_of(x, positions, table, rules, dense), x, grad, out, lse)
-    return tuple(getattr(found, part.name) for part in fields(found))
+    with torch.autocast("cpu", enabled=False):
+        return tuple(backward(Inputs(*inputs), grad, out, lse))
 
 
 @_backward_operator.register_fake
-def _(grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
-    extra = [q.new_empty(0) if e is None else torch.empty_like(e) for e in rest[:5]]
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), *extra
+def _(grad: Tensor, out: Tensor, lse: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(grad.new_empty(0) if x is None else torch.empty_like(x) for x in inputs[:_DIFFERENTIABLE])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -180,11 +179,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    found = _backward_operator(grad, *saved, *ctx.options)
-    given = saved[2 : 2 + len(found)]
-    gradients = [None if x is None else d for x, d in zip(given, found, strict=True)]
-    return (*gradients, *[None] * (_TENSORS - len(found) + len(ctx.options)))
+    out, lse, *inputs = ctx.saved_tensors
+    found = _backward_operator(grad, out, lse, *inputs, *ctx.options)
+    gradients = [None if x is None else d for x, d in zip(inputs, found, strict=False)]
+    return (*gradients, *[None] * (len(inputs) + len(ctx.options) - len(gradients)))
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)

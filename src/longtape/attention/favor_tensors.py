@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longtape.attention.base import mask_heads
+
 _CHUNK = 1 << 19  # features in flight
 _CAUSAL_CHUNK = 128  # tokens whose products with each other are formed
 _LOWEST = -1e30  # the maximum over no keys
@@ -56,7 +58,7 @@ def favor_in_tensors(
     q: Tensor, k: Tensor, v: Tensor, directions: Tensor, visible: Tensor | None = None
 ) -> Tensor:
     """FAVOR+ of q [B, H, N, D], k and v [B, H, M, D] with directions [m, D]; visible [B, M] → [B, H, N, D]."""
-    out: Tensor = _Favor.apply(q, _blank(k, visible), _blank(v, visible), directions, visible)
+    out: Tensor = _Favor.apply(q, mask_heads(k, visible), mask_heads(v, visible), directions, visible)
     return out
 
 
@@ -64,7 +66,7 @@ def favor_causal_in_tensors(
     q: Tensor, k: Tensor, v: Tensor, directions: Tensor, visible: Tensor | None = None
 ) -> Tensor:
     """The same over keys j ≤ i: a running state between chunks, masked products within one."""
-    out: Tensor = _FavorCausal.apply(q, _blank(k, visible), _blank(v, visible), directions, visible)
+    out: Tensor = _FavorCausal.apply(q, mask_heads(k, visible), mask_heads(v, visible), directions, visible)
     return out
 
 
@@ -300,7 +302,3 @@ def _hidden(visible: Tensor | None, x: Tensor, rows: slice) -> Tensor | None:
     if visible is None:
         return None
     return ~visible[:, None, rows, None].expand(-1, x.shape[1], -1, -1).flatten(0, 1)
-
-
-def _blank(x: Tensor, visible: Tensor | None) -> Tensor:
-    return x if visible is None else x.masked_fill(~visible[:, None, :, None], 0.0)

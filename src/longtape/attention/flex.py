@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention, noop_mask
 
+from longtape.attention.base import mask_heads
 from longtape.attention.flex_lists import (
     ABSENT,
     DEFAULT_BLOCK,
@@ -73,7 +74,7 @@ def flex_pattern_attention(
     if visible is not None:
         codes, tables = mask_padded_keys(lists, visible)
         mask = mask_lists(lists, codes, differentiable, False)
-        k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
+        k, v = (mask_heads(x, visible) for x in (k, v))
     out = _attend_listed(q, k, v, extra_k, extra_v, lists, mask, tables, compiled)
     if global_qkv is None or positions is None:
         return out
@@ -324,7 +325,7 @@ def flex_table_attention(
     key = torch.where(token < n, token, ABSENT)[None].to(q.device)
     if visible is not None:
         key = torch.where(F.pad(visible, (0, filling)), key, ABSENT)
-        k, v = (x.masked_fill(~visible[:, None, :, None], 0.0) for x in (k, v))
+        k, v = (mask_heads(x, visible) for x in (k, v))
     last, unit = (
         (token if causal else token * 0 + n - 1),
         (token // block_size).clamp(max=counts.shape[-1] - 1),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_padding
+from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads, mask_padding
 from longtape.attention.block_sparse import dense_attention
 
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
@@ -148,21 +148,21 @@ class LinformerAttention(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """softmax(Q(EK)ᵀ/√D)(FV), [B, H, N, D]."""
         e, f = self._matrices(k)
-        return self._attend_projected(q, e @ _blank_heads(k, visible), f @ _blank_heads(v, visible))
+        return self._attend_projected(q, e @ mask_heads(k, visible), f @ mask_heads(v, visible))
 
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
     ) -> Tensor:
         """The equation, with all weights in memory."""
         e, f = self._matrices(k)
-        k, v = e @ _blank_heads(k, visible), f @ _blank_heads(v, visible)
+        k, v = e @ mask_heads(k, visible), f @ mask_heads(v, visible)
         return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
     ) -> Tensor:
         """Weights over the k mixed keys, [B, H, len(rows), k]."""
-        mixed = self._matrices(k)[0] @ _blank_heads(k, visible)
+        mixed = self._matrices(k)[0] @ mask_heads(k, visible)
         return (q[:, :, rows] @ mixed.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
 
     def _attend_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -203,7 +203,3 @@ def _project_mixed(mixed: Tensor, total: Tensor, linear: nn.Linear) -> Tensor:
     """(EX)Wᵀ + (E1)bᵀ. mixed [B, k, d_model], total [B, k] (the row sums of E over visible tokens)."""
     projected = F.linear(mixed, linear.weight)
     return projected if linear.bias is None else projected + total[..., None] * linear.bias
-
-
-def _blank_heads(x: Tensor, visible: Tensor | None) -> Tensor:
-    return x if visible is None else x.masked_fill(~visible[:, None, :, None], 0.0)

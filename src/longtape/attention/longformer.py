@@ -215,7 +215,7 @@ def window_attention(
             q, k, v, patterns[0], visible=visible, positions=positions, global_qkv=global_qkv, dropout=dropout
         )
     out: list[Tensor] = [q] * len(patterns)
-    for pattern in set(patterns):
+    for pattern in dict.fromkeys(patterns):  # not a set: its order differs from process to process
         heads = [h for h, other in enumerate(patterns) if other == pattern]
         theirs: Projections | None = None
         if global_qkv is not None:

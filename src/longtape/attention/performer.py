@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from longtape.attention.base import Attention, AttentionConfig, Capabilities
+from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads
 from longtape.attention.favor import favor, favor_causal
 
 
@@ -69,8 +69,7 @@ class PerformerAttention(Attention):
     ) -> Tensor:
         """The same quotient with all N×M products in memory."""
         rows = torch.arange(q.shape[2], device=q.device)
-        values = v if visible is None else v.masked_fill(~visible[:, None, :, None], 0.0)
-        return self.attention_probs(q, k, visible, rows, **extra) @ values
+        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
 
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_padding, masked_softmax
+from longtape.attention.base import (
+    Attention,
+    AttentionConfig,
+    Capabilities,
+    mask_heads,
+    mask_padding,
+    masked_softmax,
+)
 
 _FINE = 1 << 20  # resolution of a sampled key's place within its stratum
 _MOST_LOG = 32  # ⌈ln N⌉ for more tokens than any memory holds
@@ -111,7 +118,7 @@ class ProbSparseAttention(Attention):
     ) -> Tensor:
         """Every row of weights, dense: softmax where the query is active, uniform where it is lazy."""
         rows = torch.arange(q.shape[2], device=q.device)
-        return self.attention_probs(q, k, visible, rows, **extra) @ _blank_heads(v, visible)
+        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
 
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
@@ -122,7 +129,7 @@ class ProbSparseAttention(Attention):
         if self.config.causal:
             seen = torch.arange(k.shape[2], device=q.device) <= rows[:, None]
         mask = seen if visible is None else seen & visible[:, None, None, :]
-        scores = q[:, :, rows] @ _blank_heads(k, visible).transpose(-2, -1) / math.sqrt(q.shape[-1])
+        scores = q[:, :, rows] @ mask_heads(k, visible).transpose(-2, -1) / math.sqrt(q.shape[-1])
         uniform = mask.to(q.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
         return torch.where(active[..., None], masked_softmax(scores, mask), uniform)
 
@@ -225,13 +232,13 @@ class ProbSparseAttention(Attention):
 def sparsity(q: Tensor, k: Tensor, visible: Tensor | None = None) -> Tensor:
     """M of every query over all keys, [B, H, N]: 0 for uniform attention, at most the range of its scores."""
     seen = None if visible is None else visible[:, None, None, :]
-    return torch.cat([_sparsity_of(scores, seen) for scores in _scores(q, _blank_heads(k, visible))], -1)
+    return torch.cat([_sparsity_of(scores, seen) for scores in _scores(q, mask_heads(k, visible))], -1)
 
 
 def divergence(q: Tensor, k: Tensor, visible: Tensor | None = None) -> Tensor:
     """KL(uniform ‖ attention) of every query, [B, H, N]: logsumexp − mean − ln M; M(q) − ln M ≤ KL ≤ M(q)."""
     seen = None if visible is None else visible[:, None, None, :]
-    parts = [_divergence_of(scores, seen) for scores in _scores(q, _blank_heads(k, visible))]
+    parts = [_divergence_of(scores, seen) for scores in _scores(q, mask_heads(k, visible))]
     return torch.cat(parts, -1)
 
 
@@ -240,12 +247,12 @@ def mean(v: Tensor, visible: Tensor | None) -> Tensor:
     if visible is None:
         return v.mean(2, keepdim=True)
     count = visible.sum(-1).clamp(min=1)[:, None, None, None]
-    return _blank_heads(v, visible).sum(2, keepdim=True) / count
+    return mask_heads(v, visible).sum(2, keepdim=True) / count
 
 
 def running_mean(v: Tensor, visible: Tensor | None) -> Tensor:
     """Mean of the visible values up to each position, [B, H, M, D]; summed in at least float32."""
-    wide = _blank_heads(v, visible).to(torch.promote_types(v.dtype, torch.float32))
+    wide = mask_heads(v, visible).to(torch.promote_types(v.dtype, torch.float32))
     seen = v.new_ones(v.shape[0], v.shape[2], dtype=torch.int64) if visible is None else visible.long()
     return (wide.cumsum(2) / seen.cumsum(-1).clamp(min=1)[:, None, :, None]).to(v.dtype)
 
@@ -291,7 +298,3 @@ def _scatter_active(lazy: Tensor, attended: Tensor, chosen: Chosen) -> Tensor:
     """`lazy` [B, H, N, D] with the rows of active chosen queries replaced by `attended` [B, H, U, D]."""
     new = torch.where(chosen.active[..., None], attended, _gather_rows(lazy, chosen.queries))
     return lazy.scatter(2, chosen.queries[..., None].expand_as(new), new)
-
-
-def _blank_heads(x: Tensor, visible: Tensor | None) -> Tensor:
-    return x if visible is None else x.masked_fill(~visible[:, None, :, None], 0.0)

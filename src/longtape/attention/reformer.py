@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
+from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads, masked_softmax
 from longtape.attention.lsh import lsh_attention
 from longtape.attention.lsh_digits import AXES, digits_of
 from longtape.attention.lsh_hash import HAS_LOOPS, hash_tokens
@@ -87,7 +87,7 @@ class ReformerAttention(Attention):
     ) -> Tensor:
         """Softmax over the union of what the rounds show, with all N×N weights in memory."""
         rows = torch.arange(q.shape[2], device=q.device)
-        return self.attention_probs(q, k, visible, rows, **extra) @ _blank_heads(v, visible)
+        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
 
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
@@ -101,7 +101,7 @@ class ReformerAttention(Attention):
         own_key = rows[:, None] == torch.arange(q.shape[2], device=q.device)
         others = seen & ~own_key
         seen = torch.where(others.any(-1, keepdim=True), others, seen)
-        q = _blank_heads(q, visible)
+        q = mask_heads(q, visible)
         unit = q / q.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         return masked_softmax(q[:, :, rows] @ unit.transpose(-2, -1) / math.sqrt(q.shape[-1]), seen)
 
@@ -156,7 +156,3 @@ def nearest_axis(rotated: Tensor, width: int) -> Tensor:
     axis = torch.arange(rotated.shape[-2], dtype=whole, device=rotated.device)[:, None]
     magnitude = bits & (torch.iinfo(whole).max - low)
     return ((magnitude | axis | negative).amax(-2) & low).long()
-
-
-def _blank_heads(x: Tensor, visible: Tensor | None) -> Tensor:
-    return x if visible is None else x.masked_fill(~visible[:, None, :, None], 0.0)

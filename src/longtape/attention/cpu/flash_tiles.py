@@ -3,7 +3,7 @@
 Up to 64 queries stand in the lanes, transposed to [D, queries]; keys are read where they are, 64 at a time, so that
 scores [keys, queries] stay in the first cache and softmax is one operation on every lane. The forward keeps a running
 maximum and sum (online softmax, Milakov & Gimelshein 2018); the backward computes the probabilities again from the
-log-sum-exp (Dao et al. 2022). Scores and log-sum-exp are in units of log 2.
+log-sum-exp (Dao et al. 2022). Scores and log-sum-exp are in units of log 2. `docs/attention_tiles.md` draws it.
 """
 
 from __future__ import annotations
@@ -68,256 +68,166 @@ class Dropout(NamedTuple):
     scale: Any  # a scalar of the array's type
 
 
+class Problem(NamedTuple):
+    """What forward and backward work on; the scales are scalars of the array's type."""
+
+    q: Operand
+    keys: Keys
+    out: Operand
+    lse: Operand  # [B, H, N, 1]
+    n_heads: int
+    width: int  # D in whole vectors
+    log2_scale: Any  # of the scores, 1/√D in units of log 2
+    softmax_scale: Any  # 1/√D
+    dropout: Dropout
+
+
+class Gradients(NamedTuple):
+    """The gradient of the output, and where those of the inputs go."""
+
+    out: Operand
+    q: Operand
+    keys: Keys
+
+
+class QueryTile(NamedTuple):
+    """Up to 64 queries of a head."""
+
+    b: int
+    h: int
+    head_index: int  # b·n_heads + h
+    t: int  # its tile in the schedule
+    first: int  # of its queries in the tile
+    rows: Ints  # [≤ 64] of q, −1 = idle
+    queries: Ints  # [≤ 64] tokens
+
+
+class Buffers(NamedTuple):
+    """What a thread keeps in cache: a key tile, scores of one tile by the other, and a query tile."""
+
+    k: Array  # [KEY_TILE, width]
+    v: Array  # [KEY_TILE, width]
+    s: Array  # [KEY_TILE, QUERY_TILE] scores, then weights P
+    q: Array  # [QUERY_TILE, width]
+    q_t: Array  # [width, QUERY_TILE] scaled
+    o: Array  # [QUERY_TILE, width] output; in the backward dQ
+    row_max: Array  # [QUERY_TILE]; in the backward the log-sum-exp
+    row_sum: Array  # [QUERY_TILE]; in the backward Σ dO∘O
+
+
+class GradientBuffers(NamedTuple):
+    """What the backward keeps beside them."""
+
+    ds: Array  # [KEY_TILE, QUERY_TILE] dP, then dS
+    do: Array  # [QUERY_TILE, width]
+    do_t: Array  # [width, QUERY_TILE]
+
+
 @compiled
-def forward_tiles(
-    q: Operand,
-    keys: Keys,
-    out: Operand,
-    lse: Operand,
-    schedule: TileSchedule,
-    dropout: Dropout,
-    n_heads: int,
-    width: int,
-    scale: Any,
-    start: int,
-    stop: int,
-) -> None:
+def forward_tiles(x: Problem, schedule: TileSchedule, start: int, stop: int) -> None:
     """Outputs and log-sum-exp of tasks start … stop − 1, task = (sample·n_heads + head)·T + tile."""
-    n_tiles, tile = schedule.rows.shape
-    s = np.empty((KEY_TILE, QUERY_TILE), q.data.dtype)
-    k, v = np.empty((KEY_TILE, width), q.data.dtype), np.empty((KEY_TILE, width), q.data.dtype)
-    q_rows, q_t = np.empty((QUERY_TILE, width), q.data.dtype), np.empty((width, QUERY_TILE), q.data.dtype)
-    o, row_max, row_sum = (
-        np.empty((QUERY_TILE, width), q.data.dtype),
-        np.empty(QUERY_TILE, q.data.dtype),
-        np.empty(QUERY_TILE, q.data.dtype),
-    )
+    n_tiles, size = schedule.rows.shape
+    buffers = _allocate(x)
     for task in range(start, stop):
-        head_index, t = task // n_tiles, task % n_tiles
-        b, h = head_index // n_heads, head_index % n_heads
-        for first in range(0, tile, QUERY_TILE):
-            rows, queries = (
-                schedule.rows[t, first : first + QUERY_TILE],
-                schedule.queries[t, first : first + QUERY_TILE],
-            )
-            _load_rows(q, b, h, rows, width, q_rows)
-            _transpose_scale(q_rows, width, scale, q_t)
-            o[:, :], row_max[:], row_sum[:] = 0.0, _NO_MAX, 0.0
+        for first in range(0, size, QUERY_TILE):
+            tile = _query_tile(x, schedule, task // n_tiles, task % n_tiles, first)
+            _load_rows(x.q, tile, tile.rows, buffers.q)
+            _transpose_scale(buffers.q, x.log2_scale, buffers.q_t)
+            buffers.o[:, :], buffers.row_max[:], buffers.row_sum[:] = 0.0, _NO_MAX, 0.0
             for p in range(len(schedule.sizes)):
-                slot, count = _key_tile(keys, schedule, t, p)
-                next_slot, next_count = _key_tile(keys, schedule, t, p + 1)
-                _prefetch_keys(keys, b, h, next_slot, next_count, width)
-                _load_keys(keys, b, h, slot, count, width, k, v)
-                gemm(k, 0, width, 1, q_t, 0, QUERY_TILE, s, 0, QUERY_TILE, count, QUERY_TILE, width, False)
-                _mask_scores(s, count, keys, schedule, b, t, p, slot, queries, first)
-                _online_softmax_update(s, count, row_max, row_sum, o, width)
-                _apply_dropout(s, count, dropout, head_index, queries, slot)
-                gemm(s, 0, 1, QUERY_TILE, v, 0, width, o, 0, width, QUERY_TILE, width, count, True)
+                _attend_key_tile(x, schedule, tile, p, buffers)
             if schedule.gathered.size:
-                slots = schedule.gathered[schedule.gathered_from[t] + first :][: len(rows)]
-                _gathered_forward(
-                    keys, b, h, head_index, slots, q_t, s, row_max, row_sum, o, width, dropout, rows
-                )
-            _normalize_and_store(out, lse, b, h, queries, o, row_max, row_sum, width)
+                _attend_gathered(x, _gathered_slots(schedule, tile), tile, buffers)
+            _normalize_and_store(x, tile, buffers)
 
 
 @compiled
-def backward_tiles(
-    q: Operand,
-    keys: Keys,
-    out: Operand,
-    lse: Operand,
-    grad: Operand,
-    dq: Operand,
-    d_keys: Keys,
-    schedule: TileSchedule,
-    dropout: Dropout,
-    n_heads: int,
-    width: int,
-    scale: Any,
-    softmax_scale: Any,
-    start: int,
-    stop: int,
-) -> None:
+def backward_tiles(x: Problem, d: Gradients, schedule: TileSchedule, start: int, stop: int) -> None:
     """Gradients of the heads start … stop − 1 (sample·n_heads + head); those of keys and values are added to.
 
     dV = PᵀdO, dS = P∘(dO·Vᵀ − Σ dO∘O)/√D, dQ = dS·K, dK = dSᵀ·Q.
     """
-    kind = q.data.dtype
-    k, v = np.empty((KEY_TILE, width), kind), np.empty((KEY_TILE, width), kind)
-    s, ds = np.empty((KEY_TILE, QUERY_TILE), kind), np.empty((KEY_TILE, QUERY_TILE), kind)
-    q_rows, q_t = np.empty((QUERY_TILE, width), kind), np.empty((width, QUERY_TILE), kind)
-    do, do_t, o = (
-        np.empty((QUERY_TILE, width), kind),
-        np.empty((width, QUERY_TILE), kind),
-        np.empty((QUERY_TILE, width), kind),
-    )
-    lse_rows, delta = np.empty(QUERY_TILE, kind), np.empty(QUERY_TILE, kind)
-    one = softmax_scale / softmax_scale
+    buffers, more = _allocate(x), _allocate_gradients(x)
+    one = x.softmax_scale / x.softmax_scale
     for head_index in range(start, stop):
-        b, h = head_index // n_heads, head_index % n_heads
         for t in range(schedule.rows.shape[0]):
             for first in range(0, schedule.rows.shape[1], QUERY_TILE):
-                rows, queries = (
-                    schedule.rows[t, first : first + QUERY_TILE],
-                    schedule.queries[t, first : first + QUERY_TILE],
-                )
-                _load_rows(q, b, h, rows, width, q_rows)
-                _transpose_scale(q_rows, width, scale, q_t)
-                _load_rows(grad, b, h, queries, width, do)
-                _transpose_scale(do, width, one, do_t)
-                _load_rows(out, b, h, queries, width, o)
-                _row_dot(do, o, width, delta)
-                _load_lse(lse, b, h, queries, lse_rows)
-                o[:, :] = 0.0  # from here on dQ
+                tile = _query_tile(x, schedule, head_index, t, first)
+                _load_rows(x.q, tile, tile.rows, buffers.q)
+                _transpose_scale(buffers.q, x.log2_scale, buffers.q_t)
+                _load_rows(d.out, tile, tile.queries, more.do)
+                _transpose_scale(more.do, one, more.do_t)
+                _load_rows(x.out, tile, tile.queries, buffers.o)
+                _row_dot(more.do, buffers.o, buffers.row_sum)
+                _load_lse(x.lse, tile, buffers.row_max)
+                buffers.o[:, :] = 0.0  # from here on dQ
                 for p in range(len(schedule.sizes)):
-                    slot, count = _key_tile(keys, schedule, t, p)
-                    next_slot, next_count = _key_tile(keys, schedule, t, p + 1)
-                    _prefetch_keys(keys, b, h, next_slot, next_count, width)
-                    _prefetch_keys(d_keys, b, h, next_slot, next_count, width)
-                    _load_keys(keys, b, h, slot, count, width, k, v)
-                    dk, dv, dk_at, dv_at = _locate_slot(d_keys, b, h, slot)
-                    gemm(
-                        k, 0, width, 1, q_t, 0, QUERY_TILE, s, 0, QUERY_TILE, count, QUERY_TILE, width, False
-                    )
-                    _mask_scores(s, count, keys, schedule, b, t, p, slot, queries, first)
-                    gemm(
-                        v,
-                        0,
-                        width,
-                        1,
-                        do_t,
-                        0,
-                        QUERY_TILE,
-                        ds,
-                        0,
-                        QUERY_TILE,
-                        count,
-                        QUERY_TILE,
-                        width,
-                        False,
-                    )
-                    _softmax_backward(
-                        s, ds, count, lse_rows, delta, softmax_scale, dropout, head_index, queries, slot
-                    )
-                    gemm(
-                        s,
-                        0,
-                        QUERY_TILE,
-                        1,
-                        do,
-                        0,
-                        width,
-                        dv.data,
-                        dv_at,
-                        dv.token,
-                        count,
-                        width,
-                        QUERY_TILE,
-                        True,
-                    )
-                    gemm(
-                        ds,
-                        0,
-                        QUERY_TILE,
-                        1,
-                        q_rows,
-                        0,
-                        width,
-                        dk.data,
-                        dk_at,
-                        dk.token,
-                        count,
-                        width,
-                        QUERY_TILE,
-                        True,
-                    )
-                    gemm(ds, 0, 1, QUERY_TILE, k, 0, width, o, 0, width, QUERY_TILE, width, count, True)
+                    _key_tile_backward(x, d, schedule, tile, p, buffers, more)
                 if schedule.gathered.size:
-                    slots = schedule.gathered[schedule.gathered_from[t] + first :][: len(rows)]
-                    _gathered_backward(
-                        keys, d_keys, b, h, head_index, slots, q_rows, q_t, do, do_t, s, ds, lse_rows, delta,
-                        o, width, softmax_scale, dropout, rows,
-                    )  # fmt: skip
-                _store_rows(dq, b, h, rows, o, width)
-
-
-# --- a tile's rows ---
-
-
-@compiled
-def _load_rows(x: Operand, b: int, h: int, rows: Ints, width: int, taken: Array) -> None:
-    """[QUERY_TILE, width]: the rows, zeros for idle ones."""
-    at = b * x.sample + h * x.head
-    for i in range(QUERY_TILE):
-        row = rows[i] if i < len(rows) else -1
-        if row < 0:
-            taken[i, :] = 0.0
-        else:
-            source = x.data[at + row * x.token :]
-            for d in range(width):
-                taken[i, d] = source[d]
-
-
-@compiled
-def _transpose_scale(q_rows: Array, width: int, scale: Any, q_t: Array) -> None:
-    """[QUERY_TILE, width] → [width, QUERY_TILE], scaled."""
-    for d in range(width):
-        for i in range(QUERY_TILE):
-            q_t[d, i] = q_rows[i, d] * scale
-
-
-@compiled
-def _store_rows(x: Operand, b: int, h: int, rows: Ints, values: Array, width: int) -> None:
-    at = b * x.sample + h * x.head
-    for i in range(len(rows)):
-        if rows[i] >= 0:
-            place = x.data[at + rows[i] * x.token :]
-            for d in range(width):
-                place[d] = values[i, d]
-
-
-@compiled
-def _normalize_and_store(
-    out: Operand,
-    lse: Operand,
-    b: int,
-    h: int,
-    rows: Ints,
-    o: Array,
-    row_max: Array,
-    row_sum: Array,
-    width: int,
-) -> None:
-    """Divide by the sum of the weights and write."""
-    for i in range(len(rows)):
-        if row_sum[i] > 0:  # else the query has no keys, not even hidden ones: its row stays zero
-            for d in range(width):
-                o[i, d] /= row_sum[i]
-        if rows[i] >= 0:
-            lse.data[b * lse.sample + h * lse.head + rows[i] * lse.token] = row_max[i] + np.log2(row_sum[i])
-    _store_rows(out, b, h, rows, o, width)
-
-
-@compiled_sum
-def _row_dot(do: Array, o: Array, width: int, delta: Array) -> None:
-    """Σ dO∘O of each row."""
-    for i in range(QUERY_TILE):
-        total = do[i, 0] * o[i, 0]
-        for d in range(1, width):
-            total += do[i, d] * o[i, d]
-        delta[i] = total
-
-
-@compiled
-def _load_lse(lse: Operand, b: int, h: int, rows: Ints, lse_rows: Array) -> None:
-    lse_rows[:] = _IDLE_LSE
-    for i in range(len(rows)):
-        if rows[i] >= 0:
-            lse_rows[i] = lse.data[b * lse.sample + h * lse.head + rows[i] * lse.token]
+                    _gathered_backward(x, d, _gathered_slots(schedule, tile), tile, buffers, more)
+                _store_rows(d.q, tile, tile.rows, buffers.o)
 
 
 # --- a tile of keys ---
+
+
+@compiled
+def _attend_key_tile(x: Problem, schedule: TileSchedule, tile: QueryTile, p: int, buffers: Buffers) -> None:
+    """O += P·V of one key tile, what was summed before brought to the new maximum."""
+    keys, s = x.keys, buffers.s  # once: a field that is an array counts its references each time it is read
+    slot, count = _key_tile(keys, schedule, tile.t, p)
+    next_slot, next_count = _key_tile(keys, schedule, tile.t, p + 1)
+    _prefetch_keys(keys, tile, next_slot, next_count, x.width)
+    _load_keys(keys, tile, slot, count, buffers)
+    _scores(buffers.k, buffers.q_t, count, s)
+    _mask_scores(keys, schedule, tile, p, slot, count, s)
+    _online_softmax_update(buffers, count)
+    _apply_dropout(x.dropout, tile, slot, count, s)
+    _add_over_keys(s, buffers.v, count, buffers.o)
+
+
+@compiled
+def _key_tile_backward(
+    x: Problem, d: Gradients, schedule: TileSchedule, tile: QueryTile, p: int,
+    buffers: Buffers, more: GradientBuffers,
+) -> None:  # fmt: skip
+    keys, d_keys, s, ds, k = x.keys, d.keys, buffers.s, more.ds, buffers.k
+    slot, count = _key_tile(keys, schedule, tile.t, p)
+    next_slot, next_count = _key_tile(keys, schedule, tile.t, p + 1)
+    _prefetch_keys(keys, tile, next_slot, next_count, x.width)
+    _prefetch_keys(d_keys, tile, next_slot, next_count, x.width)
+    _load_keys(keys, tile, slot, count, buffers)
+    _scores(k, buffers.q_t, count, s)
+    _mask_scores(keys, schedule, tile, p, slot, count, s)
+    _scores(buffers.v, more.do_t, count, ds)
+    _apply_dropout(x.dropout, tile, slot, count, ds)
+    _softmax_backward(x, buffers, ds, count)
+    _apply_dropout(x.dropout, tile, slot, count, s)
+    dk, dv, dk_at, dv_at = _locate_slot(d_keys, tile, slot)
+    _add_over_queries(s, more.do, count, dv, dv_at)
+    _add_over_queries(ds, buffers.q, count, dk, dk_at)
+    _add_over_keys(ds, k, count, buffers.o)
+
+
+@compiled
+def _scores(k: Array, q_t: Array, count: int, s: Array) -> None:
+    """S [count, queries] = K·Qᵀ."""
+    width = k.shape[1]
+    gemm(k, 0, width, 1, q_t, 0, QUERY_TILE, s, 0, QUERY_TILE, count, QUERY_TILE, width, False)
+
+
+@compiled
+def _add_over_keys(s: Array, v: Array, count: int, o: Array) -> None:
+    """O [queries, width] += Sᵀ·V."""
+    width = v.shape[1]
+    gemm(s, 0, 1, QUERY_TILE, v, 0, width, o, 0, width, QUERY_TILE, width, count, True)
+
+
+@compiled
+def _add_over_queries(s: Array, q: Array, count: int, dk: Operand, at: int) -> None:
+    """Rows from dk[at] on += S·Q."""
+    width = q.shape[1]
+    gemm(s, 0, QUERY_TILE, 1, q, 0, width, dk.data, at, dk.token, count, width, QUERY_TILE, True)
 
 
 @compiled
@@ -331,9 +241,9 @@ def _key_tile(keys: Keys, schedule: TileSchedule, t: int, p: int) -> tuple[int, 
 
 
 @compiled
-def _prefetch_keys(keys: Keys, b: int, h: int, slot: int, count: int, width: int) -> None:
+def _prefetch_keys(keys: Keys, tile: QueryTile, slot: int, count: int, width: int) -> None:
     """Ask for keys and values that are needed soon: rows of a tensor by tokens lie too far apart to be foreseen."""
-    k, v, k_at, v_at = _locate_slot(keys, b, h, slot)
+    k, v, k_at, v_at = _locate_slot(keys, tile, slot)
     line = 64 // k.data.itemsize
     for j in range(count):
         for d in range(0, width, line):
@@ -342,49 +252,44 @@ def _prefetch_keys(keys: Keys, b: int, h: int, slot: int, count: int, width: int
 
 
 @compiled
-def _locate_slot(keys: Keys, b: int, h: int, slot: int) -> tuple[Operand, Operand, int, int]:
+def _locate_slot(keys: Keys, tile: QueryTile, slot: int) -> tuple[Operand, Operand, int, int]:
     """Keys and values that hold this slot, and where."""
     k, v, row = (
         (keys.k, keys.v, slot) if slot < keys.n_padded else (keys.extra_k, keys.extra_v, slot - keys.n_padded)
     )
-    return k, v, b * k.sample + h * k.head + row * k.token, b * v.sample + h * v.head + row * v.token
+    return k, v, _row_at(k, tile, row), _row_at(v, tile, row)
 
 
 @compiled
-def _load_keys(keys: Keys, b: int, h: int, slot: int, count: int, width: int, k: Array, v: Array) -> None:
+def _row_at(x: Operand, tile: QueryTile, row: int) -> int:
+    return tile.b * x.sample + tile.h * x.head + row * x.token
+
+
+@compiled
+def _load_keys(keys: Keys, tile: QueryTile, slot: int, count: int, buffers: Buffers) -> None:
     """Copies [count, width]: rows of a tensor by tokens lie so far apart that they share cache sets."""
-    from_k, from_v, k_at, v_at = _locate_slot(keys, b, h, slot)
+    from_k, from_v, k_at, v_at = _locate_slot(keys, tile, slot)
+    k, v = buffers.k, buffers.v
     for j in range(count):
         k_row, v_row = from_k.data[k_at + j * from_k.token :], from_v.data[v_at + j * from_v.token :]
-        for d in range(width):
+        for d in range(k.shape[1]):
             k[j, d] = k_row[d]
-        for d in range(width):
+        for d in range(k.shape[1]):
             v[j, d] = v_row[d]
 
 
 @compiled
 def _mask_scores(
-    s: Array,
-    count: int,
-    keys: Keys,
-    schedule: TileSchedule,
-    b: int,
-    t: int,
-    p: int,
-    slot: int,
-    rows: Ints,
-    first: int,
+    keys: Keys, schedule: TileSchedule, tile: QueryTile, p: int, slot: int, count: int, s: Array
 ) -> None:
     """What layout, causality and padding hide."""
+    n = len(tile.rows)
     if schedule.masked[p]:
+        at = tile.t * schedule.tile_step + tile.first * schedule.row_step
         for j in range(count):
-            bias = schedule.bias[
-                t * schedule.tile_step
-                + (schedule.columns[p] + j) * schedule.key_step
-                + first * schedule.row_step :
-            ]
+            bias = schedule.bias[at + (schedule.columns[p] + j) * schedule.key_step :]
             if schedule.row_step:
-                for i in range(len(rows)):
+                for i in range(n):
                     s[j, i] += bias[i]
             elif bias[0] < 0:
                 s[j, :] = MASKED_SCORE
@@ -394,20 +299,22 @@ def _mask_scores(
             if token < 0:
                 s[j, :] = MASKED_SCORE
             elif schedule.causal:
-                for i in range(len(rows)):
-                    if rows[i] < token:
+                for i in range(n):
+                    if tile.queries[i] < token:
                         s[j, i] = MASKED_SCORE
     if keys.hidden.size:
         for j in range(count):
-            if keys.hidden[b, slot + j]:
+            if keys.hidden[tile.b, slot + j]:
                 s[j, :] = MASKED_SCORE
 
 
+# --- softmax ---
+
+
 @compiled
-def _online_softmax_update(
-    s: Array, count: int, row_max: Array, row_sum: Array, o: Array, width: int
-) -> None:
+def _online_softmax_update(buffers: Buffers, count: int) -> None:
     """Scores → weights relative to the new maximum; what was summed so far follows it."""
+    s, o, row_max, row_sum = buffers.s, buffers.o, buffers.row_max, buffers.row_sum
     new_max = np.empty(QUERY_TILE, s.dtype)
     for i in range(QUERY_TILE):
         new_max[i] = row_max[i]
@@ -420,16 +327,7 @@ def _online_softmax_update(
     for j in range(count - count % 4, count):
         for i in range(QUERY_TILE):
             new_max[i] = s[j, i] if s[j, i] > new_max[i] else new_max[i]
-    any_rose = False
-    for i in range(QUERY_TILE):
-        any_rose |= new_max[i] > row_max[i]
-    if any_rose:
-        for i in range(QUERY_TILE):
-            rescale = exp2(row_max[i] - new_max[i])
-            row_sum[i] *= rescale
-            row_max[i] = new_max[i]
-            for d in range(width):
-                o[i, d] *= rescale
+    _rescale(row_max, new_max, row_sum, o)
     for j in range(count):
         for i in range(QUERY_TILE):
             weight = exp2(s[j, i] - row_max[i])
@@ -438,30 +336,43 @@ def _online_softmax_update(
 
 
 @compiled
-def _softmax_backward(
-    s: Array, ds: Array, count: int, lse_rows: Array, delta: Array, scale: Any,
-    dropout: Dropout, head_index: int, rows: Ints, slot: int,
-) -> None:  # fmt: skip
-    """Scores s and dP in ds → weights and dS. Dropout acts on both dP and the weights that meet dO."""
-    if dropout.threshold:
-        _apply_dropout(ds, count, dropout, head_index, rows, slot)
-    for j in range(count):
+def _rescale(row_max: Array, new_max: Array, row_sum: Array, o: Array) -> None:
+    """Sums and outputs relative to `row_max` → relative to `new_max`, which becomes `row_max`."""
+    any_rose = False
+    for i in range(QUERY_TILE):
+        any_rose |= new_max[i] > row_max[i]
+    if any_rose:
         for i in range(QUERY_TILE):
-            weight = exp2(s[j, i] - lse_rows[i])
-            s[j, i] = weight
-            ds[j, i] = weight * (ds[j, i] - delta[i]) * scale
-    if dropout.threshold:
-        _apply_dropout(s, count, dropout, head_index, rows, slot)
+            factor = exp2(row_max[i] - new_max[i])
+            row_sum[i] *= factor
+            row_max[i] = new_max[i]
+            for d in range(o.shape[1]):
+                o[i, d] *= factor
 
 
 @compiled
-def _apply_dropout(s: Array, count: int, dropout: Dropout, head_index: int, rows: Ints, slot: int) -> None:
+def _softmax_backward(x: Problem, buffers: Buffers, ds: Array, count: int) -> None:
+    """Scores in s and dP in ds → weights P and dS."""
+    s, lse, delta, scale = buffers.s, buffers.row_max, buffers.row_sum, x.softmax_scale
+    for j in range(count):
+        for i in range(QUERY_TILE):
+            weight = exp2(s[j, i] - lse[i])
+            s[j, i] = weight
+            ds[j, i] = weight * (ds[j, i] - delta[i]) * scale
+
+
+@compiled
+def _apply_dropout(dropout: Dropout, tile: QueryTile, slot: int, count: int, s: Array) -> None:
     """Zeros where a weight is dropped, scaled elsewhere; the same ones in forward and backward."""
     if dropout.threshold:
         for j in range(count):
-            for i in range(len(rows)):
-                kept = _hash(dropout.seed, head_index, rows[i], slot + j) >= dropout.threshold
-                s[j, i] *= dropout.scale * kept
+            for i in range(len(tile.queries)):
+                s[j, i] *= _dropout_factor(dropout, tile, tile.queries[i], slot + j)
+
+
+@compiled
+def _dropout_factor(dropout: Dropout, tile: QueryTile, query: int, slot: int) -> Any:
+    return dropout.scale * (_hash(dropout.seed, tile.head_index, query, slot) >= dropout.threshold)
 
 
 @compiled
@@ -483,84 +394,174 @@ def _hash(a: int, b: int, c: int, d: int) -> Any:
 
 
 @compiled
-def _gathered_forward(
-    keys: Keys, b: int, h: int, head_index: int, slots: Ints, q_t: Array,
-    s: Array, row_max: Array, row_sum: Array, o: Array, width: int, dropout: Dropout, rows: Ints,
-) -> None:  # fmt: skip
-    """Each query attends to keys of its own: [queries, r] slots."""
-    r, v = slots.shape[1], keys.v
-    _gathered_dot(keys.k, b, h, slots, q_t, width, s)
-    _mask_gathered(keys, b, slots, s)
-    _online_softmax_update(s, r, row_max, row_sum, o, width)
-    _dropout_gathered(s, dropout, head_index, rows, slots)
+def _gathered_slots(schedule: TileSchedule, tile: QueryTile) -> Ints:
+    """[queries, r] the slots of each query's own keys."""
+    return schedule.gathered[schedule.gathered_from[tile.t] + tile.first :][: len(tile.rows)]
+
+
+@compiled
+def _attend_gathered(x: Problem, slots: Ints, tile: QueryTile, buffers: Buffers) -> None:
+    """O += P·V of each query's own keys."""
+    s, o, v = buffers.s, buffers.o, x.keys.v
+    _gathered_dot(x.keys.k, tile, slots, buffers.q_t, s)
+    _mask_gathered(x.keys, tile, slots, s)
+    _online_softmax_update(buffers, slots.shape[1])
+    _dropout_gathered(x.dropout, tile, slots, s)
     for i in range(len(slots)):
-        for c in range(r):
+        for c in range(slots.shape[1]):
             if slots[i, c] >= 0:
-                gathered_rows = v.data[b * v.sample + h * v.head + slots[i, c] * v.token :]
-                for d in range(width):
-                    o[i, d] += s[c, i] * gathered_rows[d]
+                v_row = v.data[_row_at(v, tile, slots[i, c]) :]
+                for d in range(x.width):
+                    o[i, d] += s[c, i] * v_row[d]
 
 
 @compiled
 def _gathered_backward(
-    keys: Keys, d_keys: Keys, b: int, h: int, head_index: int, slots: Ints, q_rows: Array, q_t: Array,
-    do: Array, do_t: Array, s: Array, ds: Array, lse_rows: Array, delta: Array,
-    dq: Array, width: int, scale: Any, dropout: Dropout, rows: Ints,
-) -> None:  # fmt: skip
-    r, k = slots.shape[1], keys.k
-    _gathered_dot(keys.k, b, h, slots, q_t, width, s)
-    _mask_gathered(keys, b, slots, s)
-    _gathered_dot(keys.v, b, h, slots, do_t, width, ds)
-    _dropout_gathered(ds, dropout, head_index, rows, slots)
-    for c in range(r):
-        for i in range(QUERY_TILE):
-            s[c, i] = exp2(s[c, i] - lse_rows[i])
-            ds[c, i] = s[c, i] * (ds[c, i] - delta[i]) * scale
-    _dropout_gathered(s, dropout, head_index, rows, slots)
-    dk, dv = d_keys.k, d_keys.v
+    x: Problem, d: Gradients, slots: Ints, tile: QueryTile, buffers: Buffers, more: GradientBuffers
+) -> None:
+    s, ds, k = buffers.s, more.ds, x.keys.k
+    _gathered_dot(k, tile, slots, buffers.q_t, s)
+    _mask_gathered(x.keys, tile, slots, s)
+    _gathered_dot(x.keys.v, tile, slots, more.do_t, ds)
+    _dropout_gathered(x.dropout, tile, slots, ds)
+    _softmax_backward(x, buffers, ds, slots.shape[1])
+    _dropout_gathered(x.dropout, tile, slots, s)
+    dk, dv, q, do, dq, width = d.keys.k, d.keys.v, buffers.q, more.do, buffers.o, x.width
     for i in range(len(slots)):
-        for c in range(r):
+        for c in range(slots.shape[1]):
             if slots[i, c] >= 0:
-                k_row = k.data[b * k.sample + h * k.head + slots[i, c] * k.token :]
-                dk_row = dk.data[b * dk.sample + h * dk.head + slots[i, c] * dk.token :]
-                dv_row = dv.data[b * dv.sample + h * dv.head + slots[i, c] * dv.token :]
+                k_row = k.data[_row_at(k, tile, slots[i, c]) :]
+                dk_row = dk.data[_row_at(dk, tile, slots[i, c]) :]
+                dv_row = dv.data[_row_at(dv, tile, slots[i, c]) :]
                 weight, slope = s[c, i], ds[c, i]
-                for d in range(width):
-                    dq[i, d] += slope * k_row[d]
-                for d in range(width):
-                    dk_row[d] += slope * q_rows[i, d]
-                for d in range(width):
-                    dv_row[d] += weight * do[i, d]
+                for e in range(width):
+                    dq[i, e] += slope * k_row[e]
+                for e in range(width):
+                    dk_row[e] += slope * q[i, e]
+                for e in range(width):
+                    dv_row[e] += weight * do[i, e]
 
 
 @compiled
-def _gathered_dot(x: Operand, b: int, h: int, slots: Ints, q_t: Array, width: int, scores: Array) -> None:
+def _gathered_dot(x: Operand, tile: QueryTile, slots: Ints, q_t: Array, scores: Array) -> None:
     """scores[c, i] = Σ_d q_t[d, i]·x[slots[i, c], d]: a query's product with each of its own keys."""
-    gathered_rows = np.zeros((width, QUERY_TILE), x.data.dtype)
+    width = len(q_t)
+    gathered_t = np.zeros((width, QUERY_TILE), x.data.dtype)
     for c in range(slots.shape[1]):
         for i in range(len(slots)):
-            row = x.data[b * x.sample + h * x.head + max(slots[i, c], 0) * x.token :]
+            row = x.data[_row_at(x, tile, max(slots[i, c], 0)) :]
             for d in range(width):
-                gathered_rows[d, i] = row[d]
+                gathered_t[d, i] = row[d]
         scores[c, :] = 0.0
         for d in range(width):
             for i in range(QUERY_TILE):
-                scores[c, i] += q_t[d, i] * gathered_rows[d, i]
+                scores[c, i] += q_t[d, i] * gathered_t[d, i]
 
 
 @compiled
-def _mask_gathered(keys: Keys, b: int, slots: Ints, s: Array) -> None:
+def _mask_gathered(keys: Keys, tile: QueryTile, slots: Ints, s: Array) -> None:
     for c in range(slots.shape[1]):
         for i in range(len(slots)):
             slot = slots[i, c]
-            if slot < 0 or (keys.hidden.size and keys.hidden[b, slot]):
+            if slot < 0 or (keys.hidden.size and keys.hidden[tile.b, slot]):
                 s[c, i] = MASKED_SCORE
 
 
 @compiled
-def _dropout_gathered(s: Array, dropout: Dropout, head_index: int, rows: Ints, slots: Ints) -> None:
+def _dropout_gathered(dropout: Dropout, tile: QueryTile, slots: Ints, s: Array) -> None:
     if dropout.threshold:
         for c in range(slots.shape[1]):
             for i in range(len(slots)):
-                kept = _hash(dropout.seed, head_index, rows[i], slots[i, c]) >= dropout.threshold
-                s[c, i] *= dropout.scale * kept
+                s[c, i] *= _dropout_factor(dropout, tile, tile.rows[i], slots[i, c])
+
+
+# --- a tile of queries ---
+
+
+@compiled
+def _allocate(x: Problem) -> Buffers:
+    kind, width = x.q.data.dtype, x.width
+    return Buffers(
+        np.empty((KEY_TILE, width), kind), np.empty((KEY_TILE, width), kind), np.empty((KEY_TILE, QUERY_TILE), kind),
+        np.empty((QUERY_TILE, width), kind), np.empty((width, QUERY_TILE), kind), np.empty((QUERY_TILE, width), kind),
+        np.empty(QUERY_TILE, kind), np.empty(QUERY_TILE, kind),
+    )  # fmt: skip
+
+
+@compiled
+def _allocate_gradients(x: Problem) -> GradientBuffers:
+    kind, width = x.q.data.dtype, x.width
+    return GradientBuffers(
+        np.empty((KEY_TILE, QUERY_TILE), kind),
+        np.empty((QUERY_TILE, width), kind),
+        np.empty((width, QUERY_TILE), kind),
+    )
+
+
+@compiled
+def _query_tile(x: Problem, schedule: TileSchedule, head_index: int, t: int, first: int) -> QueryTile:
+    return QueryTile(
+        head_index // x.n_heads, head_index % x.n_heads, head_index, t, first,
+        schedule.rows[t, first : first + QUERY_TILE], schedule.queries[t, first : first + QUERY_TILE],
+    )  # fmt: skip
+
+
+@compiled
+def _load_rows(x: Operand, tile: QueryTile, rows: Ints, loaded: Array) -> None:
+    """[QUERY_TILE, width]: the rows, zeros for idle ones."""
+    for i in range(QUERY_TILE):
+        row = rows[i] if i < len(rows) else -1
+        if row < 0:
+            loaded[i, :] = 0.0
+        else:
+            source = x.data[_row_at(x, tile, row) :]
+            for d in range(loaded.shape[1]):
+                loaded[i, d] = source[d]
+
+
+@compiled
+def _transpose_scale(rows: Array, scale: Any, transposed: Array) -> None:
+    """[QUERY_TILE, width] → [width, QUERY_TILE], scaled."""
+    for d in range(len(transposed)):
+        for i in range(QUERY_TILE):
+            transposed[d, i] = rows[i, d] * scale
+
+
+@compiled
+def _store_rows(x: Operand, tile: QueryTile, rows: Ints, values: Array) -> None:
+    for i in range(len(rows)):
+        if rows[i] >= 0:
+            place = x.data[_row_at(x, tile, rows[i]) :]
+            for d in range(values.shape[1]):
+                place[d] = values[i, d]
+
+
+@compiled
+def _normalize_and_store(x: Problem, tile: QueryTile, buffers: Buffers) -> None:
+    """Divide by the sum of the weights and write."""
+    rows, o, row_max, row_sum = tile.queries, buffers.o, buffers.row_max, buffers.row_sum
+    for i in range(len(rows)):
+        if row_sum[i] > 0:  # else the query has no keys, not even hidden ones: its row stays zero
+            for d in range(x.width):
+                o[i, d] /= row_sum[i]
+        if rows[i] >= 0:
+            x.lse.data[_row_at(x.lse, tile, rows[i])] = row_max[i] + np.log2(row_sum[i])
+    _store_rows(x.out, tile, rows, o)
+
+
+@compiled_sum
+def _row_dot(do: Array, o: Array, delta: Array) -> None:
+    """Σ dO∘O of each row."""
+    for i in range(QUERY_TILE):
+        total = do[i, 0] * o[i, 0]
+        for d in range(1, do.shape[1]):
+            total += do[i, d] * o[i, d]
+        delta[i] = total
+
+
+@compiled
+def _load_lse(lse: Operand, tile: QueryTile, lse_rows: Array) -> None:
+    lse_rows[:] = _IDLE_LSE
+    for i in range(len(tile.queries)):
+        if tile.queries[i] >= 0:
+            lse_rows[i] = lse.data[_row_at(lse, tile, tile.queries[i])]

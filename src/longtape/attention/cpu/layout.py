@@ -6,9 +6,8 @@ units that hold the keys of single global tokens and of learned tokens, so that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,9 +46,6 @@ class Layout:
     dense_tokens: Tensor | None = (
         None  # [G] tokens (−1 = none) of dense queries that have projections of their own
     )
-    prepared: dict[Any, Any] = field(
-        default_factory=dict, init=False, compare=False, repr=False
-    )  # by `tile_schedules`
 
     @property
     def n_padded(self) -> int:
@@ -108,7 +104,6 @@ def cached_layout(
     return replace(layout, dense_tokens=named) if own_projections else layout
 
 
-@lru_cache(maxsize=16)
 def dense_layout(n_queries: int, n_keys: int) -> Layout:
     """The layout of queries that see all keys of another sequence."""
     every, none = torch.arange(n_queries), torch.empty(0, dtype=torch.int64)

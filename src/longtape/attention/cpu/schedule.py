@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -9,16 +10,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longtape.attention.cpu.flash_tiles import KEY_TILE, QUERY_TILE, TileSchedule
-from longtape.attention.cpu.layout import Layout, TileGroup
+from longtape.attention.cpu.layout import Layout, TileGroup, cached_layout, dense_layout
 
 
-def tile_schedules(layout: Layout, dtype: torch.dtype) -> tuple[list[TileSchedule], list[TileSchedule]]:
-    """The groups of a layout, and the queries that see everything (one or none); made once and kept with the layout."""
-    if dtype not in layout.prepared:
-        dense = [_dense(layout, dtype)] if len(layout.dense) else []
-        layout.prepared[dtype] = [_schedule(layout, group, dtype) for group in layout.groups], dense
-    schedules: tuple[list[TileSchedule], list[TileSchedule]] = layout.prepared[dtype]
-    return schedules
+class Scheduled(NamedTuple):
+    """A layout, and what the loops go through for it in one dtype."""
+
+    layout: Layout
+    tiled: list[TileSchedule]
+    dense: list[TileSchedule]  # of the queries that see everything: one or none
+
+
+@lru_cache(maxsize=256)
+def schedule_pattern(
+    rules: tuple[int, ...],
+    n_tokens: int,
+    n_extra: int,
+    positions: tuple[int, ...],
+    own_projections: bool,
+    dtype: torch.dtype,
+) -> Scheduled:
+    """Of `cached_layout`, kept."""
+    return schedule_layout(cached_layout(rules, n_tokens, n_extra, positions, own_projections), dtype)
+
+
+@lru_cache(maxsize=16)
+def schedule_dense(n_queries: int, n_keys: int, dtype: torch.dtype) -> Scheduled:
+    """Of queries that see all keys of another sequence, kept."""
+    return schedule_layout(dense_layout(n_queries, n_keys), dtype)
+
+
+def schedule_layout(layout: Layout, dtype: torch.dtype) -> Scheduled:
+    """The groups of a layout, and the queries that see everything."""
+    dense = [_dense(layout, dtype)] if len(layout.dense) else []
+    return Scheduled(layout, [_schedule(layout, group, dtype) for group in layout.groups], dense)
 
 
 class _KeyTiles(NamedTuple):
@@ -29,7 +54,7 @@ class _KeyTiles(NamedTuple):
 
 def _schedule(layout: Layout, group: TileGroup, dtype: torch.dtype) -> TileSchedule:
     tokens = layout.tokens.clone()
-    tokens[layout.dense] = -1  # these have a work of their own
+    tokens[layout.dense] = -1  # these have a schedule of their own
     rows = tokens.view(-1, layout.tile)[group.tiles]
     key_tiles = _key_tiles(layout, group.units)
     bias, steps = torch.empty(0, dtype=dtype), (0, 0, 0)
