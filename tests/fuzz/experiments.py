@@ -231,7 +231,7 @@ def _split(rng: Rng, market: Market, document: Document) -> None:
     if way in ("fractions", "few"):
         split["train"] = float(rng.choice([0.6, 0.7]))
         split["validation"] = (
-            0.2 if way == "fractions" else round((2 * (horizon + split["embargo"]) + 12) / 300, 4)
+            0.2 if way == "fractions" else round((2 * (horizon + split["embargo"]) + 12) / 200, 4)
         )
     else:
         split |= _dates(rng, market, document, split["embargo"] + horizon, until=way == "dates until")

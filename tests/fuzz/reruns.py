@@ -45,8 +45,8 @@ def scaled(trial: Trial) -> Faults:
     both = made.forecast.join(trial.walked.forecast, on=NEWEST, suffix="_before")
     for name in NUMBERS:
         now, before = values(both, name), values(both, f"{name}_before")
-        least = 1e-9 * np.abs(before[np.isfinite(before)]).max(initial=0.0)
-        if not np.allclose(now, before, rtol=1e-6, atol=least):
+        least = 1e-6 * np.abs(before[np.isfinite(before)]).max(initial=0.0)
+        if not np.allclose(now, before, rtol=1e-6, atol=least, equal_nan=True):
             yield f"{name} moves by {np.nanmax(np.abs(now - before)):.3g}"
 
 
@@ -125,7 +125,8 @@ def walk_forward_baselines(trial: Trial) -> Faults:
         levels = _fold_levels(case, rows, horizon)
         refitted, first = (qlike_of(rows, level) for level in (levels, np.full(rows.height, levels[0])))
         # The folds' own training ends before their validation, so it lies between the two.
-        if abs(row["QLIKE"] - first) < 0.05 * abs(refitted - first):
+        apart = abs(refitted - first)
+        if apart > 0.15 * first and abs(row["QLIKE"] - first) < 0.05 * apart:
             figures = f"QLIKE {row['QLIKE']:.3f}; of fold 1 alone {first:.3f}, of all {refitted:.3f}"
             yield f"{target}: the training mean has {figures}"
 

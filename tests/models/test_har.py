@@ -173,6 +173,21 @@ def test_baselines_see_nothing_after_the_origin(name):
     assert np.array_equal(before, after)
 
 
+def test_prices_carried_over_missing_bars_did_not_stand_still():
+    times = to_milliseconds("2024-01-01") + HOUR * np.arange(500)
+    moves = np.random.default_rng(3).normal(0, 0.01, 500)
+    moves[300:330] = 0.0
+    panel = panel_of(bars_at(times, moves), 6)
+    present = np.ones((500, 1), bool)
+    present[300:330] = False
+    design = HarDesign.of(panel.interval, panel.calendar)
+    carried = design.lagged(replace(panel, present=present), 0)
+    squares = np.append(0.0, moves[1:] ** 2)
+    assert carried[331, 1] == pytest.approx(np.log(squares[330:332].mean()))  # of six bars, two are there
+    assert carried[329, 0] == carried[329, 3] == pytest.approx(np.log(squares[258:300].mean()), abs=0.2)
+    assert np.array_equal(carried[:300], design.lagged(panel, 0)[:300])
+
+
 def test_the_baseline_follows_a_market_whose_volatility_doubles():
     draw = np.random.default_rng(0)
     times = to_milliseconds("2024-01-01") + HOUR * np.arange(4_000)

@@ -78,12 +78,24 @@ class HarDesign:
         return max(sum(lag * ROWS_A_LAG <= n_rows for lag in self.lags), 1)
 
     def lagged(self, panel: Panel, asset: int) -> Array:
-        """ln(mean r² over each lag) [T, L]; where the data begin, over what there is."""
+        """ln(mean r² over each lag) [T, L]; where the data begin, over what there is.
+
+        A price that was carried over a missing bar did not stand still: such bars do not count. A lag that holds
+        none but such bars says what the next longer one says.
+        """
         with np.errstate(invalid="ignore"):
             returns = np.diff(np.log(panel.closes[:, asset]), prepend=np.nan)
-        squares = np.nan_to_num(returns**2)
-        means = np.stack([trailing_mean(squares, lag) for lag in self.lags], axis=1)
-        return np.log(np.maximum(means, SMALLEST_VARIANCE))
+        there = panel.present[:, asset].astype(np.float64)
+        squares = np.nan_to_num(returns**2) * there
+        out = np.empty((len(panel), len(self.lags)))
+        longer = np.full(len(panel), SMALLEST_VARIANCE)
+        for at in reversed(range(len(self.lags))):
+            bars = trailing_mean(there, self.lags[at])
+            longer = np.where(
+                bars > 0, trailing_mean(squares, self.lags[at]) / np.where(bars > 0, bars, 1), longer
+            )
+            out[:, at] = longer
+        return np.log(np.maximum(out, SMALLEST_VARIANCE))
 
     def cells(self, panel: Panel) -> Rows:
         """The hour (bars of a day: the day) of the week in which each label begins, [T]."""
