@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -37,8 +39,6 @@ def baseline_forecast(name: str, inputs: ModelInputs, panel: Panel, split: Split
 
 def _only(panel: Panel, inputs: ModelInputs) -> Panel:
     """The panel with the targets of `inputs` alone."""
-    from dataclasses import replace
-
     at = [panel.target_columns.index(target) for target in inputs.targets]
     return replace(
         panel,

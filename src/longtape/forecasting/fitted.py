@@ -17,7 +17,7 @@ from longtape.features.splits import Periods, Split
 from longtape.forecasting.config import ForecastConfig
 from longtape.forecasting.frame import to_frame
 from longtape.forecasting.intervals import Calibration, calibrate
-from longtape.forecasting.predict import predict
+from longtape.forecasting.predict import Predicted, predict
 from longtape.models.base import Model
 from longtape.training.batches import BatchSource
 
@@ -88,8 +88,6 @@ def _nothing_to_calibrate_on(
             "backtest.traded: the threshold is chosen on calibration windows, and there are none;"
             " name a validation period under split"
         )
-    from longtape.forecasting.predict import Predicted
-
     n = len(model.inputs.targets)
     nothing = np.empty((0, n))
     predicted = Predicted(nothing, dict.fromkeys(config.levels, nothing), None)

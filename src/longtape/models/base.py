@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from longtape.core.clock import Interval
 from longtape.core.errors import UserError
 from longtape.features.panel import Column, Panel, Rows, TargetColumn
-from longtape.features.target_kinds import TargetKind, target_kind
+from longtape.features.target_kinds import TargetKind
 from longtape.models.batch import Batch
 from longtape.models.prediction import Prediction
 
@@ -174,8 +174,3 @@ def only_kinds(config: ModelConfig, kinds: Mapping[str, TargetKind], allowed: tu
             raise UserError(
                 f"model.kind: '{config.kind}' forecasts targets of kind {' or '.join(allowed)}, not '{name}'"
             )
-
-
-def kinds_of(targets: tuple[TargetColumn, ...]) -> dict[str, TargetKind]:
-    """The kinds of some targets by name, in order of appearance."""
-    return {target.kind: target_kind(target.kind) for target in targets}

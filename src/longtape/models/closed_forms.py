@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind
 from longtape.models.base import Array, Model, ModelConfig, ModelInputs, only_kinds
@@ -149,7 +150,7 @@ class LastValue(ClosedForm):
         out = np.empty((len(panel), len(self.inputs.targets)))
         for k, target in enumerate(self.inputs.targets):
             own = moves[:, assets.index(target.asset)]
-            own = own**2 if target.kind == "volatility" else own
+            own = own**2 if _space(self.inputs, target.kind) == "log_variance" else own
             out[:, k] = trailing_mean(own, target.horizon) * target.horizon
         return out
 
@@ -157,7 +158,8 @@ class LastValue(ClosedForm):
         parts = []
         for kind, columns in zip(self.inputs.kinds, self.kind_columns, strict=True):
             value = self.forecast(kind, batch.rows[:, columns], columns)
-            value = value.clamp_min(1e-12).log() if kind == "volatility" else value
+            if _space(self.inputs, kind) == "log_variance":
+                value = value.clamp_min(SMALLEST_VARIANCE).log()
             parts.append(self.point(kind, value.float()))
         return Prediction(tuple(parts), self.kind_columns)
 

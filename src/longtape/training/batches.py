@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from longtape.features.panel import Panel, Rows
-from longtape.features.windows import Windows, first_origin, prefetch
+from longtape.features.windows import Windows, prefetch
 from longtape.models.base import Model
 from longtape.models.batch import Batch
 
@@ -53,8 +53,3 @@ def in_order(origins: Rows, batch_size: int, stride: int = 1) -> Iterator[Rows]:
     """Every `stride`-th origin, in order of time."""
     rows = origins[::stride]
     return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-
-
-def check_origins(model: Model, panel: Panel) -> None:
-    """UserError where the panel holds no whole window of the model."""
-    first_origin(panel, model.config.lookback)
