@@ -6,19 +6,16 @@ import numpy as np
 import pytest
 
 from longtape.core.errors import UserError
+from longtape.core.scoring import absolute_error, pinball, qlike, squared_error
 from longtape.evaluation.statistics import (
-    absolute_error,
     compare,
     diebold_mariano,
     long_run_variance,
-    loss_of,
     mean_difference_interval,
-    pinball,
-    qlike,
     skill_score,
-    squared_error,
     student_two_sided,
 )
+from longtape.features.target_kinds import target_kind
 
 A = np.array
 
@@ -44,8 +41,8 @@ def test_losses_by_hand():
 
 def test_a_volatility_is_judged_by_qlike_and_a_return_by_squared_error():
     actual, forecast = A([0.02, 0.01]), A([0.01, 0.02])
-    assert np.array_equal(loss_of("volatility", actual, forecast), qlike(actual, forecast))
-    assert np.array_equal(loss_of("return", actual, forecast), squared_error(actual, forecast))
+    assert np.array_equal(target_kind("volatility").loss(actual, forecast), qlike(actual, forecast))
+    assert np.array_equal(target_kind("return").loss(actual, forecast), squared_error(actual, forecast))
 
 
 @pytest.mark.parametrize(

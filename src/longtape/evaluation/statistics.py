@@ -1,4 +1,4 @@
-"""Whether one forecast is better than another by more than luck: losses, skill scores, Diebold–Mariano, bootstrap."""
+"""Whether one forecast is better than another by more than luck: skill scores, Diebold–Mariano, bootstrap."""
 
 from __future__ import annotations
 
@@ -15,32 +15,6 @@ Array = npt.NDArray[np.float64]
 Kernel = Literal["bartlett", "rectangular"]
 _TINY = 1e-12
 _ROUNDING = 1e-5  # of the mean loss: what float32 leaves of one forecast computed in two ways
-
-
-def squared_error(actual: Array, forecast: Array) -> Array:
-    """(y − f)²: strictly consistent for the mean."""
-    return (actual - forecast) ** 2
-
-
-def absolute_error(actual: Array, forecast: Array) -> Array:
-    """|y − f|: consistent for the median."""
-    return np.abs(actual - forecast)
-
-
-def qlike(actual: Array, forecast: Array) -> Array:
-    """y²/f² − ln(y²/f²) − 1 of volatilities y and f: consistent for the variance (Patton 2011)."""
-    ratio = np.maximum(actual**2, _TINY) / np.maximum(forecast**2, _TINY)
-    return ratio - np.log(ratio) - 1
-
-
-def pinball(actual: Array, quantile: Array, level: float) -> Array:
-    """(y − q)·(level − 1[y < q]): consistent for the quantile at `level` (Koenker and Bassett 1978)."""
-    return (actual - quantile) * (level - (actual < quantile))
-
-
-def loss_of(kind: str, actual: Array, forecast: Array) -> Array:
-    """The loss by which a kind of target is judged: QLIKE for a volatility, else the squared error."""
-    return qlike(actual, forecast) if kind == "volatility" else squared_error(actual, forecast)
 
 
 def skill_score(losses: Any, baseline: Any) -> float:
