@@ -1,5 +1,7 @@
 """Heads start at the baseline and keep their promises for any weights."""
 
+from statistics import NormalDist
+
 import pytest
 import torch
 
@@ -29,6 +31,12 @@ def test_an_untrained_head_predicts_what_the_baseline_gives(name):
 def test_the_untrained_median_is_what_the_baseline_gives():
     base = torch.tensor([[[0.01, -0.3]]])
     assert torch.allclose(head_of("quantile")(torch.randn(1, 8), base).quantile(0.5), base)
+
+
+def test_untrained_quantiles_are_normal_with_the_training_deviation():
+    found = head_of("quantile")(torch.randn(1, 8), torch.zeros(1, 1, 2))
+    expected = [NormalDist().inv_cdf(level) * 0.02 for level in found.levels]
+    assert torch.allclose(found.values[0, 0, 0], torch.tensor(expected), atol=1e-6)
 
 
 def test_an_untrained_volatility_head_gives_the_root_of_the_expected_variance():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from statistics import NormalDist
 from typing import ClassVar
 
 import torch
@@ -37,6 +38,14 @@ HEADS = Registry(
         "allocation": "longtape.models.heads:AllocationHead",
     },
 )
+
+
+def _normal_steps(levels: tuple[float, ...]) -> list[float]:
+    """What softplus turns into the steps between a normal distribution's quantiles, outwards from the median."""
+    z = [NormalDist().inv_cdf(level) for level in levels]
+    middle = len(z) // 2
+    steps = [abs(z[i] - z[i + (1 if i < middle else -1)]) for i in range(len(z))]
+    return [math.log(math.expm1(step)) if i != middle else 0.0 for i, step in enumerate(steps)]
 
 
 class Head(nn.Module):
@@ -98,7 +107,10 @@ class StudentTHead(Head):
 
 
 class QuantileHead(Head):
-    """Quantiles that cannot cross: softplus steps away from the median; pinball loss."""
+    """Quantiles that cannot cross: softplus steps away from the median; pinball loss.
+
+    Untrained they are those of a normal distribution with the training deviation.
+    """
 
     levels = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
     n_outputs = len(levels)
@@ -106,10 +118,13 @@ class QuantileHead(Head):
     def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
         middle = self.n_outputs // 2
         median = base + self.scale * raw[..., middle]
-        step = self.scale[..., None] * F.softplus(raw - 1.0)
+        step = self.scale[..., None] * F.softplus(raw + raw.new_tensor(_NORMAL_STEPS))
         below = median[..., None] - step[..., :middle].flip(-1).cumsum(-1).flip(-1)
         above = median[..., None] + step[..., middle + 1 :].cumsum(-1)
         return Quantiles(torch.cat([below, median[..., None], above], -1), self.levels, self.scale)
+
+
+_NORMAL_STEPS = _normal_steps(QuantileHead.levels)
 
 
 class VolatilityHead(Head):
