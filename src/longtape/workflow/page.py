@@ -131,7 +131,7 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
         blocks.append(
             Table(f"Skill on {name}", "Every window of the test period is scored.", rows, own_first=True)
         )
-    caption = "How often the interval held what happened; it was calibrated on the validation period."
+    caption = "How often the interval held what happened; a conformal one is made on the calibration period."
     newest = (
         results.forecasts.filter(pl.col("actual").is_null())
         .group_by("symbol", "target", maintain_order=True)
