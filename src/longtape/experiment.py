@@ -292,28 +292,30 @@ def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> 
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        return unknown_name(
-            "key",
-            location[-1],
-            _known_keys(document, location[:-1]),
-            ".".join([where + ": ", *location[:-1]]),
-        )
+        return _unknown_key(location, where, document)
     message = first["msg"].removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(location)}: {message}".replace(": :", ":"))
 
 
-def _known_keys(document: type[BaseModel], section: list[str]) -> list[str]:
-    model: Any = document
-    for part in section:
-        field = model.model_fields.get(part)
-        if (
-            field is None
-            or not isinstance(field.annotation, type)
-            or not issubclass(field.annotation, BaseModel)
-        ):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+def _unknown_key(location: list[str], where: str, document: type[BaseModel]) -> UserError:
+    """Names the key's true place where it stands in the wrong section, else the nearest key of its section."""
+    *section, key = location
+    elsewhere = [path for path in _paths(document) if path.rpartition(".")[2] == key]
+    place = ": ".join([where, ".".join(section)]) if section else where
+    if elsewhere:
+        return UserError(f"{place}: unknown key '{key}'; did you mean '{elsewhere[0]}'?")
+    known = [path for path in _paths(document) if path.split(".")[:-1] == section]
+    return unknown_name("key", key, [path.rpartition(".")[2] for path in known], place)
+
+
+def _paths(document: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of the document with the sections it stands in, joined by dots."""
+    found = []
+    for name, field in document.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _paths(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 def experiment_schema() -> dict[str, Any]:
