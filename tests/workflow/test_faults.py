@@ -339,12 +339,12 @@ def test_an_experiment_reads_back_what_it_writes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"signal": {}}, "x.yaml: unknown key 'signal'; did you mean 'backtest.signal'?"),
-        ({"featurs": []}, "x.yaml: unknown key 'featurs'; did you mean 'features'?"),
-        ({"model": {"epochs": 1}}, "x.yaml: model: unknown key 'epochs'; did you mean 'training.epochs'?"),
+        ({"signal": {}}, "test.yaml: unknown key 'signal'; did you mean 'backtest.signal'?"),
+        ({"featurs": []}, "test.yaml: unknown key 'featurs'; did you mean 'features'?"),
+        ({"model": {"epochs": 1}}, "test.yaml: model: unknown key 'epochs'; did you mean 'training.epochs'?"),
     ],
 )
-def test_an_unknown_key_names_the_place_where_it_stands(changes, said):
+def test_an_unknown_key_names_the_place_where_it_stands(changes, said, tmp_path):
     with pytest.raises(UserError) as raised:
-        parse_experiment({**DOCUMENT, **changes}, "x.yaml")
+        experiment(tmp_path, **changes)
     assert str(raised.value) == said
