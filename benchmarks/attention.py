@@ -11,10 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from longtape.core.files import read_json, write_json, write_text
-from longtape.evaluation.attention_peers import PEERS
-from longtape.evaluation.attention_worker import ATTEND, BUILD, FORWARD, TRAIN, Job
-from longtape.evaluation.bench_attention import (
+from longtape.benchmarking.attention import (
     REUSE_LARGE_BLOCKS,
     SETTINGS,
     Row,
@@ -25,7 +22,10 @@ from longtape.evaluation.bench_attention import (
     picture,
     table,
 )
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.benchmarking.attention_peers import PEERS
+from longtape.benchmarking.attention_worker import ATTEND, BUILD, FORWARD, TRAIN, Job
+from longtape.benchmarking.machine import describe_machine, machine_line
+from longtape.core.files import read_json, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 SPARSE = ("local", "longformer", "bigbird", "linformer", "performer", "reformer", "probsparse")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from attention import load, short_part  # the script beside this one
 from longtape.attention import MECHANISMS, AttentionConfig, mechanism_class
+from longtape.benchmarking.attention import markdown
 from longtape.core.files import write_text
-from longtape.evaluation.bench_attention import markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "attention.md"
 COMMON = {field.name for field in dataclasses.fields(AttentionConfig)}

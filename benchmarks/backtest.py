@@ -21,7 +21,7 @@ import polars as pl
 from longtape.backtest import BacktestResult, Costs, run_backtest
 from longtape.backtest.engine import simulate
 from longtape.backtest.sweep import sweep
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.benchmarking.machine import describe_machine, machine_line
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULT = Path(__file__).parent / "results" / "backtest.md"

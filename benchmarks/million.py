@@ -18,9 +18,9 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.clock import MINUTE, to_milliseconds
 from longtape.core.files import write_text
-from longtape.evaluation.machine import describe_machine, machine_line
 from longtape.experiment import Experiment, parse_experiment
 from longtape.workflow import train
 from longtape.workflow.data import RunData

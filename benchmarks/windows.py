@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.clock import Interval
-from longtape.evaluation.machine import describe_machine, machine_line
 from longtape.features.panel import Column, Panel, TargetColumn
 from longtape.features.windows import Sampler, Windows, prefetch
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.benchmarking.machine import describe_machine, machine_line
 from tests.fuzz.campaign import Outcome
 from tests.fuzz.mistakes import MISTAKES, Mistake, options_out_of_reach
 

@@ -1,6 +1,6 @@
 """One measurement of one attention layer in a process of its own: a job as JSON on standard input, facts as JSON out.
 
-`python -m longtape.evaluation.attention_worker < job.json`
+`python -m longtape.benchmarking.attention_worker < job.json`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from longtape.attention import Attention, build_attention
 from longtape.attention.cpu.layout import pattern_layout
-from longtape.evaluation.attention_peers import PEERS, Projected, Shape
+from longtape.benchmarking.attention_peers import PEERS, Projected, Shape
 
 MIB = 2**20
 WARM_UP = 1024  # tokens: enough for every peer's blocks

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from longtape.benchmarking import attention as bench
+from longtape.benchmarking.attention_peers import PEERS, Shape
+from longtape.benchmarking.attention_worker import ATTEND, BUILD, ERROR, FORWARD, TRAIN, Job, Peak, work
 from longtape.core.errors import UserError
-from longtape.evaluation import bench_attention as bench
-from longtape.evaluation.attention_peers import PEERS, Shape
-from longtape.evaluation.attention_worker import ATTEND, BUILD, ERROR, FORWARD, TRAIN, Job, Peak, work
 
 SMALL = Job("flash", 64, d_model=16, n_heads=2, seconds=0.01)
 

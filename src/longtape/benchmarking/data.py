@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.clock import DAY, MINUTE, Interval
 from longtape.core.files import write_text
 from longtape.core.instrument import Instrument
-from longtape.evaluation.machine import describe_machine, machine_line
 from longtape.market import quality
 from longtape.market.bars import COLUMNS, TIME_TYPE, Bars
 from longtape.market.store import Store

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from longtape.attention import MECHANISMS
+from longtape.benchmarking.attention_peers import PEERS
+from longtape.benchmarking.attention_worker import ERROR, FORWARD, TRAIN, Job
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.errors import CheckFailed, UserError, unknown_name
 from longtape.core.files import atomic_path, write_json, write_text
 from longtape.core.progress import progress
-from longtape.evaluation.attention_peers import PEERS
-from longtape.evaluation.attention_worker import ERROR, FORWARD, TRAIN, Job
-from longtape.evaluation.machine import describe_machine, machine_line
 
 # The settings in which mechanisms are compared; those of the peers are the same.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -124,7 +124,7 @@ def measure_once(row: Row, environment: Mapping[str, str], limit: float) -> None
     """One child process; what goes wrong in it becomes the row's `failure`."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "longtape.evaluation.attention_worker"],
+            [sys.executable, "-m", "longtape.benchmarking.attention_worker"],
             input=row.job.to_json(),
             capture_output=True,
             text=True,
