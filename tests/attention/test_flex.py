@@ -57,8 +57,8 @@ def definition(pattern: Pattern, positions: Tensor | None, global_rows: bool) ->
 
 def places(lists: BlockLists, tables: Tables) -> tuple[Tensor, Tensor]:
     """The token [P, places] of every query and key of the kernel; N = filling, N + 1 = learned."""
-    own = torch.arange(-(-N // lists.block) * lists.block).clamp(max=N).expand(len(lists.hot), -1)
-    queries = torch.cat([lists.hot_tokens.clamp(max=N).repeat(1, lists.query_copies), own], 1)
+    own = torch.arange(-(-N // lists.block) * lists.block).clamp(max=N).expand(len(lists.global_blocks), -1)
+    queries = torch.cat([lists.global_block_tokens.clamp(max=N).repeat(1, lists.query_copies), own], 1)
     key = lists.tables.key.long()
     return queries, torch.where(key < 0, N + 1, key.clamp(max=N))
 
@@ -92,7 +92,7 @@ def dense(mask: MaskLists, tables: Tables | None, sizes: tuple[int, int], by_key
 
 @pytest.fixture(params=[1, 2, 32], ids="pieces of {}".format)
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Blocks in a piece: with 6 blocks, hot ones are copied 6 times, 3 times, not at all."""
+    """Blocks in a piece: with 6 blocks, global ones are copied 6 times, 3 times, not at all."""
     monkeypatch.setattr(flex_lists, "PIECE", request.param)
     monkeypatch.setattr(flex_lists, "FEW", 9.0)
     flex._kept_lists.cache_clear()

@@ -12,7 +12,7 @@ import pytest
 from longtape.core.clock import DAY, Interval, to_milliseconds
 from longtape.core.errors import ServiceError, UserError
 from longtape.market.bars import Bars
-from longtape.market.fetch import Wanted, fetch
+from longtape.market.fetch import FetchRequest, fetch
 from longtape.market.sources.yahoo import Yahoo, adjusted, parse_chart
 from longtape.market.store import Store
 from tests.shared_data import shared
@@ -226,13 +226,13 @@ def test_minutes_are_asked_for_a_week_at_a_time(served, yahoo):
 def test_history_that_a_split_restates_is_fetched_and_stored_anew(served, yahoo, tmp_path):
     store, wanted = (
         Store(tmp_path / "store"),
-        Wanted("candles", Interval.parse("1d"), to_milliseconds("2024-01-01")),
+        FetchRequest("candles", Interval.parse("1d"), to_milliseconds("2024-01-01")),
     )
     assert fetch(yahoo, store, ["AAPL"], wanted, "any")[0].stored.added == 3
     result = made()["chart"]["result"][0]
     halved = {name: [x / 2 for x in values] for name, values in result["indicators"]["quote"][0].items()}
     served["body"] = made(indicators={"quote": [halved], "adjclose": [{"adjclose": [4.5, 5.0, 6.0]}]})
-    later = Wanted("candles", Interval.parse("1d"), to_milliseconds("2024-01-04"))
+    later = FetchRequest("candles", Interval.parse("1d"), to_milliseconds("2024-01-04"))
     outcome = fetch(yahoo, store, ["AAPL"], later, "any")[0]
     assert outcome.stored.conflicts == 3
     assert store.read("AAPL", "1d").frame["close"].to_list() == [5.0, 5.5, 6.0]

@@ -1,10 +1,10 @@
 """Which blocks of keys each block of queries needs, as FlexAttention takes it: from the rules in O(N), never by N×N.
 
 A block that holds a global token looks at all keys and is looked at by all queries. One thread block would go through
-the whole sequence for it while the others go through eight blocks, and all would wait for that one. Such *hot* blocks
-are therefore copied in front of the sequence, one copy for each piece of it. A copy of queries looks at the keys of its
-piece, and the copies' outputs are joined by their log-sum-exp; a copy of keys is looked at by the queries of its piece,
-and the copies' gradients add up.
+the whole sequence for it while the others go through eight blocks, and all would wait for that one. Such *global
+blocks* are therefore copied in front of the sequence, one copy for each piece of it. A copy of queries looks at the
+keys of its piece, and the copies' outputs are joined by their log-sum-exp; a copy of keys is looked at by the queries
+of its piece, and the copies' gradients add up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longtape.attention.pattern import Pattern
 
 DEFAULT_BLOCK = 128
 PIECE = 32  # blocks in a piece
-FEW = 0.25  # of a piece: with more hot blocks, copies would outgrow the sequence, and work is even anyway
+FEW = 0.25  # of a piece: with more global blocks, copies would outgrow the sequence, and work is even anyway
 ABSENT = 1 << 30  # the number of a key that no query sees; a block that is not there
 
 
@@ -42,7 +42,7 @@ class BlockRules(NamedTuple):
 class Tables(NamedTuple):
     """What the mask function looks up: P tables, one for all samples or one for each, by place of a query or key."""
 
-    key: Tensor  # int32 [P, keys] the token in a place, −1 = a learned one, NEVER = nothing
+    key: Tensor  # int32 [P, keys] the token in a place, −1 = a learned one, ABSENT = nothing
     is_global: Tensor  # bool [P, keys]
     low: Tensor  # int32 [P, queries] the window: low ≤ key < high
     high: Tensor  # int32 [P, queries]
@@ -67,8 +67,8 @@ class BlockLists:
     rules: BlockRules
     block: int  # tokens in a block
     pieces: int  # 1 = nothing is copied
-    hot: Tensor  # [P, K] blocks that are copied, or are not for want of pieces
-    codes: Tensor  # [P, query blocks, W] key block·2 + (1 where only a part is seen), NEVER behind the last
+    global_blocks: Tensor  # [P, K] blocks that hold a global token; copied where there is more than one piece
+    codes: Tensor  # [P, query blocks, W] key block·2 + (1 where only a part is seen), ABSENT behind the last
     most_queries: int  # that any block of keys is needed by
     whole: bool  # whether every block is seen whole: then nobody looks at the tables
     tables: Tables
@@ -76,19 +76,23 @@ class BlockLists:
     def to(self, device: torch.device) -> BlockLists:
         """On another device."""
         return BlockLists(
-            self.rules, self.block, self.pieces, self.hot.to(device), self.codes.to(device), self.most_queries,
-            self.whole, self.tables.to(device),
+            self.rules, self.block, self.pieces, self.global_blocks.to(device), self.codes.to(device),
+            self.most_queries, self.whole, self.tables.to(device),
         )  # fmt: skip
 
     @property
     def query_copies(self) -> int:
-        """How often hot blocks of queries stand in front."""
-        return self.pieces if self.pieces > 1 and self.rules.global_rows and self.hot.shape[1] else 0
+        """How often global blocks of queries stand in front."""
+        return (
+            self.pieces if self.pieces > 1 and self.rules.global_rows and self.global_blocks.shape[1] else 0
+        )
 
     @property
     def key_copies(self) -> int:
-        """How often hot blocks of keys do."""
-        return self.pieces if self.pieces > 1 and self.rules.copies_keys and self.hot.shape[1] else 0
+        """How often global blocks of keys do."""
+        return (
+            self.pieces if self.pieces > 1 and self.rules.copies_keys and self.global_blocks.shape[1] else 0
+        )
 
     @property
     def learned_copies(self) -> int:
@@ -96,204 +100,264 @@ class BlockLists:
         return self.pieces if self.rules.copies_keys else 1
 
     @property
-    def hot_tokens(self) -> Tensor:
-        """[P, K·block] the tokens of hot blocks; some may lie behind the end."""
-        return (self.hot[..., None] * self.block + torch.arange(self.block, device=self.hot.device)).flatten(
-            1
-        )
+    def global_block_tokens(self) -> Tensor:
+        """[P, K·block] the tokens of global blocks; some may lie behind the end."""
+        return (
+            self.global_blocks[..., None] * self.block
+            + torch.arange(self.block, device=self.global_blocks.device)
+        ).flatten(1)
 
 
 def block_lists(rules: BlockRules) -> BlockLists:
-    """The lists, on a CPU."""
-    return _Builder(rules).build()
+    """The lists, on a CPU: rows of the sequence, and in front of them those of copies."""
+    b = _Blocks.of(rules)
+    codes = _by_place(b, _sequence_rows(b), (b.own * b.pieces // b.n)[None])
+    if b.copies_queries:
+        codes = codes.scatter(1, b.global_blocks[..., None].expand(-1, -1, codes.shape[2]), ABSENT)
+        codes = _stack_rows(_copied_rows(b), codes)
+    elif b.has_global_rows:
+        codes = _with_global_rows(b, codes)
+    codes = codes[..., : max(1, int((codes < ABSENT).sum(-1).max()))]
+    return BlockLists(
+        rules, b.size, b.pieces, b.global_blocks, codes, _most_queries(codes, b.n_keys),
+        bool(((codes == ABSENT) | (codes % 2 == 0)).all()), _mask_tables(b),
+    )  # fmt: skip
 
 
-class _Builder:
-    """Makes `BlockLists`. u: tokens of the pattern's unit, z: of a block; nB blocks of tokens, E of learned ones."""
+@dataclass(frozen=True)
+class _Blocks:
+    """The sequence in blocks of `size` tokens: n of them, and `extra` of learned tokens."""
 
-    def __init__(self, rules: BlockRules) -> None:
-        self.rules, self.pattern, self.n = rules, Pattern.from_ints(rules.pattern), rules.n_tokens
+    rules: BlockRules
+    pattern: Pattern
+    size: int
+    n: int
+    extra: int
+    pieces: int
+    flags: Tensor  # bool [P, N] the global tokens
+    links: Tensor  # [P or 1, units, L] random links between units of the pattern
+    all_global: (
+        Tensor  # bool [P, n] every token of the block is global, filling aside or (`whole_rows`) not counted
+    )
+    whole_rows: Tensor
+    global_blocks: Tensor  # [P, K]
+
+    @classmethod
+    def of(cls, rules: BlockRules) -> _Blocks:
+        pattern, n_tokens = Pattern.from_ints(rules.pattern), rules.n_tokens
+        size = block_size(pattern)
+        n, extra = -(-n_tokens // size), -(-rules.n_extra // size)
         positions = torch.tensor(rules.positions, dtype=torch.int64) if rules.positions else None
-        self.flags = self.pattern.global_flags(self.n, positions)  # [P, N]
-        self.links = self.pattern.links(self.n, positions)  # [P or 1, units, L]
-        self.z = block_size(self.pattern)
-        self.blocks, self.extra = -(-self.n // self.z), -(-rules.n_extra // self.z)
-        self.own = torch.arange(self.blocks)
-        by_block = F.pad(self.flags, (0, self.blocks * self.z - self.n), value=False).unflatten(
-            1, (-1, self.z)
-        )
-        self.all_global = by_block.all(-1)  # [P, nB]
-        self.whole_rows = by_block.sum(-1) == (self.n - self.own * self.z).clamp(max=self.z)
-        self.hot = _hot_blocks(by_block.any(-1))
-        few = (
-            self.hot.shape[1] + self.extra <= FEW * PIECE
-        )  # else copies outgrow the sequence, and work is even anyway
-        self.pieces = -(-self.blocks // PIECE) if few and self.hot.shape[1] + self.extra else 1
-
-    def build(self) -> BlockLists:
-        """Rows of the sequence, and in front of them those of copies."""
-        main = self._places(self._main_rows(), (self.own * self.pieces // self.blocks)[None])
-        copies = self.pieces > 1 and self.rules.global_rows and self.hot.shape[1] > 0
-        if copies:
-            main = main.scatter(1, self.hot[..., None].expand(-1, -1, main.shape[2]), ABSENT)
-            codes = _stack_rows(self._copied_rows(), main)
-        elif self.rules.global_rows and self.hot.shape[1]:
-            every = self._places(self._global_rows(), self.hot * self.pieces // self.blocks)
-            main = _stack_rows(main, every[:, :0])
-            codes = main.scatter(
-                1, self.hot[..., None].expand(-1, -1, main.shape[2]), _pad_codes(every, main)
-            )
-        else:
-            codes = main
-        codes = codes[..., : max(1, int((codes < ABSENT).sum(-1).max()))]
-        return BlockLists(
-            self.rules, self.z, self.pieces, self.hot, codes, _most_queries(codes, self.n_key_blocks),
-            bool(((codes == ABSENT) | (codes % 2 == 0)).all()), self._tables(bool(copies)),
+        flags = pattern.global_flags(n_tokens, positions)
+        by_block = F.pad(flags, (0, n * size - n_tokens), value=False).unflatten(1, (-1, size))
+        tokens = (n_tokens - torch.arange(n) * size).clamp(max=size)  # of each block
+        global_blocks = _global_blocks(by_block.any(-1))
+        copied = global_blocks.shape[1] + extra
+        pieces = -(-n // PIECE) if 0 < copied <= FEW * PIECE else 1
+        return cls(
+            rules, pattern, size, n, extra, pieces, flags, pattern.links(n_tokens, positions),
+            by_block.all(-1), by_block.sum(-1) == tokens, global_blocks,
         )  # fmt: skip
 
-    # --- what a row needs, by blocks of the sequence and behind them those of learned tokens ---
+    @property
+    def own(self) -> Tensor:
+        """[n] the blocks' numbers."""
+        return torch.arange(self.n)
 
-    def _main_rows(self) -> Tensor:
-        """Codes [P, nB, C] of what is seen by window, links, global keys and learned tokens."""
-        parts = [self._window(), *self._linked(), self._columns(), self._learned().expand(1, self.blocks, -1)]
-        tables = max(len(part) for part in parts)
-        return _each_once(torch.cat([part.expand(tables, -1, -1) for part in parts], -1))
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The first and the last unit of the pattern in each block, [n] each."""
+        ends = ((self.own + 1) * self.size).clamp(max=self.rules.n_tokens) - 1
+        return self.own * self.size // self.pattern.block_size, ends // self.pattern.block_size
 
-    def _window(self) -> Tensor:
-        u, z, p = self.pattern.block_size, self.z, self.pattern
-        first, last = self.own * z // u, (((self.own + 1) * z).clamp(max=self.n) - 1) // u
-        reach = p.reach * p.dilation
-        low, high = (
-            ((first - reach) * u).clamp(min=0) // z,
-            (((last + reach + 1) * u).clamp(max=self.n) - 1) // z,
-        )
-        keys = low[:, None] + torch.arange(int((high - low).max()) + 1)
-        whole = (keys * z >= (last - reach)[:, None] * u) & (
-            (keys + 1) * z <= (first + reach + 1)[:, None] * u
-        )
-        return self._coded(keys, keys <= high[:, None], whole & (p.dilation == 1))[None]
+    @property
+    def has_global_rows(self) -> bool:
+        """Whether some queries of the kernel look at all keys."""
+        return self.rules.global_rows and self.global_blocks.shape[1] > 0
 
-    def _linked(self) -> list[Tensor]:
-        """Of every unit with a token in the row; of every block with a token of the unit that is linked to."""
-        u, z, n_links = self.pattern.block_size, self.z, self.links.shape[2]
-        if n_links == 0:
-            return []
-        first, last = self.own * z // u, (((self.own + 1) * z).clamp(max=self.n) - 1) // u
-        units = first[:, None] + torch.arange(int((last - first).max()) + 1)  # [nB, m]
-        there = self.links[:, units.clamp(max=self.links.shape[1] - 1)]  # [P, nB, m, L]
-        there = there.masked_fill((units > last[:, None])[..., None], -1).flatten(2)[..., None]
-        keys = there * u // z + torch.arange((u - 1) // z + 2)
-        valid = (there >= 0) & (keys * z < ((there + 1) * u).clamp(max=self.n))
-        whole = (there * u <= keys * z) & ((keys + 1) * z <= (there + 1) * u)
-        alone = (first == last)[:, None, None]
-        return [self._coded(keys.flatten(2), valid.flatten(2), (whole & alone).flatten(2))]
-
-    def _columns(self) -> Tensor:
-        keys = self.hot[:, None].expand(-1, self.blocks, -1)
-        return self._coded(keys, keys >= 0, self.all_global.gather(1, self.hot)[:, None].expand_as(keys))
-
-    def _learned(self) -> Tensor:
-        e = torch.arange(self.extra)
-        return (2 * (self.blocks + e) + ((e + 1) * self.z > self.rules.n_extra))[None, None]
-
-    def _coded(self, keys: Tensor, valid: Tensor, whole: Tensor) -> Tensor:
-        """Key blocks [P, nB, C] (or without P) as codes: a block that the end or the diagonal cuts is seen in part."""
-        own = self.own[:, None]
-        whole = whole & ((keys + 1) * self.z <= self.n)
-        if self.pattern.causal:
-            valid, whole = valid & (keys <= own), whole & (keys < own)
-        return torch.where(valid, 2 * keys + ~whole, ABSENT)
-
-    def _global_rows(self) -> Tensor:
-        """Codes [P, K, nB + E] of hot rows, which look at all keys."""
-        keys, own = torch.arange(self.blocks), self.hot[..., None]
-        whole = self.whole_rows.gather(1, self.hot)[..., None] & ((keys + 1) * self.z <= self.n)
-        codes = (2 * keys + ~(whole & (keys < own) if self.pattern.causal else whole)).expand(
-            *self.hot.shape, -1
-        )
-        if self.pattern.causal:
-            codes = codes.masked_fill(keys > own, ABSENT)
-        return torch.cat([codes, self._learned().expand(*self.hot.shape, -1)], -1).sort(-1).values
-
-    def _copied_rows(self) -> Tensor:
-        """Codes [P, S·K, …] of the copies: each has the keys of its piece, the first also the learned tokens."""
-        rows = self._global_rows()
-        piece = torch.where(rows // 2 < self.blocks, rows // 2 * self.pieces // self.blocks, 0)
-        mine = [rows.masked_fill(piece != s, ABSENT).sort(-1).values for s in range(self.pieces)]
-        width = max(1, int((torch.stack(mine) < ABSENT).sum(-1).max()))
-        return self._in_sequence(torch.cat([row[..., :width] for row in mine], 1))
-
-    # --- where the kernel has these blocks ---
+    @property
+    def copies_queries(self) -> bool:
+        """Whether these stand in front, once for each piece."""
+        return self.pieces > 1 and self.has_global_rows
 
     @property
     def repeats(self) -> int:
-        """How often learned tokens, and copies of hot blocks of keys, stand in front of the keys."""
+        """How often learned tokens, and copies of global blocks of keys, stand in front of the keys."""
         return self.pieces if self.rules.copies_keys else 1
 
     @property
     def key_copies(self) -> int:
-        return self.hot.shape[1] * self.pieces if self.repeats > 1 else 0
+        """Copied blocks in front of the keys."""
+        return self.global_blocks.shape[1] * self.pieces if self.repeats > 1 else 0
 
     @property
-    def n_key_blocks(self) -> int:
-        return self.key_copies + self.extra * self.repeats + self.blocks
+    def n_keys(self) -> int:
+        """Blocks of keys: copies, learned tokens, the sequence."""
+        return self.key_copies + self.extra * self.repeats + self.n
 
-    def _in_sequence(self, codes: Tensor) -> Tensor:
-        """Codes by blocks → codes by places, hot blocks by themselves; learned tokens in the first piece."""
-        learned, sequence = self.key_copies - self.blocks, self.n_key_blocks - self.blocks
-        return torch.where(
-            codes < ABSENT, codes + 2 * torch.where(codes // 2 < self.blocks, sequence, learned), ABSENT
-        )
 
-    def _places(self, codes: Tensor, piece: Tensor) -> Tensor:
-        """The same, hot blocks and learned tokens by the copies of each row's `piece` [P, rows]."""
-        if self.repeats == 1:
-            return self._in_sequence(codes)
-        blocks, places, piece = codes // 2, self._in_sequence(codes) // 2, piece[..., None]
-        places = torch.where(blocks >= self.blocks, places + piece * self.extra, places)
-        number = torch.full((len(self.hot), self.blocks + 1), -1)  # of a hot block among the hot ones
-        number.scatter_(1, self.hot, torch.arange(self.hot.shape[1]).expand_as(self.hot))
-        index = blocks.clamp(max=self.blocks).flatten(1).expand(len(number), -1)
-        k = number.gather(1, index).view(-1, *blocks.shape[1:])
-        places = torch.where(k >= 0, k + piece * self.hot.shape[1], places)
-        return torch.where(codes < ABSENT, 2 * places + codes % 2, ABSENT)
+# --- what a row needs, by blocks of the sequence and behind them those of learned tokens ---
 
-    # --- what the mask function looks up ---
 
-    def _tables(self, copies: bool) -> Tables:
-        p, u, tables = self.pattern, self.pattern.block_size, len(self.hot)
-        tokens = torch.arange(self.blocks * self.z).expand(tables, -1)
-        hot = (self.hot[..., None] * self.z + torch.arange(self.z)).flatten(1)
-        query = torch.cat([hot.repeat(1, self.pieces), tokens] if copies else [tokens], 1).clamp(
-            max=self.n - 1
-        )
-        learned = torch.arange(self.extra * self.z).expand(tables, -1)
-        learned = torch.where(learned < self.rules.n_extra, -1, ABSENT)
-        front = [hot.repeat(1, self.pieces)] if self.key_copies else []
-        key = torch.cat([*front, learned.repeat(1, self.repeats), tokens], 1)
-        key = torch.where((key >= self.n) | (key == ABSENT), ABSENT, key)
-        wide = self.flags.gather(1, query) & self.rules.global_rows
-        reach = p.reach * p.dilation
-        real = (key >= 0) & (key < self.n)
-        links: tuple[Tensor, ...] = ()
-        unit, query_class, key_class = None, None, None
-        if self.links.shape[2]:
-            linked = self.links.expand(tables, -1, -1)
-            index = (query // u)[..., None].expand(-1, -1, linked.shape[2])
-            linked = linked.gather(1, index)
-            links = tuple(x.contiguous() for x in linked.masked_fill(linked < 0, -2).int().unbind(-1))
-            unit = torch.where(real, key // u, -1).int()
-        if p.dilation > 1:
-            query_class = torch.where(wide, -1, query % p.dilation).int()
-            key_class = (key % p.dilation).int()
-        return Tables(
-            key.int(),
-            torch.where(real, self.flags.gather(1, key.clamp(0, self.n - 1)), key == -1),
-            ((query // u - reach) * u).clamp(min=0).masked_fill(wide, 0).int(),
-            ((query // u + reach + 1) * u).clamp(max=self.n).masked_fill(wide, self.n).int(),
-            (query if p.causal else torch.full_like(query, self.n - 1)).int(),
-            links, unit, query_class, key_class,
-        )  # fmt: skip
+def _sequence_rows(b: _Blocks) -> Tensor:
+    """Codes [P, n, C] of what is seen by window, links, global keys and learned tokens."""
+    parts = [_window_codes(b), *_link_codes(b), _global_key_codes(b), _learned_codes(b).expand(1, b.n, -1)]
+    tables = max(len(part) for part in parts)
+    return _deduplicated(torch.cat([part.expand(tables, -1, -1) for part in parts], -1))
+
+
+def _window_codes(b: _Blocks) -> Tensor:
+    unit, size, n_tokens, (first, last) = b.pattern.block_size, b.size, b.rules.n_tokens, b.units
+    reach = b.pattern.reach * b.pattern.dilation
+    low = ((first - reach) * unit).clamp(min=0) // size
+    high = (((last + reach + 1) * unit).clamp(max=n_tokens) - 1) // size
+    keys = low[:, None] + torch.arange(int((high - low).max()) + 1)
+    whole = (keys * size >= (last - reach)[:, None] * unit) & (
+        (keys + 1) * size <= (first + reach + 1)[:, None] * unit
+    )
+    return _encode(b, keys, keys <= high[:, None], whole & (b.pattern.dilation == 1))[None]
+
+
+def _link_codes(b: _Blocks) -> list[Tensor]:
+    """Of every unit with a token in the row; of every block with a token of the unit that is linked to."""
+    unit, size, (first, last) = b.pattern.block_size, b.size, b.units
+    if b.links.shape[2] == 0:
+        return []
+    units = first[:, None] + torch.arange(int((last - first).max()) + 1)  # [n, m]
+    linked = b.links[:, units.clamp(max=b.links.shape[1] - 1)]  # [P, n, m, L]
+    linked = linked.masked_fill((units > last[:, None])[..., None], -1).flatten(2)[..., None]
+    keys = linked * unit // size + torch.arange((unit - 1) // size + 2)
+    valid = (linked >= 0) & (keys * size < ((linked + 1) * unit).clamp(max=b.rules.n_tokens))
+    whole = (linked * unit <= keys * size) & ((keys + 1) * size <= (linked + 1) * unit)
+    alone = (first == last)[:, None, None]
+    return [_encode(b, keys.flatten(2), valid.flatten(2), (whole & alone).flatten(2))]
+
+
+def _global_key_codes(b: _Blocks) -> Tensor:
+    keys = b.global_blocks[:, None].expand(-1, b.n, -1)
+    whole = b.all_global.gather(1, b.global_blocks)[:, None].expand_as(keys)
+    return _encode(b, keys, keys >= 0, whole)
+
+
+def _learned_codes(b: _Blocks) -> Tensor:
+    e = torch.arange(b.extra)
+    return (2 * (b.n + e) + ((e + 1) * b.size > b.rules.n_extra))[None, None]
+
+
+def _encode(b: _Blocks, keys: Tensor, valid: Tensor, whole: Tensor) -> Tensor:
+    """Key blocks [P, n, C] (or without P) as codes: a block that the end or the diagonal cuts is seen in part."""
+    own = b.own[:, None]
+    whole = whole & ((keys + 1) * b.size <= b.rules.n_tokens)
+    if b.pattern.causal:
+        valid, whole = valid & (keys <= own), whole & (keys < own)
+    return torch.where(valid, 2 * keys + ~whole, ABSENT)
+
+
+def _global_rows(b: _Blocks) -> Tensor:
+    """Codes [P, K, n + extra] of the rows of global blocks, which look at all keys."""
+    keys, own = b.own, b.global_blocks[..., None]
+    whole = b.whole_rows.gather(1, b.global_blocks)[..., None] & ((keys + 1) * b.size <= b.rules.n_tokens)
+    if b.pattern.causal:
+        codes = (2 * keys + ~(whole & (keys < own))).masked_fill(keys > own, ABSENT)
+    else:
+        codes = (2 * keys + ~whole).expand(*b.global_blocks.shape, -1)
+    return torch.cat([codes, _learned_codes(b).expand(*b.global_blocks.shape, -1)], -1).sort(-1).values
+
+
+def _copied_rows(b: _Blocks) -> Tensor:
+    """Codes [P, S·K, …] of the copies: each has the keys of its piece, the first also the learned tokens."""
+    rows = _global_rows(b)
+    piece = torch.where(rows // 2 < b.n, rows // 2 * b.pieces // b.n, 0)
+    mine = [rows.masked_fill(piece != s, ABSENT).sort(-1).values for s in range(b.pieces)]
+    width = max(1, int((torch.stack(mine) < ABSENT).sum(-1).max()))
+    return _in_sequence(b, torch.cat([row[..., :width] for row in mine], 1))
+
+
+def _with_global_rows(b: _Blocks, codes: Tensor) -> Tensor:
+    """Codes by place [P, n, W] with the rows of global blocks in their places."""
+    rows = _by_place(b, _global_rows(b), b.global_blocks * b.pieces // b.n)
+    codes = _stack_rows(codes, rows[:, :0])  # as wide, and as many tables
+    index = b.global_blocks[..., None].expand(-1, -1, codes.shape[2])
+    return codes.scatter(1, index, _pad_codes(rows, codes))
+
+
+# --- where the kernel has these blocks ---
+
+
+def _in_sequence(b: _Blocks, codes: Tensor) -> Tensor:
+    """Codes by blocks → codes by places, global blocks by themselves; learned tokens in the first piece."""
+    learned, sequence = b.key_copies - b.n, b.n_keys - b.n
+    return torch.where(codes < ABSENT, codes + 2 * torch.where(codes // 2 < b.n, sequence, learned), ABSENT)
+
+
+def _by_place(b: _Blocks, codes: Tensor, piece: Tensor) -> Tensor:
+    """The same, global blocks and learned tokens by the copies of each row's `piece` [P, rows]."""
+    if b.repeats == 1:
+        return _in_sequence(b, codes)
+    blocks, places, piece = codes // 2, _in_sequence(b, codes) // 2, piece[..., None]
+    places = torch.where(blocks >= b.n, places + piece * b.extra, places)
+    number = torch.full((len(b.global_blocks), b.n + 1), -1)  # of a global block among the global ones
+    number.scatter_(1, b.global_blocks, torch.arange(b.global_blocks.shape[1]).expand_as(b.global_blocks))
+    index = blocks.clamp(max=b.n).flatten(1).expand(len(number), -1)
+    k = number.gather(1, index).view(-1, *blocks.shape[1:])
+    places = torch.where(k >= 0, k + piece * b.global_blocks.shape[1], places)
+    return torch.where(codes < ABSENT, 2 * places + codes % 2, ABSENT)
+
+
+# --- what the mask function looks up ---
+
+
+def _mask_tables(b: _Blocks) -> Tables:
+    p, unit, n_tokens = b.pattern, b.pattern.block_size, b.rules.n_tokens
+    query, key = _query_tokens(b), _key_tokens(b)
+    is_token = (key >= 0) & (key < n_tokens)
+    sees_all = b.flags.gather(1, query) & b.rules.global_rows
+    reach = p.reach * p.dilation
+    links, linked_unit = _link_tables(b, query, torch.where(is_token, key // unit, -1))
+    return Tables(
+        key.int(),
+        torch.where(is_token, b.flags.gather(1, key.clamp(0, n_tokens - 1)), key == -1),
+        ((query // unit - reach) * unit).clamp(min=0).masked_fill(sees_all, 0).int(),
+        ((query // unit + reach + 1) * unit).clamp(max=n_tokens).masked_fill(sees_all, n_tokens).int(),
+        (query if p.causal else torch.full_like(query, n_tokens - 1)).int(),
+        links,
+        linked_unit,
+        torch.where(sees_all, -1, query % p.dilation).int() if p.dilation > 1 else None,
+        (key % p.dilation).int() if p.dilation > 1 else None,
+    )
+
+
+def _query_tokens(b: _Blocks) -> Tensor:
+    """[P, queries] the token in each place of a query; the last one also behind the end."""
+    tokens = torch.arange(b.n * b.size).expand(len(b.global_blocks), -1)
+    copies = [_tokens_of_global_blocks(b).repeat(1, b.pieces)] if b.copies_queries else []
+    return torch.cat([*copies, tokens], 1).clamp(max=b.rules.n_tokens - 1)
+
+
+def _key_tokens(b: _Blocks) -> Tensor:
+    """[P, keys] the token in each place of a key, −1 = a learned one, ABSENT = none."""
+    tables = len(b.global_blocks)
+    learned = torch.arange(b.extra * b.size).expand(tables, -1)
+    learned = torch.where(learned < b.rules.n_extra, -1, ABSENT)
+    copies = [_tokens_of_global_blocks(b).repeat(1, b.pieces)] if b.key_copies else []
+    tokens = torch.arange(b.n * b.size).expand(tables, -1)
+    key = torch.cat([*copies, learned.repeat(1, b.repeats), tokens], 1)
+    return torch.where(key >= b.rules.n_tokens, ABSENT, key)
+
+
+def _tokens_of_global_blocks(b: _Blocks) -> Tensor:
+    return (b.global_blocks[..., None] * b.size + torch.arange(b.size)).flatten(1)
+
+
+def _link_tables(b: _Blocks, query: Tensor, key_unit: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The units that each query is linked to, and the unit of each key; nothing without links."""
+    if not b.links.shape[2]:
+        return (), None
+    links = b.links.expand(len(query), -1, -1)
+    index = (query // b.pattern.block_size)[..., None].expand(-1, -1, links.shape[2])
+    links = links.gather(1, index)
+    links = links.masked_fill(links < 0, -2).int()
+    return tuple(one.contiguous() for one in links.unbind(-1)), key_unit.int()
 
 
 def block_size(pattern: Pattern) -> int:
@@ -301,13 +365,13 @@ def block_size(pattern: Pattern) -> int:
     return next((z for z in (128, 64) if pattern.block_size % z == 0), DEFAULT_BLOCK)
 
 
-def _hot_blocks(flagged: Tensor) -> Tensor:
+def _global_blocks(flagged: Tensor) -> Tensor:
     """Bool [P, nB] → [P, K] blocks; where a sample has fewer than others, any further ones."""
     count = int(flagged.sum(-1).max()) if flagged.numel() else 0
     return (~flagged).to(torch.int8).argsort(dim=-1, stable=True)[:, :count].sort(-1).values
 
 
-def _each_once(codes: Tensor) -> Tensor:
+def _deduplicated(codes: Tensor) -> Tensor:
     """Sort, and of several codes of a block keep the first: whole, if any rule shows it whole."""
     codes = codes.sort(-1).values
     again = F.pad(codes[..., 1:] // 2 == codes[..., :-1] // 2, (1, 0), value=False)
@@ -358,7 +422,7 @@ def mask_lists(lists: BlockLists, codes: Tensor, backward: bool, whole: bool) ->
     found: dict[str, Tensor] = {}
     for name, kind in (("", there),) if whole else (("", codes % 2 == 1), ("full_", codes % 2 == 0)):
         blocks = torch.where(there & kind, codes // 2, ABSENT).sort(-1).values
-        found |= _named(f"{name}kv", *_counted(blocks))
+        found |= _named(f"{name}kv", *_counts(blocks))
         if backward:
             found |= _named(f"{name}q", *_transposed(blocks, n_keys, lists.most_queries))
     return MaskLists(**found)
@@ -381,7 +445,7 @@ def mask_padded_keys(lists: BlockLists, visible: Tensor) -> tuple[Tensor, Tables
     return codes, tables._replace(key=torch.where(shown, key, ABSENT).int())
 
 
-def _counted(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def _counts(blocks: Tensor) -> tuple[Tensor, Tensor]:
     there = blocks < ABSENT
     return there.sum(-1), torch.where(there, blocks, 0)
 

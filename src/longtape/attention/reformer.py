@@ -82,13 +82,6 @@ class ReformerAttention(Attention):
         with torch.autocast(q.device.type, enabled=False):
             return lsh_attention(q, v, self.hash(q, visible), visible, self.config.bucket_size)
 
-    def attend_reference(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
-    ) -> Tensor:
-        """Softmax over the union of what the rounds show, with all N×N weights in memory."""
-        rows = torch.arange(q.shape[2], device=q.device)
-        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
-
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
     ) -> Tensor:

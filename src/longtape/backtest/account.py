@@ -1,5 +1,5 @@
 """The account, bar by bar: compiled, no frames, no names. `engine.run_account` prepares its arrays and reads
-its books. `keep_account` is the order of events in a bar, step by step as docs/backtest.md tells it.
+its history. `keep_account` is the order of events in a bar, step by step as docs/backtest.md tells it.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Rules(NamedTuple):
     maintenance: float  # share of the gross position that equity must keep, 0 = no margin call
 
 
-class Books(NamedTuple):
+class AccountHistory(NamedTuple):
     """What the account wrote down. Rows of fills and trades beyond the counts in `totals` are unwritten."""
 
     equity: Floats  # [T] at the close
@@ -142,14 +142,14 @@ class Books(NamedTuple):
         return units
 
 
-def new_books(bars: int, symbols: int, orders: int) -> Books:
-    """Empty books. An order can at most be followed by one forced exit, so 2 × orders rows are enough; the
+def new_history(bars: int, symbols: int, orders: int) -> AccountHistory:
+    """Empty history. An order can at most be followed by one forced exit, so 2 × orders rows are enough; the
     operating system gives pages only to rows that are written.
     """
     rows = 2 * orders + symbols
     curves = (np.empty(bars), np.empty(bars), np.empty(bars))
     written = (np.empty(rows, FILL), np.empty(rows, TRADE), np.zeros(symbols, POSITION))
-    return Books(*curves, *written, np.zeros(1, TOTALS)[0])
+    return AccountHistory(*curves, *written, np.zeros(1, TOTALS)[0])
 
 
 class State(NamedTuple):
@@ -412,34 +412,34 @@ def _settle_delisted(state: State, rules: Rules, t: int) -> None:
 
 
 @_inlined
-def _mark(positions: Records, totals: Record, books: Books, t: int) -> float:
+def _mark(positions: Records, totals: Record, history: AccountHistory, t: int) -> float:
     """Write the account at the close of bar t; returns the equity."""
     equity, gross = totals.cash, 0.0
     for s in range(len(positions)):
         value = positions[s].units * positions[s].mark
         equity += value
         gross += abs(value)
-    books.equity[t], books.cash[t], books.gross[t] = equity, totals.cash, gross
+    history.equity[t], history.cash[t], history.gross[t] = equity, totals.cash, gross
     return equity
 
 
 @_compiled
-def _open_books(plan: Plan, rules: Rules, books: Books) -> bool:
+def _begin_account(plan: Plan, rules: Rules, history: AccountHistory) -> bool:
     """The account before its first bar; True when some symbol is to be delisted."""
     delistings = False
-    for s in range(len(books.positions)):
-        position = books.positions[s]
+    for s in range(len(history.positions)):
+        position = history.positions[s]
         position.lot = plan.lots[s]
         position.borrow_rate = plan.borrow[s]
         position.last_bar = plan.last_bars[s]
         position.settled_at = plan.settled_at[s]
         delistings |= plan.settled_at[s] >= 0
-    books.totals.cash = rules.capital
+    history.totals.cash = rules.capital
     return delistings
 
 
 @_compiled
-def _close_books(state: State) -> None:
+def _end_account(state: State) -> None:
     """Count the orders that still wait; an order for nothing where nothing is held is none."""
     for s in range(len(state.positions)):
         position = state.positions[s]
@@ -448,11 +448,11 @@ def _close_books(state: State) -> None:
 
 
 @_compiled
-def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None:
-    """Run the account over all bars and fill `books`."""
-    delistings = _open_books(plan, rules, books)
-    positions, totals = books.positions, books.totals
-    state = State(positions, totals, books.fills, books.trades)
+def keep_account(prices: Prices, plan: Plan, rules: Rules, history: AccountHistory) -> None:
+    """Run the account over all bars and fill `history`."""
+    delistings = _begin_account(plan, rules, history)
+    positions, totals = history.positions, history.totals
+    state = State(positions, totals, history.fills, history.trades)
     dense, borrowing, funding = len(plan.row_of) == 0, len(plan.years) > 0, len(plan.funding_at_open) > 0
     stops = rules.stop_loss > 0 or rules.take_profit > 0
     for t in range(len(prices.close)):
@@ -491,10 +491,10 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
                 _trade(state, prices.close, prices.volume, rules, t, equity)
             if delistings and equity > 0:
                 _settle_delisted(state, rules, t)
-        if _mark(positions, totals, books, t) <= 0 and not totals.ended:
+        if _mark(positions, totals, history, t) <= 0 and not totals.ended:
             _end(state, prices, rules, t)
-            _mark(positions, totals, books, t)
-    _close_books(state)
+            _mark(positions, totals, history, t)
+    _end_account(state)
 
 
 @_compiled
