@@ -69,7 +69,7 @@ def flex_pattern_attention(
         global_qkv is None,
         differentiable,
     )
-    lists, mask = _kept_lists(rules, q.device)
+    lists, mask = _cached_lists(rules, q.device)
     tables = None if lists.whole else lists.tables
     if visible is not None:
         codes, tables = mask_padded_keys(lists, visible)
@@ -98,7 +98,7 @@ def _rows_of(positions: Tensor | None, n_tokens: int) -> tuple[tuple[int, ...], 
 
 
 @lru_cache(maxsize=32)
-def _kept_lists(rules: BlockRules, device: torch.device) -> tuple[BlockLists, MaskLists]:
+def _cached_lists(rules: BlockRules, device: torch.device) -> tuple[BlockLists, MaskLists]:
     lists = block_lists(rules).to(device)
     mask = mask_lists(lists, lists.codes, rules.copies_keys, lists.whole)
     return lists, mask

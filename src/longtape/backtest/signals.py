@@ -54,6 +54,10 @@ SIGNALS = Registry(
 # Signals that divide the whole equity among the symbols that have a forecast; the others give each symbol its share.
 ACROSS_SYMBOLS = frozenset({"equal", "rank", "allocation"})
 
+# Of a forecast frame: what it must have, and what counts as null where it is absent.
+COLUMNS = ("timestamp", "known_at", "symbol", "target", "kind", "horizon", "end", "mean")
+OPTIONAL_COLUMNS = ("lower", "upper", "threshold")
+
 
 class SignalConfig(BaseModel):
     """How forecasts become weights."""
@@ -309,36 +313,38 @@ def read_forecast(
     periods_per_year: float | None = None,
 ) -> ForecastGrid:
     """The forecasts of one target and horizon as arrays on one grid of origins."""
-    names = ("timestamp", "known_at", "symbol", "target", "kind", "horizon", "end", "mean")
-    frame = as_frame(forecast, "forecast", names)
-    for name in ("lower", "upper", "threshold"):
-        if name not in frame.columns:
-            frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name))
+    frame = as_frame(forecast, "forecast", COLUMNS)
+    frame = frame.with_columns(
+        pl.lit(None, pl.Float64).alias(name) for name in OPTIONAL_COLUMNS if name not in frame.columns
+    )
     if frame.height == 0:
         raise UserError("forecast: the frame is empty")
-    spread = frame.filter(pl.col("kind") == VOLATILITY)
     chosen = _choose(frame, target, horizon)
     _refuse_nan(chosen)
     times = np.unique(milliseconds(chosen["timestamp"], "forecast"))
-    symbols = tuple(chosen["symbol"].unique(maintain_order=True).to_list())
-    grid = _GridIndex(times, symbols)
-    ends = grid.place(chosen, milliseconds(chosen["end"], "forecast").astype(np.float64))
-    known = grid.place(chosen, milliseconds(chosen["known_at"], "forecast").astype(np.float64))
-    bars = int(chosen["horizon"][0])
-    spread = spread.filter((pl.col("horizon") == bars) & pl.col("symbol").is_in(symbols))
-    spread = spread.filter(pl.col("timestamp").is_in(chosen["timestamp"].implode()))
+    grid = _GridIndex(times, tuple(chosen["symbol"].unique(maintain_order=True).to_list()))
     return ForecastGrid(
-        times,
-        np.nanmax(known, axis=1).astype(np.int64),
-        np.nan_to_num(ends).astype(np.int64),
-        symbols,
-        grid.column(chosen, "mean"),
-        grid.column(chosen, "lower"),
-        grid.column(chosen, "upper"),
-        grid.column(spread, "mean"),
-        np.nan_to_num(grid.column(chosen, "threshold")),
-        bars,
-        periods_per_year,
+        times=times,
+        known=np.nanmax(grid.times_in(chosen, "known_at"), axis=1).astype(np.int64),
+        ends=np.nan_to_num(grid.times_in(chosen, "end")).astype(np.int64),
+        symbols=grid.symbols,
+        mean=grid.column(chosen, "mean"),
+        lower=grid.column(chosen, "lower"),
+        upper=grid.column(chosen, "upper"),
+        volatility=grid.column(_volatility_of(chosen, frame), "mean"),
+        threshold=np.nan_to_num(grid.column(chosen, "threshold")),
+        horizon=int(chosen["horizon"][0]),
+        periods_per_year=periods_per_year,
+    )
+
+
+def _volatility_of(chosen: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
+    """The forecasts of volatility at the origins, for the symbols and over the horizon of the chosen ones."""
+    return frame.filter(
+        (pl.col("kind") == VOLATILITY)
+        & (pl.col("horizon") == chosen["horizon"][0])
+        & pl.col("symbol").is_in(chosen["symbol"].unique().implode())
+        & pl.col("timestamp").is_in(chosen["timestamp"].implode())
     )
 
 
@@ -379,6 +385,9 @@ class _GridIndex:
             raise UserError("forecast: a symbol has two forecasts at one time; name the target and horizon")
         out[rows, columns] = values
         return out
+
+    def times_in(self, frame: pl.DataFrame, name: str) -> Floats:
+        return self.place(frame, milliseconds(frame[name], "forecast").astype(np.float64))
 
     def column(self, frame: pl.DataFrame, name: str) -> Floats:
         return self.place(frame, frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy())

@@ -140,8 +140,8 @@ class _Study:
 
     def feature_rows(self, n: int) -> list[int]:
         """Rows over the whole data, where data resume after a hole, and where events begin to show."""
-        telling = resume_rows(self.panel.timestamps, self.bars, 16)
-        return sorted({*self._spread(self.panel.warm_up, n), *telling, *self._event_rows(16)})
+        resumed = resume_rows(self.panel.timestamps, self.bars, 16)
+        return sorted({*self._spread(self.panel.warm_up, n), *resumed, *self._event_rows(16)})
 
     def _spread(self, low: int, n: int) -> list[int]:
         edges = np.linspace(low, len(self.panel) - 1, n + 1).astype(int)

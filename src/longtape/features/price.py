@@ -31,7 +31,7 @@ DEFINITION = "definition"
 
 def one_bar_returns(table: Table) -> Array:
     """Log returns of one bar, computed once per table."""
-    return table.remember("ln(close/previous)", lambda: log_ratio(table["close"], 1))
+    return table.cached("ln(close/previous)", lambda: log_ratio(table["close"], 1))
 
 
 @feature("ln(close_t / close_{t−n})", TSAY, needs=("close",), warm_up=lag_rows)

@@ -23,7 +23,7 @@ ANSWER_SECONDS = 60.0
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0)
 _TOO_MANY = frozenset({403, 418, 429})
 _TRANSIENT = _TOO_MANY | {408, 425}
-_HERE = frozenset({"127.0.0.1", "localhost", "::1"})
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 T = TypeVar("T")
 Sleep = Callable[[float], object]
@@ -50,7 +50,7 @@ class NotFound(ServiceError):
     """The service has nothing at that path (HTTP 404)."""
 
 
-class Limiter:
+class RateLimiter:
     """At most `rate` calls a second over all threads, and none before a time that the service set."""
 
     def __init__(self, rate: float, sleep: Sleep) -> None:
@@ -92,7 +92,7 @@ def retry(call: Callable[[], T], where: str, tries: int, pause: Callable[[float,
 class Client:
     """GET JSON from one base URL, tried `tries` times (see `retry`). Safe to share between threads.
 
-    `speaks` are the HTTP statuses whose body is an answer; `sleep` is what waits, tests give one that does not.
+    `readable` are the HTTP statuses whose body is an answer; `sleep` is what waits, tests give one that does not.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class Client:
         rate: float = 50.0,
         tries: int = TRIES,
         sleep: Sleep | None = None,
-        speaks: frozenset[int] = frozenset({200}),
+        readable: frozenset[int] = frozenset({200}),
     ) -> None:
         self._url = _checked_url(base_url)
         self.host = self._url.netloc.decode().rpartition("@")[2]
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
-        self._tries, self._speaks = tries, speaks
-        self._limiter = Limiter(rate, self._sleep)
+        self._tries, self._readable = tries, readable
+        self._limiter = RateLimiter(rate, self._sleep)
         self._client = httpx.Client(
             base_url=self._url,
             timeout=_TIMEOUT,
-            trust_env=self._url.host not in _HERE,
+            trust_env=self._url.host not in _LOOPBACK,
             headers={"Accept": "application/json", "User-Agent": "longtape"},
         )
 
@@ -148,15 +148,15 @@ class Client:
             with self._client.stream("GET", path, params=dict(params)) as response:
                 return response.status_code, dict(response.headers), _bounded(response)
         except httpx.TransportError as failure:
-            raise RetryableError(_words(failure)) from failure
+            raise RetryableError(_transport_reason(failure)) from failure
 
     def _read(self, path: str, status: int, named: Mapping[str, str], raw: bytes) -> Answer:
         headers = {name.lower(): value for name, value in named.items()}
         if status in _TRANSIENT or status >= 500:
-            raise RetryableError(_status_words(status, raw), retry_after(headers), busy=status in _TOO_MANY)
-        if status not in self._speaks:
+            raise RetryableError(_status_reason(status, raw), retry_after(headers), busy=status in _TOO_MANY)
+        if status not in self._readable:
             kind_of_error = NotFound if status == 404 else ServiceError
-            raise kind_of_error(f"{self.host}{path}: {_status_words(status, raw)}; check the base URL")
+            raise kind_of_error(f"{self.host}{path}: {_status_reason(status, raw)}; check the base URL")
         kind = headers.get("content-type", "nothing").partition(";")[0]
         if "json" not in kind:
             raise RetryableError(f"answered {kind} instead of JSON")
@@ -207,7 +207,7 @@ def _bounded(response: httpx.Response) -> bytes:
     return b"".join(parts)
 
 
-def _words(failure: httpx.TransportError) -> str:
+def _transport_reason(failure: httpx.TransportError) -> str:
     if isinstance(failure, httpx.TimeoutException):
         return "no answer in time"
     if isinstance(failure, httpx.ConnectError):
@@ -215,7 +215,7 @@ def _words(failure: httpx.TransportError) -> str:
     return "the connection broke"
 
 
-def _status_words(status: int, raw: bytes) -> str:
+def _status_reason(status: int, raw: bytes) -> str:
     text = " ".join(raw[:2_000].decode("utf-8", "replace").split())
     readable = "" if text.startswith("<") else "".join(c for c in text if c.isprintable())[:120]
     return f"HTTP {status}" + (f" ({readable})" if readable else "")

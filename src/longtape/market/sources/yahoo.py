@@ -32,7 +32,7 @@ INTERVALS = {
 }  # fmt: skip
 DAYS_BACK = {"1m": 30, "2m": 60, "5m": 60, "15m": 60, "30m": 60, "90m": 60, "60m": 730}
 DAYS_A_CALL = {"1m": 7}
-_SPEAKS = frozenset({200, 400, 404, 422})
+_READABLE = frozenset({200, 400, 404, 422})
 _TYPES = {
     "EQUITY": "stock", "ETF": "etf", "INDEX": "index", "MUTUALFUND": "fund", "CURRENCY": "fx",
     "CRYPTOCURRENCY": "crypto", "FUTURE": "future",
@@ -69,7 +69,7 @@ class Yahoo(Source):
     def __init__(self, base_url: str | None = None, *, tries: int = 8, sleep: Sleep | None = None) -> None:
         """Without `base_url` the calls go through yfinance's session, which Yahoo takes for a browser's."""
         make = Client if base_url else _BrowserClient
-        self._client = make(base_url or BASE_URL, rate=2.0, tries=tries, sleep=sleep, speaks=_SPEAKS)
+        self._client = make(base_url or BASE_URL, rate=2.0, tries=tries, sleep=sleep, readable=_READABLE)
 
     def close(self) -> None:
         """End waiting and close connections."""
