@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities
-from longtape.attention.favor import favor, favor_causal
+from longtape.attention.operators.favor import favor, favor_causal
 
 
 @dataclass(frozen=True)

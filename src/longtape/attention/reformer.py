@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads, masked_softmax
-from longtape.attention.lsh import lsh_attention
-from longtape.attention.lsh_digits import AXES, digits_of
-from longtape.attention.lsh_hash import HAS_LOOPS, hash_tokens
-from longtape.attention.lsh_order import chunks_of, sort_tokens
+from longtape.attention.operators.lsh import lsh_attention
+from longtape.attention.operators.lsh_buckets import AXES, chunks_of, digits_of, sort_tokens
+from longtape.attention.operators.lsh_hash import HAS_LOOPS, hash_tokens
 
 _DIGITS = 4  # 2^24 buckets
 _ROTATED = 1 << 20  # rotated coordinates in flight

@@ -1,6 +1,6 @@
 """The pattern mechanisms on CUDA: compiled FlexAttention with a block mask made from block lists.
 
-Dong et al. 2024, "Flex Attention". Lists (`flex_lists.py`) and mask function are tested against the definition on a
+Dong et al. 2024, "Flex Attention". Lists (`block_lists.py`) and mask function are tested against the definition on a
 CPU, the compiled kernels where there is a GPU; `benchmarks/attention_cuda.py` measures them. A compilation serves every
 length; patterns of one dtype and head width differ in tensors, but for their links and the need of a mask. A compiled
 model breaks its graph here, so that this holds within one too.
@@ -18,17 +18,15 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention, noop_mask
 
 from longtape.attention.base import mask_heads
-from longtape.attention.flex_lists import (
+from longtape.attention.cuda.block_lists import (
     ABSENT,
     DEFAULT_BLOCK,
     BlockLists,
     BlockRules,
-    MaskLists,
     Tables,
     block_lists,
-    mask_lists,
-    mask_padded_keys,
 )
+from longtape.attention.cuda.block_masks import MaskLists, mask_lists, mask_padded_keys
 from longtape.attention.pattern import Pattern, check_positions
 
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile: the kernel's tiles are chosen by measuring, once

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from longtape.attention.lsh_order import chunks_of, sort_tokens
+from longtape.attention.operators.lsh_buckets import chunks_of, sort_tokens
 
 _MASKED_SCORE = -1e30  # score of a key that is not there or that an earlier round showed
 _SELF_SCORE = -1e20  # score of a token's own key: beaten by any other, beats hidden ones
