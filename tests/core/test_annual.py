@@ -56,7 +56,7 @@ def per_year(interval, calendar):
         ("XHKG", "1h", 246 * 7),  # of 9:30, 10:30, … 15:30 each holds trading, though lunch is an hour
         ("XHKG", "30m", 246 * 11),  # 13 half-hours less two of lunch
         ("XTKS", "5m", 245 * 60),
-        ("CMES", "1h", 258 * 24),
+        ("CMES", "1h", 258 * 23),  # an hour of maintenance a day
     ],
 )  # fmt: skip
 def test_bars_in_a_year_follow_the_sessions_of_the_calendar(calendar, interval, expected):
