@@ -191,7 +191,8 @@ def chronological(panel: Panel, lookback: int, config: SplitConfig | Periods) ->
             raise UserError(
                 f"split: no origin of the {name} period has its label within it, less an embargo of {borders.embargo};"
                 f" with lookback {lookback} origins run from {iso(int(panel.timestamps[candidates[0]]))} to"
-                f" {iso(int(panel.timestamps[candidates[-1]]))}: make the period longer, or the targets' horizons shorter"
+                f" {iso(int(panel.timestamps[candidates[-1]]))}: make the period longer, or the"
+                f" targets' horizons shorter"
             )
     return split
 
