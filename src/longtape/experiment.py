@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from longtape.backtest.config import AccountConfig
-from longtape.backtest.selection import Target, misfit
+from longtape.backtest.selection import Target, mismatch
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import PERPETUALS
@@ -109,7 +109,7 @@ class Experiment(BaseModel):
                 for one in expressions
                 for horizon in target_horizons(one)
             ]
-            line = misfit(self.backtest.signal, targets, self.symbols or self.data.symbols)
+            line = mismatch(self.backtest.signal, targets, self.symbols or self.data.symbols)
             if line is not None:
                 raise ValueError(f"backtest.{line}")
         return self
@@ -209,12 +209,12 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     for override in overrides or []:
         _override(document, override)
     experiment = parse_experiment(document, str(path))
-    return _beside(experiment, path.parent)
+    return _resolve_paths(experiment, path.parent)
 
 
-def _beside(experiment: Experiment, folder: Path) -> Experiment:
+def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     """Relative paths become those beside the experiment file."""
-    moved: dict[str, Any] = {"data": experiment.data.beside(folder)}
+    moved: dict[str, Any] = {"data": experiment.data.resolve_paths(folder)}
     marks = experiment.marks
     if marks is not None and marks.events is not None:
         moved["marks"] = marks.model_copy(update={"events": (folder / marks.events).resolve()})

@@ -12,16 +12,10 @@ from longtape.core.errors import ServiceError, UserError
 from longtape.market.http import Limiter
 from longtape.market.sources.bybit import Bybit
 from tests.market import bybit_server as wire
-from tests.market.bybit_server import START, BybitServer, synthetic
+from tests.market.bybit_server import START, synthetic
 from tests.shared_data import shared
 
 NAMES = ["timestamp", "open", "high", "low", "close", "volume"]
-
-
-@pytest.fixture
-def server():
-    with BybitServer() as running:
-        yield running
 
 
 @pytest.fixture

@@ -55,7 +55,10 @@ class AttentionConfig:
 
 
 class Attention(nn.Module, ABC):
-    """Base of the mechanisms; each gives `attend` (fast), `attend_reference` (the definition), `attention_probs`."""
+    """Base of the mechanisms; each gives `attend` (fast) and `attention_probs`, from which the definition follows.
+
+    Where the definition is more than weights times values, a mechanism has an `attend_reference` of its own.
+    """
 
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
@@ -99,11 +102,12 @@ class Attention(nn.Module, ABC):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """Fast path. q [B, H, N, D], k and v [B, H, M, D], visible [B, M] → [B, H, N, D]."""
 
-    @abstractmethod
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
     ) -> Tensor:
-        """Dense maths of the definition; same arguments as `attend`."""
+        """The definition, all N×M weights in memory; same arguments as `attend`."""
+        rows = torch.arange(q.shape[2], device=q.device)
+        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
 
     @abstractmethod
     def attention_probs(

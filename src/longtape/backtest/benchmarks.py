@@ -33,7 +33,7 @@ def lookbacks_of(result: BacktestResult) -> Lookbacks:
     return Lookbacks(month, week)
 
 
-def beside(result: BacktestResult, lookbacks: Lookbacks) -> dict[str, BacktestResult]:
+def benchmark_results(result: BacktestResult, lookbacks: Lookbacks) -> dict[str, BacktestResult]:
     """The simple strategies in the account of `result`: every symbol has an equal share of the equity.
 
     Buy & hold buys once and knows neither stop nor target; flat is what a forecast of zero trades. Momentum holds the

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from longtape.backtest.bootstrap import Interval, block_length, stationary_bootstrap
+from longtape.backtest.bootstrap import ConfidenceInterval, block_length, stationary_bootstrap
 from longtape.core.errors import UserError
 
 Array = npt.NDArray[np.float64]
@@ -109,7 +109,7 @@ def mean_difference_interval(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> ConfidenceInterval:
     """Stationary-bootstrap interval of the mean of losses − baseline; below 0, the first is better.
 
     Blocks as long as Politis and White say for the differences, at least `horizon`.
@@ -119,7 +119,7 @@ def mean_difference_interval(
     block = max(block_length(difference), float(horizon))
     drawn = stationary_bootstrap(difference, np.mean, block=block, resamples=resamples, seed=seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(difference.mean()), float(low), float(high), level, block, resamples)
+    return ConfidenceInterval(float(difference.mean()), float(low), float(high), level, block, resamples)
 
 
 def compare(losses: Any, baseline: Any, *, horizon: int = 1, seed: int = 0) -> dict[str, float]:

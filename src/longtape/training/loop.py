@@ -18,10 +18,10 @@ from longtape.features.windows import Sampler
 from longtape.models.base import Model
 from longtape.models.batch import Batch
 from longtape.training.batches import BatchSource, in_order
-from longtape.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from longtape.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from longtape.training.config import TrainingConfig
 from longtape.training.execution import Execution
-from longtape.training.interrupt import Stop, polite_interrupt
+from longtape.training.interrupt import Stop, graceful_interrupt
 from longtape.training.schedule import rate_factor
 
 
@@ -59,7 +59,7 @@ class Trainer:
             best, at = load_checkpoint(self.checkpoint, self.model, self.optimizer)
         else:
             best, at = self._copy(), self._begun()
-        with polite_interrupt() as stop:
+        with graceful_interrupt() as stop:
             while at.epoch < self.config.epochs and at.epoch - at.best_epoch < self.config.patience:
                 self._epoch(at, best, stop)
                 best = self._judge(at, best)
@@ -74,14 +74,14 @@ class Trainer:
             self.model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
 
-    def _begun(self) -> Progress:
+    def _begun(self) -> TrainingState:
         """Epoch 0 is the closed-form baseline alone: the network is kept only where it beats that."""
         torch.manual_seed(self.seed)
-        at = Progress(best_loss=self.validate())
+        at = TrainingState(best_loss=self.validate())
         at.history.append({"epoch": 0, "validation": at.best_loss, "seconds": 0.0})
         return at
 
-    def _epoch(self, at: Progress, best: dict[str, Tensor], stop: Stop) -> None:
+    def _epoch(self, at: TrainingState, best: dict[str, Tensor], stop: Stop) -> None:
         self.model.train()
         started = saved = time.monotonic()
         coming = self.source.batches(self._order(at.epoch, at.step))
@@ -98,9 +98,9 @@ class Trainer:
                         raise KeyboardInterrupt
         at.seconds += time.monotonic() - started
 
-    def _save_running(self, at: Progress, best: dict[str, Tensor], seconds: float) -> None:
+    def _save_running(self, at: TrainingState, best: dict[str, Tensor], seconds: float) -> None:
         at.seconds += seconds
-        after = Progress(**{**vars(at), "step": at.step + 1})
+        after = TrainingState(**{**vars(at), "step": at.step + 1})
         save_checkpoint(self.checkpoint, self.model, self.optimizer, best, after)
 
     def _order(self, epoch: int, start: int) -> Iterator[Rows]:
@@ -141,7 +141,7 @@ class Trainer:
             count += len(batch)
         return total / max(1, count)
 
-    def _judge(self, at: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _judge(self, at: TrainingState, best: dict[str, Tensor]) -> dict[str, Tensor]:
         started = time.monotonic()
         loss = self.validate()
         at.epoch, at.step, trained = at.epoch + 1, 0, at.epoch_loss / self.steps

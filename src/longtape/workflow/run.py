@@ -285,8 +285,8 @@ def write_frame(frame: pl.DataFrame, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         if path.suffix == ".csv":
-            frame.write_csv(beside)
+            frame.write_csv(temporary)
         else:
-            frame.write_parquet(beside, compression="zstd")
+            frame.write_parquet(temporary, compression="zstd")

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longtape.core.calendars.exchanges import exchange
-from longtape.core.calendars.sessions import FX_TURN, NEW_YORK
+from longtape.core.calendars.sessions import FX_ROLLOVER, NEW_YORK
 from longtape.core.calendars.zones import wall_clock
 from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEKDAYS_ONLY, Interval, Milliseconds
 
@@ -56,7 +56,7 @@ def market_dates(times: Milliseconds, interval: Interval, calendar: str) -> Inte
     local = local_time(times, calendar)
     if interval.milliseconds < DAY:
         return local // DAY
-    turned = local + (DAY - FX_TURN if calendar == WEEKDAYS_ONLY else 0)
+    turned = local + (DAY - FX_ROLLOVER if calendar == WEEKDAYS_ONLY else 0)
     return np.where(times % DAY == 0, times, turned) // DAY
 
 
