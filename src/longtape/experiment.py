@@ -21,8 +21,10 @@ from pydantic import (
 )
 
 from longtape.backtest.config import AccountConfig
+from longtape.backtest.of_books import SIGNALS_OF_EVENTS
 from longtape.backtest.selection import Target, mismatch
 from longtape.backtest.signals import SignalConfig
+from longtape.core.clock import Interval
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import PERPETUALS
 from longtape.features.build import FeaturesConfig
@@ -30,7 +32,7 @@ from longtape.features.catalogue import check_features, find_target, target_hori
 from longtape.features.expression import parse
 from longtape.features.marks import MarksConfig
 from longtape.features.splits import SplitConfig
-from longtape.features.target_kinds import TargetKind, target_kind
+from longtape.features.target_kinds import TERCILES, TargetKind, target_kind
 from longtape.forecasting.config import ForecastConfig
 from longtape.market.load import DataConfig
 from longtape.models.base import ModelConfig
@@ -50,6 +52,27 @@ class BacktestConfig(AccountConfig):
         description="trade this share of the largest forecasts: the threshold is a quantile of |forecast| on the"
         " calibration windows, chosen anew in each fold of a walk forward",
     )
+
+    mid_bars: str | None = Field(
+        None,
+        description="for books: trade on bars of this length (1s) made of the mid, with the constant half spread that"
+        " costs.spread names; of classes P(up) − P(down) is traded. Left out: nothing is traded",
+    )
+
+    @model_validator(mode="after")
+    def _bars_of_the_mid_fit(self) -> BacktestConfig:
+        if self.mid_bars is None:
+            return self
+        Interval.parse(self.mid_bars)
+        if self.signal.name not in SIGNALS_OF_EVENTS or self.signal.holding != "newest":
+            listed = ", ".join(SIGNALS_OF_EVENTS)
+            raise ValueError(
+                "mid_bars: forecasts over events are traded as they come;"
+                f" name signal.holding: newest and one of {listed}"
+            )
+        if self.traded is not None or self.signal.cost is not None:
+            raise ValueError("mid_bars: traded and signal.cost are for bars of candles; leave them away")
+        return self
 
     @model_validator(mode="after")
     def _traded_has_an_effect(self) -> BacktestConfig:
@@ -101,11 +124,19 @@ class Experiment(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _mid_is_that_of_books(self) -> Experiment:
+        if self.backtest.mid_bars is not None and self.data.kind != "books":
+            raise ValueError(
+                f"backtest.mid_bars has no effect with data.kind '{self.data.kind}', only with books"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _signal_fits_the_targets(self) -> Experiment:
         if self.has_account:
             expressions = [parse(text) for text in self.targets]
             targets = [
-                Target(str(one), find_target(one).kind, horizon)
+                Target(str(one), self._traded_as(find_target(one).kind), horizon)
                 for one in expressions
                 for horizon in target_horizons(one)
             ]
@@ -179,7 +210,13 @@ class Experiment(BaseModel):
     @property
     def has_account(self) -> bool:
         """True where forecasts can be traded: some target is a return, and there are bars to trade on."""
-        return self.data.kind == "candles" and any(kind.traded for kind in self.kinds.values())
+        kinds = [target_kind(self._traded_as(name)) for name in self.kinds]
+        has_bars = self.data.kind == "candles" or self.backtest.mid_bars is not None
+        return has_bars and any(kind.traded for kind in kinds)
+
+    def _traded_as(self, kind: str) -> str:
+        """Of books, classes are traded by how far they lean to one side, in the place of a return."""
+        return "return" if self.data.kind == "books" and kind == TERCILES.name else kind
 
     @property
     def feature_config(self) -> FeaturesConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target, target_horizons
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
+from longtape.features.order_flow import book_imbalance, micro_price_distance
 from longtape.features.panel import UNKNOWN_END, Column, Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
@@ -72,7 +74,14 @@ def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
         raise UserError(f"features: events are those of one symbol, and there are {len(events)}")
     if config.missing != "error":
         raise UserError("features: events are where they are; `missing` is for bars")
-    return _panel({events[0].symbol: _events(events[0])}, config)
+    table = _events(events[0])
+    panel = _panel({table.symbol: table}, config)
+    return replace(panel, quotes=_quotes(table)) if isinstance(events[0], Books) else panel
+
+
+def _quotes(table: Table) -> Array:
+    """Of books [T, 2]: the imbalance of the best sizes, in [−1, 1], and how far the micro-price is from the mid."""
+    return np.stack([book_imbalance(table), micro_price_distance(table)], axis=1)
 
 
 def _events(series: Books | Trades) -> Table:

@@ -86,6 +86,9 @@ class Panel:
     closes: npt.NDArray[np.float64] = field(repr=False)  # [T, A], for closed-form models and original units
     calendar_values: npt.NDArray[np.float32] = field(repr=False)  # [T + ahead, D]: rows to come included
     marks: GlobalMarks | None = None
+    quotes: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of books: imbalance, micro-price
 
     def __len__(self) -> int:
         return len(self.timestamps)

@@ -12,6 +12,7 @@ import polars as pl
 import torch
 
 from longtape.core.errors import UserError
+from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Periods, Split
 from longtape.forecasting.config import ForecastConfig
@@ -53,6 +54,7 @@ class FittedForecaster:
         """Forecast frame of the windows that end at `origins`. UserError where the panel has other columns."""
         if panel.columns != self.model.inputs.columns:
             raise UserError("these data give other feature columns than the model was trained on")
+        panel = classed_as(panel, self.model.inputs.targets)
         levels = self.calibration.levels if needs_quantiles(self.calibration) else ()
         predicted = predict(self.model, panel, origins, self.config.batch_size, levels)
         return to_frame(panel, origins, predicted, self.calibration, self.periods)

@@ -131,6 +131,11 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         """The prediction of every target at the end of every window."""
 
+    @classmethod
+    def reads(cls, panel: Panel) -> bool:
+        """True where the panel holds what the model needs: as a baseline it is left out elsewhere."""
+        return True
+
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """What has a closed form is fitted here, once, on the training origins; `validation` chooses penalties."""
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from longtape.core.registry import Registry
-from longtape.features.panel import TargetColumn
+from longtape.features.panel import Panel, TargetColumn
 from longtape.models.base import Model, ModelConfig, ModelInputs
 
 MODELS = Registry(
     "model",
     {
         "encoder": "longtape.models.encoder:EncoderForecaster",
+        "order_book": "longtape.models.order_book:OrderBook",
         "zero": "longtape.models.closed_forms:Zero",
         "mean": "longtape.models.closed_forms:Mean",
         "last_value": "longtape.models.closed_forms:LastValue",
         "ar1": "longtape.models.closed_forms:Ar1",
         "log_har": "longtape.models.closed_forms:LogHarModel",
+        "imbalance_sign": "longtape.models.book_baselines:ImbalanceSignModel",
+        "book_logit": "longtape.models.book_baselines:BookLogitModel",
     },
 )
 
@@ -35,3 +38,9 @@ def title_of(kind: str, target: TargetColumn) -> str:
     """How tables call a model of a target."""
     model: type[Model] = MODELS.load(kind)
     return model.titles.get(target.kind, model.title or kind)
+
+
+def baselines_of(inputs: ModelInputs, panel: Panel) -> list[str]:
+    """The closed-form models that stand beside one kind of target, of those that can read the panel."""
+    named = inputs.targets[0].of_kind.baselines
+    return [name for name in named if MODELS.load(name).reads(panel)]

@@ -14,6 +14,7 @@ from longtape.backtest.judgement import Judgement, judge
 from longtape.core.clock import iso
 from longtape.core.files import nan_to_null
 from longtape.evaluation.skill import MODEL, P_VALUE, Rows, coverage, skills
+from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
@@ -95,6 +96,7 @@ def judge_run(
     Nothing outside the test period is scored or traded.
     """
     inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
+    panel = classed_as(panel, inputs.targets)
     origins = np.concatenate([split.test for split in splits])
     periods = splits[-1].periods
     first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until
