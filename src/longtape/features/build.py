@@ -22,6 +22,7 @@ from longtape.features.panel import UNKNOWN_END, Column, Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
+from longtape.features.trade_features import tape_summary
 from longtape.market.align import align
 from longtape.market.bars import PRICES, Bars
 from longtape.market.books import Books
@@ -76,7 +77,8 @@ def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
         raise UserError("features: events are where they are; `missing` is for bars")
     table = _events(events[0])
     panel = _panel({table.symbol: table}, config)
-    return replace(panel, quotes=_quotes(table)) if isinstance(events[0], Books) else panel
+    of_books = isinstance(events[0], Books)
+    return replace(panel, quotes=_quotes(table)) if of_books else replace(panel, tape=tape_summary(table))
 
 
 def _quotes(table: Table) -> Array:

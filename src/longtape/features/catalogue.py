@@ -11,6 +11,7 @@ from longtape.features import (
     cross_asset,
     order_flow,
     price,
+    trade_features,
     volatility,
     volume,
 )
@@ -21,7 +22,16 @@ from longtape.features.registry import FEATURES, TARGETS, Spec, family_of
 
 FAMILIES = tuple(
     family_of(module.__name__)
-    for module in (price, volatility, volume, order_flow, book_features, calendar_features, cross_asset)
+    for module in (
+        price,
+        volatility,
+        volume,
+        order_flow,
+        book_features,
+        trade_features,
+        calendar_features,
+        cross_asset,
+    )
 )
 
 

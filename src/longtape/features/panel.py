@@ -89,6 +89,9 @@ class Panel:
     quotes: npt.NDArray[np.float64] | None = field(
         default=None, repr=False
     )  # [T, 2] of books: imbalance, micro-price
+    tape: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of trades: taker, their imbalance
 
     def __len__(self) -> int:
         return len(self.timestamps)

@@ -129,7 +129,7 @@ TERCILES = TargetKind(
     "terciles",
     unit="class, 0 to 2",
     heads=("classes",),
-    baselines=("mean", "imbalance_sign", "book_logit"),
+    baselines=("mean", "imbalance_sign", "book_logit", "tape_logit"),
     loss=scoring.log_loss,
     scores=tercile_scores,
     headline="log loss",

@@ -1,4 +1,4 @@
-"""What anyone can say of an order book: the sign of its imbalance, and a logistic regression on its best level."""
+"""What anyone can say of an order book or a tape: the sign of an imbalance, logistic regressions on two numbers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from longtape.core.errors import UserError
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TERCILES, TargetKind
+from longtape.features.trade_features import IMBALANCE_TRADES, RULE_TRADES
 from longtape.models.base import Array, ModelConfig, only_kinds
 from longtape.models.closed_forms import FromBaselines
 from longtape.models.linear_baseline import LinearBaseline, Scale
@@ -20,7 +21,7 @@ _STEPS = 50
 
 
 class BookBaselineConfig(ModelConfig):
-    """A model of the best level of a book, without options."""
+    """A model of the best level of a book, or of the last trades, without options."""
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
         only_kinds(self, kinds, (TERCILES.name, "direction"))
@@ -100,6 +101,20 @@ class BookLogit(OfQuotes):
         return logits.float()
 
 
+class TapeLogit(BookLogit):
+    """The same on who took in the newest trade and the imbalance of the last hundred (`Panel.tape`)."""
+
+    @property
+    def reach(self) -> int:
+        """What the imbalance and the tick rule read."""
+        return max(IMBALANCE_TRADES, RULE_TRADES + 1)
+
+    def row_inputs(self, panel: Panel) -> Array:
+        if panel.tape is None:
+            raise UserError("model: takers are those of trades; name data.kind: trades")
+        return panel.tape
+
+
 def multinomial_logit(design: Array, classes: Rows, n_classes: int) -> Array:
     """Weights [F, M] that minimise −Σ ln p(class) + ½·penalty·Σ w², p = softmax(x·w); column 0 of x [m, F] is one."""
     n_inputs = design.shape[1]
@@ -157,3 +172,17 @@ class BookLogitModel(OfBook):
 
     def build(self, kind: str) -> LinearBaseline:
         return BookLogit(*self.inputs.kinds[kind].shape)
+
+
+class TapeLogitModel(FromBaselines):
+    """Logistic regression on the newest taker and the imbalance of the last hundred trades."""
+
+    Config = BookBaselineConfig
+    title = "logit of takers"
+
+    @classmethod
+    def reads(cls, panel: Panel) -> bool:
+        return panel.tape is not None
+
+    def build(self, kind: str) -> LinearBaseline:
+        return TapeLogit(*self.inputs.kinds[kind].shape)

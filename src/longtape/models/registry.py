@@ -18,6 +18,7 @@ MODELS = Registry(
         "log_har": "longtape.models.closed_forms:LogHarModel",
         "imbalance_sign": "longtape.models.book_baselines:ImbalanceSignModel",
         "book_logit": "longtape.models.book_baselines:BookLogitModel",
+        "tape_logit": "longtape.models.book_baselines:TapeLogitModel",
     },
 )
 
