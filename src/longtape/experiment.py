@@ -242,9 +242,9 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     UserError naming the file and the key, with the nearest known key, for anything that is not understood.
     """
     path = Path(path)
-    document = _read_yaml(path)
+    document = read_yaml(path)
     for override in overrides or []:
-        _override(document, override)
+        apply_override(document, override)
     experiment = parse_experiment(document, str(path))
     return _resolve_paths(experiment, path.parent)
 
@@ -263,10 +263,12 @@ def parse_experiment(document: dict[str, Any], where: str) -> Experiment:
     model = document.get("model") or {}
     kind = model.get("kind", "encoder") if isinstance(model, dict) else "encoder"
     try:
+        if not config_of(str(kind)).reads_market:
+            raise UserError(f"kind: '{kind}' reads token ids and no market; give the file to longtape run")
         typed = experiment_type(str(kind))
         return typed.model_validate(document)
     except ValidationError as error:
-        raise _one_line(error, where, typed) from None
+        raise one_line(error, where, typed) from None
     except UserError as error:
         raise UserError(f"{where}: model.{error}") from None
 
@@ -279,7 +281,8 @@ def experiment_type(kind: str) -> type[Experiment]:
     return create_model("Experiment", __base__=Experiment, model=(config, default))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds; UserError naming the file and the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -309,7 +312,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Write `key.path=value` into the document."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"-o {override}: write key=value, for example -o training.epochs=3")
@@ -325,7 +329,8 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise UserError(f"-o {override}: the value is not valid YAML") from None
 
 
-def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> UserError:
+def one_line(error: ValidationError, where: str, document: type[BaseModel]) -> UserError:
+    """The first mistake of a document in one line, with the key that may have been meant."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":

@@ -32,6 +32,7 @@ class ModelConfig(BaseModel):
     kind: str = Field(description="a model of the registry")
     lookback: int = Field(1, ge=1, description="bars in a window")
 
+    reads_market: ClassVar[bool] = True  # False: token ids of a file, which `longtape run` takes by itself
     trains: ClassVar[bool] = False  # by gradients, which takes validation windows to stop at
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:

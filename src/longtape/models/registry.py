@@ -11,6 +11,7 @@ MODELS = Registry(
     {
         "encoder": "longtape.models.encoder:EncoderForecaster",
         "order_book": "longtape.models.order_book:OrderBook",
+        "tokens": "longtape.models.tokens:TokenEncoder",
         "zero": "longtape.models.closed_forms:Zero",
         "mean": "longtape.models.closed_forms:Mean",
         "last_value": "longtape.models.closed_forms:LastValue",

@@ -80,9 +80,10 @@ class EncoderLayer(nn.Module):
         )
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
-        """[B, N, d_model] and global positions [B, G] → [B, N, d_model]."""
+    def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """[B, N, d_model], global positions [B, G] and real tokens [B, N] → [B, N, d_model]."""
         extra = {} if marks is None else {"global_positions": marks}
+        extra |= {} if visible is None else {"visible": visible}
         if self.pre_norm:
             x = x + self.attention(self.norm1(x), **extra)
             return x + self.feed_forward(self.norm2(x))
@@ -103,13 +104,13 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.checkpointing = config.gradient_checkpointing
 
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> list[Tensor]:
-        """[B, N, d_model] and global positions [B, G] → tokens after each layer, [B, N, d_model] each."""
+    def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
+        """[B, N, d_model], global positions [B, G], real tokens [B, N] → tokens after each layer, [B, N, d_model]."""
         states = []
         for layer in self.layers:
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, marks, use_reentrant=False)
+                x = checkpoint(layer, x, marks, visible, use_reentrant=False)
             else:
-                x = layer(x, marks)
+                x = layer(x, marks, visible)
             states.append(x)
         return [*states[:-1], self.norm(states[-1])]
