@@ -120,7 +120,7 @@ def test_sample_days_go_into_the_store(tmp_path):
 def test_import_candles(tmp_path):
     candles = synthetic(100)
     file = tmp_path / "btc.csv"
-    candles.rename({"timestamp": "when"}).write_csv(file)
+    candles.rename({"timestamp": "when"}).with_columns(then=pl.col("when")).write_csv(file)
     more = ("--symbol", "BTCUSDT", "--interval", "1h", "--store", tmp_path / "store")
     code, said = run("import", file, *more)
     assert (code, "'timestamp' is missing" in said, "--time-column" in said) == (2, True, True)
@@ -128,7 +128,7 @@ def test_import_candles(tmp_path):
         "import", file, *more, "--time-column", "when", "--category", "linear", "--source", "bybit"
     )
     assert code == 0
-    assert "bybit/linear/BTCUSDT: 100 new candles" in said
+    assert "bybit/linear/BTCUSDT\n  rows      100: 100 new candles" in said
     assert Store(tmp_path / "store").read("BTCUSDT", "1h").frame.equals(candles)
     code, said = run(
         "import", file, *more, "--time-column", "when", "--category", "linear", "--source", "bybit"

@@ -145,6 +145,8 @@ def _report(
 
 
 def _on_clock(bars: Bars, clock: Milliseconds, policy: str) -> pl.DataFrame:
+    """The bars at the clock's moments, without the columns that their source does not have."""
+    bars = bars.with_frame(bars.frame.drop(bars.absent))
     own = clock[_listed(clock, bars)]
     frame = _while_listed(bars, own, policy)
     return frame if len(own) == len(clock) else _with_nan(_spread(frame, clock))
@@ -169,7 +171,8 @@ def _spread(frame: pl.DataFrame, clock: Milliseconds) -> pl.DataFrame:
 
 
 def _with_nan(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(pl.col(COLUMNS[1:]).fill_null(float("nan")))
+    there = [name for name in COLUMNS[1:] if name in frame.columns]
+    return frame.with_columns(pl.col(there).fill_null(float("nan")))
 
 
 def _before(bars: Bars, clock: Milliseconds) -> float:
@@ -182,7 +185,7 @@ def _filled(frame: pl.DataFrame, before: float) -> pl.DataFrame:
     others = [name for name in frame.columns if name not in (*COLUMNS, *TRADED)]
     standing = pl.col("close").fill_null(strategy="forward").fill_null(before)
     return frame.with_columns(
-        *(pl.col(name).fill_null(standing) for name in PRICES),
+        *(pl.col(name).fill_null(standing) for name in PRICES if name in frame.columns),
         *(pl.col(name).fill_null(0.0) for name in TRADED if name in frame.columns),
         *(pl.col(name).fill_null(strategy="forward") for name in others),
     )

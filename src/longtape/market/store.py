@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 import pyarrow.fs as pafs
 
+from longtape.core.calendars import require_calendar
 from longtape.core.clock import Interval, iso, to_milliseconds
 from longtape.core.errors import LongtapeError, UserError, unknown_name
 from longtape.core.instrument import Instrument
@@ -37,6 +38,7 @@ from longtape.market.trades import Trades
 
 _STORE = "store.json"
 _INSTRUMENT = "instrument.json"
+_SERIES = "series.json"
 _READERS = 4
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class Entry:
     last: int | None
     size: int
     damaged: tuple[str, ...] = ()
+    stamp: str = "open"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, times in ISO form."""
@@ -66,6 +69,7 @@ class Entry:
             "first": None if self.first is None else iso(self.first),
             "last": None if self.last is None else iso(self.last),
             "bytes": self.size,
+            "stamp": self.stamp,
             "damaged": list(self.damaged),
         }
 
@@ -90,6 +94,7 @@ class Store:
         if kind not in CANDLE_KINDS:
             raise unknown_name("kind of candles", kind, CANDLE_KINDS)
         series = Series.of(bars.instrument, kind, bars.interval)
+        self._keep_stamp(series, bars)
         return self._append(series, bars.instrument, bars.frame, on_conflict, bars.origin)
 
     def append_table(
@@ -121,7 +126,8 @@ class Store:
         """
         interval = usual_name(Interval.parse(interval))
         series = self.find(symbol, kind, interval, source, category)
-        return Bars(self.instrument(series), interval, self._rows(series, since, until), self._origin(series))
+        rows, stamp = self._rows(series, since, until), self.stamp(series)
+        return Bars.stored(self.instrument(series), interval, rows, self._origin(series), stamp)
 
     def read_books(
         self,
@@ -198,6 +204,7 @@ class Store:
             last=ranges[-1][2] if ranges else None,
             size=size,
             damaged=tuple(damaged),
+            stamp=self.stamp(series),
         )
 
     def series(self) -> list[Series]:
@@ -225,9 +232,27 @@ class Store:
         """The facts about a stored series' instrument."""
         return self._read_instrument(series.key)
 
+    def stamp(self, series: Series) -> str:
+        """How the source of a series wrote its times: those at which bars open, or close. The store has opens."""
+        text = self.storage.get(f"{series.folder}/{_SERIES}")
+        return str(json.loads(text)["stamp"]) if text is not None else "open"
+
+    def _keep_stamp(self, series: Series, bars: Bars) -> None:
+        """UserError where earlier rows of the series were stamped in the other way."""
+        kept = self.stamp(series)
+        if kept != bars.stamp and self._files(series):
+            raise UserError(
+                f"{bars.origin}: {series.key} {series.name} is stored from bars stamped at their {kept}; say --stamp"
+                f" {kept}, or import these under another --source"
+            )
+        if kept != bars.stamp:
+            self._prepare()
+            self.storage.put(f"{series.folder}/{_SERIES}", json.dumps({"stamp": bars.stamp}).encode())
+
     def put_instrument(self, instrument: Instrument) -> None:
         """Store the facts about an instrument; one that is left at its default (no lot, 24/7) leaves the stored one."""
         self._prepare()
+        require_calendar(instrument.calendar, instrument.key)
         name = f"{instrument.key}/{_INSTRUMENT}"
         if self.storage.size(name) is not None:
             stored = self._read_instrument(instrument.key)
