@@ -72,7 +72,7 @@ def check(
         raise UserError("name either a store (--store DIR) or files to check")
     if store is not None:
         stored, chosen = _chosen(store, symbol, interval, source, category)
-        reports = [quality.check_stored(stored, series) for series in chosen]
+        reports = quality.check_store(stored, chosen)
     else:
         if interval is None:
             raise UserError("--interval is needed to check a file")

@@ -33,6 +33,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """One line that the user must see, to standard error, also under `--quiet`."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts towards a total and shows rate and time left, at most a few times a second."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.market import gaps as clock
+from longtape.market.agreement import leads, named_most
 from longtape.market.bars import COLUMNS, PRICES, Bars
 from longtape.market.files import FileConfig, read_raw
 from longtape.market.gaps import Flags, Gap
@@ -180,6 +182,33 @@ def check_frame(
         steps_left_out=int(np.maximum(steps - 1, 0).sum()),
         identity=identity or {},
     )
+
+
+def check_store(store: Store, chosen: Sequence[Series], now: int | None = None) -> list[QualityReport]:
+    """Check stored series, each by itself and the candles of one interval against each other."""
+    reports = [check_stored(store, series, now) for series in chosen]
+    sound = [
+        series
+        for series, report in zip(chosen, reports, strict=True)
+        if series.kind.name == "candles" and series.interval is not None and not report.count("damaged")
+    ]
+    bars = [store.read(series.key, str(series.interval)) for series in sound]
+    return with_leads(reports, bars)
+
+
+def with_leads(reports: Sequence[QualityReport], bars: Sequence[Bars]) -> list[QualityReport]:
+    """The reports with a warning where one series' returns agree with another's of the bar before or after."""
+    late = named_most(leads(bars))
+    found = {
+        (name, group[0].interval): Finding("leads", "warning", len(group), "; ".join(lead.text for lead in group[:3]))
+        for name, group in late
+    }
+    return [
+        replace(report, findings=(*report.findings, found[(report.name, report.interval)]))
+        if report.interval is not None and (report.name, report.interval) in found
+        else report
+        for report in reports
+    ]
 
 
 def check_stored(store: Store, series: Series, now: int | None = None) -> QualityReport:

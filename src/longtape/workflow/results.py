@@ -10,13 +10,15 @@ import numpy as np
 import polars as pl
 
 from longtape.backtest import BacktestResult
-from longtape.backtest.judgement import Judgement, judge
+from longtape.backtest.judgement import MOST_R2, Judgement, implausible, judge
 from longtape.core.clock import iso
 from longtape.evaluation.skill import MODEL, P_VALUE, Rows, coverage, skills
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
+from longtape.market.agreement import Lead, leads, named_most
+from longtape.market.bars import Bars
 from longtape.market.rows import Rows as MarketRows
 from longtape.report.text import table
 from longtape.workflow.pipeline import ExperimentPipeline
@@ -97,11 +99,29 @@ def judge_run(
     judgement = _judged(pipeline, of_test, bars, first, last)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
     found, covered = skills(inputs, panel, splits, forecasts), coverage(scored)
-    verdict = [] if judgement is None else list(judgement.verdict)
+    verdict = _doubts(judgement, found, bars)
+    verdict += [] if judgement is None else judgement.statements
     verdict += [_skill_line(name, rows) for name, rows in found.items()]
     verdict += _interval_lines(pipeline.experiment.forecast.level, covered, fitted)
     verdict.append(_clock_line(panel, origins, judgement))
     return Results(judgement, found, covered, forecasts, verdict)
+
+
+def _doubts(
+    judgement: Judgement | None, found: Mapping[str, Rows], bars: Sequence[MarketRows]
+) -> list[str]:
+    """What makes the figures hard to believe, in front of everything else that is said of them."""
+    figures = [] if judgement is None else judgement.doubts
+    measure = "R² against zero"
+    r2 = {name: rows[0][measure] for name, rows in found.items() if measure in rows[0]}
+    figures += [f"R² {value:.2f} of {name}" for name, value in r2.items() if value > MOST_R2]
+    late = [lead for _, group in named_most(leads_of(bars)) for lead in group[:1]]
+    return [*implausible(figures), *(f"{lead.text[0].upper()}{lead.text[1:]}." for lead in late)]
+
+
+def leads_of(bars: Sequence[MarketRows]) -> list[Lead]:
+    """Pairs of symbols whose bars seem to be stamped in different ways."""
+    return leads([one for one in bars if isinstance(one, Bars)])
 
 
 def _between(since: int, until: int | None) -> pl.Expr:
