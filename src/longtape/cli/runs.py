@@ -12,6 +12,10 @@ RunFolderArgument = Annotated[Path, typer.Argument(help="folder of a run")]
 Override = Annotated[
     list[str] | None, typer.Option("-o", "--override", help="key=value, for example -o training.epochs=3")
 ]
+NewerData = Annotated[
+    Path | None,
+    typer.Option(help="file, folder or pattern of newer candles of the run's symbols ({symbol} for each)"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
 
 
@@ -97,15 +101,20 @@ def forecast(
         bool, typer.Option("--history", help="every test window too, not only the newest")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write")] = None,
+    data: NewerData = None,
+    override: Override = None,
 ) -> None:
     """Forecast past the end of the data, with intervals and future timestamps.
 
     Example: longtape forecast runs/btc --history --out forecast.parquet
     """
     from longtape.workflow import load_run
-    from longtape.workflow.run import write_frame
+    from longtape.workflow.run import refuse_ending, write_frame
+    from longtape.workflow.varied import varied
 
-    frame = load_run(run_folder).forecast(history=history)
+    if out is not None:
+        refuse_ending(out)
+    frame = varied(load_run(run_folder), data, override or (), "forecast").forecast(history=history)
     if out is not None:
         write_frame(frame, out)
         typer.echo(f"{out}: {frame.height:,} forecasts")
@@ -115,14 +124,19 @@ def forecast(
         typer.echo(frame_table(frame.tail(40)))
 
 
-def backtest(run_folder: RunFolderArgument) -> None:
+def backtest(run_folder: RunFolderArgument, data: NewerData = None, override: Override = None) -> None:
     """Trade the forecasts of the test period and stand the result beside the baselines.
 
+    With --data or -o nothing is kept in the run's folder.
+
     Example: longtape backtest runs/btc
+
+    Example: longtape backtest runs/btc --data newer.csv -o backtest.costs.fee=0.0004
     """
     from longtape.workflow import load_run
+    from longtape.workflow.varied import varied
 
-    made = load_run(run_folder)
+    made = varied(load_run(run_folder), data, override or ())
     if made.experiment.has_account:
         made.backtest()
     else:
@@ -133,14 +147,22 @@ def backtest(run_folder: RunFolderArgument) -> None:
 def report(
     run_folder: RunFolderArgument,
     out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the run by default")] = None,
+    data: NewerData = None,
+    override: Override = None,
 ) -> None:
-    """Write the HTML report of a run.
+    """Write the HTML report of a run; with --data or -o name where it goes (--out).
 
     Example: longtape report runs/btc
-    """
-    from longtape.workflow import load_run
 
-    typer.echo(f"report: {load_run(run_folder).report(out)}")
+    Example: longtape report runs/btc --data newer.csv --out newer.html
+    """
+    from longtape.report.page import refuse_ending
+    from longtape.workflow import load_run
+    from longtape.workflow.varied import varied
+
+    if out is not None:
+        refuse_ending(out)
+    typer.echo(f"report: {varied(load_run(run_folder), data, override or ()).report(out)}")
 
 
 def _show(made: object) -> None:

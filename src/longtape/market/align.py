@@ -137,11 +137,22 @@ def _report(
     if not absent.any():
         return
     counts = ", ".join(f"{name} {count:,}" for name, count in missing.items() if count)
-    first = iso(int(clock[np.argmax(absent.any(axis=1))]))
-    what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} (first at {first})"
+    what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} ({_first_gap(clock, absent)})"
     if policy == "error":
-        raise UserError(f"{what}; choose what to do about them: forward_fill, drop or mask")
+        raise UserError(
+            f"{what}; get them (longtape data repair, or import what is missing), or choose what to do about them with"
+            " missing: forward_fill, drop or mask"
+        )
     say(f"{what}; {_DONE[policy]}")
+
+
+def _first_gap(clock: Milliseconds, absent: Flags) -> str:
+    """Where bars are missing first, and until when."""
+    holes = absent.any(axis=1)
+    start = int(np.argmax(holes))
+    length = int(np.argmin(np.append(holes[start:], False)))
+    first, last = iso(int(clock[start])), iso(int(clock[start + length - 1]))
+    return f"first at {first}" + (f", {length:,} in a row to {last}" if length > 1 else "")
 
 
 def _on_clock(bars: Bars, clock: Milliseconds, policy: str) -> pl.DataFrame:

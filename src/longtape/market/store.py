@@ -85,6 +85,11 @@ class Store:
         if text is not None:
             codec.check_version(self._version(text), self.storage.where(_STORE))
 
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever stored here."""
+        return self._prepared
+
     def append(self, bars: Bars, *, kind: str = "candles", on_conflict: OnConflict = "keep") -> Appended:
         """Add candles (`kind="mark"`: mark-price candles) to what is stored, and say what was new.
 

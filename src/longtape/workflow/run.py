@@ -14,11 +14,18 @@ import yaml
 
 from longtape.backtest import BacktestResult
 from longtape.core.clock import Interval, iso
+from longtape.core.documents import first_difference
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
 from longtape.evaluation.audit import AuditReport, audit
-from longtape.experiment import Experiment, load_experiment, parse_experiment
+from longtape.experiment import (
+    Experiment,
+    as_overrides,
+    load_experiment,
+    parse_experiment,
+    with_overrides,
+)
 from longtape.features.panel import Panel
 from longtape.features.splits import latest
 from longtape.features.windows import first_origin
@@ -37,9 +44,14 @@ from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
 
 
-def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
-    """Train, forecast, backtest, audit, report; returns the finished run. `experiment` may be the path of its file."""
-    made = train(experiment, out, resume)
+Overrides = Sequence[str] | Mapping[str, Any]
+
+
+def run(
+    experiment: Experiment | str | Path, out: str | Path, resume: bool = False, overrides: Overrides = ()
+) -> Run:
+    """Train, forecast, backtest, audit, report; returns the finished run. `experiment` and `overrides` as for `train`."""
+    made = train(experiment, out, resume, overrides)
     made.forecast(history=True)
     if made.experiment.has_account:
         made.backtest()
@@ -51,10 +63,15 @@ def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = Fal
     return made
 
 
-def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
-    """Train into a new folder `out`, or go on with an interrupted run there (`resume`)."""
-    if not isinstance(experiment, Experiment):
-        experiment = load_experiment(experiment)
+def train(
+    experiment: Experiment | str | Path, out: str | Path, resume: bool = False, overrides: Overrides = ()
+) -> Run:
+    """Train into a new folder `out`, or go on with an interrupted run there (`resume`).
+
+    `experiment` may be the path of its file; `overrides` are `key=value` texts or a mapping such as
+    `{"training.epochs": 3}`.
+    """
+    experiment = _described(experiment, overrides)
     folder = RunFolder(out)
     resume = resume and folder.root.exists()
     if not resume:
@@ -68,10 +85,27 @@ def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = F
     data.require_funding()
     folder = _reopened(folder.root, data) if resume else data.create_folder(out)
     if folder.status != FINISHED:
-        fitted = data.pipeline.fit_in(folder, data.panel, data.split)
+        fitted = _fitted(folder, data)
         model, calibration = fitted.model, fitted.calibration.to_dict()
         folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
     return Run(folder, data)
+
+
+def _described(experiment: Experiment | str | Path, overrides: Overrides) -> Experiment:
+    if not isinstance(experiment, Experiment):
+        return load_experiment(experiment, overrides)
+    if not overrides:
+        return experiment
+    document = with_overrides(yaml.safe_load(experiment.to_yaml()), as_overrides(overrides))
+    return parse_experiment(document, "experiment")
+
+
+def _fitted(folder: RunFolder, data: RunData) -> FittedForecaster:
+    try:
+        return data.pipeline.fit_in(folder, data.panel, data.split)
+    except KeyboardInterrupt:
+        way = f"the same command with --resume (--out {folder.root} --resume) goes on to the same numbers"
+        raise KeyboardInterrupt(f"{folder.root} holds what was trained so far; {way}") from None
 
 
 def load_run(path: str | Path) -> Run:
@@ -84,9 +118,12 @@ def load_run(path: str | Path) -> Run:
 def _reopened(root: Path, data: RunData) -> RunFolder:
     """The folder of an interrupted run, if it is of the same experiment and the same data."""
     folder = RunFolder.open(root)
-    if folder.experiment_yaml != data.experiment.to_yaml():
+    began, asked = (yaml.safe_load(text) for text in (folder.experiment_yaml, data.experiment.to_yaml()))
+    if (found := first_difference(began, asked)) is not None:
+        key, before, now = found
         raise UserError(
-            f"{root}: the experiment is not the one that this run began with; resume with that one"
+            f"{root}: this run began with {key} = {before}, and is asked to go on with {now}; resume with the same"
+            " experiment, or train into a new folder"
         )
     if folder.fingerprints != data.fingerprints:
         raise UserError(f"{root}: the data are not those that this run began with; train into a new folder")
@@ -96,8 +133,9 @@ def _reopened(root: Path, data: RunData) -> RunFolder:
 class Run:
     """A trained model in its folder, with everything that can be made of it."""
 
-    def __init__(self, folder: RunFolder, data: RunData | None = None) -> None:
-        self.folder, self._data = folder, data
+    def __init__(self, folder: RunFolder, data: RunData | None = None, kept: bool = True) -> None:
+        """`kept`: whether what is made of the run is kept in its folder."""
+        self.folder, self._data, self.kept = folder, data, kept
 
     @property
     def root(self) -> Path:
@@ -157,7 +195,7 @@ class Run:
         newest = latest(panel, self.pipeline.lookback)
         first = self._first_test_row() if history else newest
         frame = self.fitted.forecast(panel, np.arange(first, newest + 1))
-        if history:
+        if history and self.kept:
             self.folder.write_forecast(frame, self.data.fingerprints)
         return frame
 
@@ -185,8 +223,10 @@ class Run:
 
     def score(self) -> Results:
         """Hold the forecasts of the test period against the baselines; kept in metrics.json."""
-        write_json(self.path("metrics.json"), self.results.to_dict())
-        return self.results
+        results = self.results
+        if self.kept:
+            write_json(self.path("metrics.json"), results.to_dict())
+        return results
 
     def backtest(self, bars: Sequence[MarketRows] | MarketRows | None = None) -> BacktestResult:
         """Trade the test period's forecasts; equity, positions, trades and measures are kept in the run.
@@ -199,7 +239,7 @@ class Run:
         if bars is not None:
             return self._backtest_on(self._fitting(bars))
         account = self.score().required_account
-        for name in ("equity", "positions", "trades", "fills"):
+        for name in () if not self.kept else ("equity", "positions", "trades", "fills"):
             write_frame(getattr(account, name), self.path(f"backtest/{name}.parquet"))
         return account
 
@@ -265,6 +305,8 @@ class Run:
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report; returns its path."""
+        if out is None and not self.kept:
+            raise UserError(f"{self.root}: name where the report of other data or options goes (--out), its own stays")
         audited = self.path("audit.json")
         facts: Mapping[str, Any] = self.folder.facts | {
             "audit": read_json(audited) if audited.exists() else None
@@ -281,11 +323,16 @@ class Run:
         return self.results.text()
 
 
+def refuse_ending(path: Path) -> None:
+    """UserError for a name by which no frame is written."""
+    if path.suffix not in (".parquet", ".csv"):
+        raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
+
+
 def write_frame(frame: pl.DataFrame, path: str | Path) -> None:
     """Write a frame as Parquet or CSV, by the name's ending."""
     path = Path(path)
-    if path.suffix not in (".parquet", ".csv"):
-        raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
+    refuse_ending(path)
     with atomic_path(path) as beside:
         if path.suffix == ".csv":
             frame.write_csv(beside)
