@@ -63,7 +63,7 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
     prices that are missing, not finite or not above zero, for a high below a low, and for times out of order
     within a symbol.
     """
-    frame = as_frame(bars, "bars", ("timestamp", "symbol", *FIELDS))
+    frame = _long_frame(bars, wanted)
     if frame.height == 0:
         raise UserError("bars: the frame is empty")
     times = frozen(milliseconds(frame["timestamp"], "bars"))
@@ -85,6 +85,14 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
     matrices = tuple(np.full((len(clock), len(wanted)), np.nan) for _ in FIELDS)
     _scatter(times, codes, clock, columns, matrices)
     return Market(frozen(clock), tuple(wanted), Prices(*(frozen(matrix) for matrix in matrices)), absent)
+
+
+def _long_frame(bars: Any, wanted: Sequence[str]) -> pl.DataFrame:
+    """A frame of bars with our columns; of one symbol the column `symbol` may be left out."""
+    frame = market_frames.lower_case(market_frames.as_frame(bars, "bars"), ("symbol", *FIELDS))
+    if "symbol" not in frame.columns and len(wanted) == 1:
+        frame = frame.with_columns(pl.lit(wanted[0]).alias("symbol"))
+    return as_frame(frame, "bars", ("timestamp", "symbol", *FIELDS))
 
 
 def _absent(frame: pl.DataFrame, wanted: Sequence[str]) -> dict[str, frozenset[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -13,6 +13,7 @@ import polars as pl
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.progress import say
+from longtape.core.shown import Shown
 from longtape.market import gaps
 from longtape.market.bars import COLUMNS, PRICES, TIME_TYPE, Bars
 from longtape.market.gaps import Flags
@@ -23,8 +24,8 @@ TRADED = ("volume", "turnover")  # nothing was traded in a bar that is not there
 _DONE = {"forward_fill": "filled forward with no volume", "drop": "dropped for all symbols", "mask": "masked"}
 
 
-@dataclass(frozen=True, eq=False)
-class Aligned:
+@dataclass(frozen=True, eq=False, repr=False)
+class Aligned(Shown):
     """Bars on one clock of T rows. `frames[name]` [T rows] has that clock as its `timestamp`; `present` [T, S] is False
     where a symbol had no bar, `missing[name]` counts these between its first bar and its last before the policy was
     applied, and `dropped` counts rows that the policy took out. A name is the symbol, or its key where two sources have
@@ -42,6 +43,16 @@ class Aligned:
 
     def __len__(self) -> int:
         return len(self.timestamps)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        return {
+            "rows": len(self),
+            "interval": self.interval.name,
+            "symbols": ", ".join(self.names),
+            "missing": sum(self.missing.values()),
+            "dropped": self.dropped,
+        }
 
 
 def align(bars: Sequence[Bars], policy: str = "error", span: str = "shared") -> Aligned:

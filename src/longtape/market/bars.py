@@ -15,7 +15,7 @@ from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
-from longtape.market.frames import as_frame
+from longtape.market.frames import as_frame, lower_case
 from longtape.market.rows import (
     Flags,
     Floats,
@@ -50,7 +50,7 @@ class Bars(Rows):
     stamp: str = field(default="open")
 
     def __post_init__(self) -> None:
-        frame = as_frame(self.frame, self.origin)
+        frame = lower_case(as_frame(self.frame, self.origin), COLUMNS)
         checked = _checked_frame(frame, self.interval, self.instrument.calendar, self.origin)
         object.__setattr__(self, "frame", checked)
 
@@ -83,11 +83,18 @@ class Bars(Rows):
         category: str = "spot",
         calendar: str = ALWAYS_OPEN,
     ) -> Bars:
-        """Bars of a polars or pandas frame: `Bars.of(frame, "BTCUSDT", "1h")`. A column `symbol` names no other one."""
+        """Bars of a polars or pandas frame: `Bars.of(frame, "BTCUSDT", "1h")`.
+
+        Of a frame with a column `symbol` its rows are taken. A volume, or open, high and low, that are not there are null.
+        """
         origin = f"bars of {symbol}"
-        taken = as_frame(frame, origin)
+        taken = lower_case(as_frame(frame, origin), (*COLUMNS, "symbol", "adj_close"))
         if "symbol" in taken.columns:
             taken = taken.filter(pl.col("symbol").cast(pl.String) == symbol).drop("symbol")
+            if taken.is_empty():
+                raise UserError(f"{origin}: no row of the frame is of '{symbol}'")
+        lacking = [name for name in COLUMNS[1:] if name not in taken.columns and name != "close"]
+        taken = taken.with_columns(pl.lit(None, pl.Float64).alias(name) for name in _lacking(lacking))
         instrument = Instrument(source, category, symbol, calendar=require_calendar(calendar, origin))
         return cls(instrument, Interval.parse(interval), taken, origin)
 
@@ -116,6 +123,12 @@ class Bars(Rows):
     def facts(self) -> dict[str, Any]:
         """What a reader of its repr sees."""
         return {"interval": self.interval.name, "calendar": self.instrument.calendar, **super().facts()}
+
+
+def _lacking(names: list[str]) -> list[str]:
+    """What a source may lack: the volume, and open, high and low together."""
+    together = {*PRICES} - {"close"} <= {*names}
+    return [name for name in names if name == "volume" or together]
 
 
 def _checked_frame(frame: pl.DataFrame, interval: Interval, calendar: str, origin: str) -> pl.DataFrame:

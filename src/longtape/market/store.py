@@ -27,6 +27,7 @@ from longtape.core.calendars import require_calendar
 from longtape.core.clock import Interval, iso, to_milliseconds
 from longtape.core.errors import LongtapeError, UserError, unknown_name
 from longtape.core.instrument import Instrument
+from longtape.core.shown import Shown
 from longtape.market import codec, partition
 from longtape.market.bars import Bars
 from longtape.market.books import Books
@@ -74,7 +75,7 @@ class Entry:
         }
 
 
-class Store:
+class Store(Shown):
     """Market data in a folder, or at a URL that pyarrow can open (`s3://bucket/path`; one writer at a time there)."""
 
     def __init__(self, root: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
@@ -86,18 +87,45 @@ class Store:
             codec.check_version(self._version(text), self.storage.where(_STORE))
 
     @property
+    def title(self) -> str:
+        """Its root."""
+        return self.root
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        every = self.series()
+        listed = ", ".join(f"{one.symbol} {one.name}" for one in every[:8]) + (" …" if len(every) > 8 else "")
+        return {"series": len(every), "among them": listed} if every else {"series": 0}
+
+    @property
     def exists(self) -> bool:
         """Whether anything was ever stored here."""
         return self._prepared
 
-    def append(self, bars: Bars, *, kind: str = "candles", on_conflict: OnConflict = "keep") -> Appended:
+    def append(
+        self,
+        bars: Bars | Any,
+        *,
+        kind: str = "candles",
+        on_conflict: OnConflict = "keep",
+        symbol: str | None = None,
+        interval: str | Interval | None = None,
+        **facts: str,
+    ) -> Appended:
         """Add candles (`kind="mark"`: mark-price candles) to what is stored, and say what was new.
 
         A bar stored before with the same values is a duplicate. With other values it is a conflict: `keep` (the
         default) leaves the stored bar, `replace` takes the new one, `refuse` raises UserError; it is always counted.
+        A polars or pandas frame needs its `symbol` and `interval`, and may have source, category and calendar.
         """
         if kind not in CANDLE_KINDS:
             raise unknown_name("kind of candles", kind, CANDLE_KINDS)
+        if not isinstance(bars, Bars):
+            if symbol is None or interval is None:
+                raise UserError("append: a frame needs symbol and interval: append(frame, symbol=…, interval=…)")
+            bars = Bars.of(bars, symbol, interval, **facts)
+        elif symbol is not None or interval is not None or facts:
+            raise UserError("append: bars have a symbol and an interval of their own; give those for a frame only")
         series = Series.of(bars.instrument, kind, bars.interval)
         self._keep_stamp(series, bars)
         return self._append(series, bars.instrument, bars.frame, on_conflict, bars.origin)

@@ -12,6 +12,7 @@ import polars as pl
 from longtape.backtest import BacktestResult
 from longtape.backtest.judgement import MOST_R2, Judgement, implausible, judge
 from longtape.core.clock import iso
+from longtape.core.shown import Shown
 from longtape.evaluation.skill import MODEL, P_VALUE, Rows, coverage, skills
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
@@ -19,13 +20,14 @@ from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.market.agreement import Lead, leads, named_most
 from longtape.market.bars import Bars
+from longtape.market.frames import to_pandas
 from longtape.market.rows import Rows as MarketRows
 from longtape.report.text import table
 from longtape.workflow.pipeline import ExperimentPipeline
 
 
-@dataclass(frozen=True, eq=False)
-class Results:
+@dataclass(frozen=True, eq=False, repr=False)
+class Results(Shown):
     """Everything that the terminal, metrics.json and the report show of the test period."""
 
     judgement: Judgement | None  # None where nothing is traded
@@ -33,6 +35,19 @@ class Results:
     coverage: Rows
     forecasts: pl.DataFrame
     verdict: Sequence[str]
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        return {"forecasts": len(self.forecasts), "verdict": self.verdict[0]}
+
+    def preview(self) -> pl.DataFrame:
+        """The model beside the simple strategies, or its skill where nothing is traded."""
+        rows = self.strategies or [row for rows in self.skills.values() for row in rows]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def to_pandas(self) -> Any:
+        """The forecasts as a pandas frame, their times (UTC) as its index."""
+        return to_pandas(self.forecasts)
 
     @property
     def account(self) -> BacktestResult | None:

@@ -18,6 +18,7 @@ from longtape.core.documents import first_difference
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
+from longtape.core.shown import Shown
 from longtape.evaluation.audit import AuditReport, audit
 from longtape.experiment import (
     Experiment,
@@ -33,6 +34,8 @@ from longtape.forecasting.fitted import FittedForecaster
 from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
 from longtape.market.books import Books
+from longtape.market.frames import as_frame
+from longtape.market.load import describe
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 from longtape.report.text import table
@@ -130,7 +133,7 @@ def _reopened(root: Path, data: RunData) -> RunFolder:
     return folder
 
 
-class Run:
+class Run(Shown):
     """A trained model in its folder, with everything that can be made of it."""
 
     def __init__(self, folder: RunFolder, data: RunData | None = None, kept: bool = True) -> None:
@@ -141,6 +144,23 @@ class Run:
     def root(self) -> Path:
         """The folder."""
         return self.folder.root
+
+    @property
+    def title(self) -> str:
+        """The folder, as text."""
+        return str(self.root)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        told, asked = self.folder.facts, self.experiment
+        return {
+            "experiment": asked.name,
+            "symbols": ", ".join(asked.data.symbols),
+            "targets": ", ".join(asked.targets),
+            "model": asked.model.summary,
+            "trained on windows": told["windows"]["training"],
+            "status": self.folder.status,
+        }
 
     def path(self, name: str) -> Path:
         """A file of the run."""
@@ -179,11 +199,11 @@ class Run:
         return self.pipeline.fitted(model, calibration, self.folder.periods, histories)
 
     def forecast(
-        self, bars: Sequence[MarketRows] | MarketRows | None = None, history: bool = False
+        self, bars: Sequence[MarketRows] | MarketRows | Any = None, history: bool = False
     ) -> pl.DataFrame:
         """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet).
 
-        `bars` are the run's own by default. Other bars of the same markets give forecasts of their newest window, or,
+        `bars` are the run's own by default. Other bars (also a polars or pandas frame) of the same markets give forecasts of their newest window, or,
         with `history`, of every window they hold; the column `period` says which of them the model was trained on.
         """
         if bars is not None:
@@ -228,7 +248,7 @@ class Run:
             write_json(self.path("metrics.json"), results.to_dict())
         return results
 
-    def backtest(self, bars: Sequence[MarketRows] | MarketRows | None = None) -> BacktestResult:
+    def backtest(self, bars: Sequence[MarketRows] | MarketRows | Any = None) -> BacktestResult:
         """Trade the test period's forecasts; equity, positions, trades and measures are kept in the run.
 
         With other `bars` of the same markets, every window of theirs is forecast and traded, and nothing is kept; the
@@ -262,10 +282,10 @@ class Run:
             raise UserError(f"the run's forecasts read {first + 1} rows, and {len(panel)} were given")
         return first
 
-    def _fitting(self, bars: Sequence[MarketRows] | MarketRows) -> list[MarketRows]:
+    def _fitting(self, bars: Sequence[MarketRows] | MarketRows | Any) -> list[MarketRows]:
         """Bars of the run's own markets, in the run's order. UserError naming what differs."""
-        given = [bars] if isinstance(bars, MarketRows) else list(bars)
         asked = self.experiment.data
+        given = self._as_rows(bars)
         for one in given:
             self._refuse_other_rows(one)
             if asked.category is not None and one.instrument.category != asked.category:
@@ -279,6 +299,23 @@ class Run:
                 f" {', '.join(asked.symbols)}"
             )
         return [by_symbol[symbol] for symbol in asked.symbols]
+
+    def _as_rows(self, bars: Sequence[MarketRows] | MarketRows | Any) -> list[MarketRows]:
+        """Rows as they are; a polars or pandas frame as candles of the run's own markets."""
+        if isinstance(bars, MarketRows):
+            return [bars]
+        if isinstance(bars, Sequence):
+            return list(bars)
+        asked = self.experiment.data
+        if asked.kind != "candles":
+            raise UserError(f"a frame was given, and the run was trained on {asked.kind}; give {asked.kind} of longtape")
+        frame = as_frame(bars, "bars")
+        if "symbol" not in frame.columns and len(asked.symbols) > 1:
+            raise UserError(f"bars: the frame has no column 'symbol', and the run has {len(asked.symbols)} symbols")
+        facts = describe(asked)
+        return [
+            Bars.of(frame, one.symbol, str(asked.interval), category=one.category, calendar=one.calendar) for one in facts
+        ]
 
     def _refuse_other_rows(self, one: MarketRows) -> None:
         """UserError where these are not rows of the kind and interval that the run was trained on."""
