@@ -25,7 +25,9 @@ def pandas_frame(n=50):
 
 
 def test_dir_shows_what_there_is():
-    assert {"Bars", "Store", "read_bars", "run_backtest", "train", "build_attention", "__version__"} <= {*dir(lt)}
+    assert {"Bars", "Store", "read_bars", "run_backtest", "train", "build_attention", "__version__"} <= {
+        *dir(lt)
+    }
     assert all(getattr(lt, name) is not None for name in dir(lt))
 
 
@@ -34,10 +36,14 @@ FORMS = {
     "an index": lambda: pandas_frame().set_index("timestamp"),
     "an index without a name": lambda: pandas_frame().set_index("timestamp").rename_axis(None),
     "a column Date": lambda: pandas_frame().rename(columns=str.title).rename(columns={"Timestamp": "Date"}),
-    "another zone": lambda: pandas_frame().assign(timestamp=lambda f: f["timestamp"].dt.tz_convert("America/New_York")),
+    "another zone": lambda: pandas_frame().assign(
+        timestamp=lambda f: f["timestamp"].dt.tz_convert("America/New_York")
+    ),
     "another zone in the index": lambda: pandas_frame().set_index("timestamp").tz_convert("Asia/Tokyo"),
     "no zone": lambda: pandas_frame().assign(timestamp=lambda f: f["timestamp"].dt.tz_localize(None)),
-    "nanoseconds": lambda: pandas_frame().assign(timestamp=lambda f: f["timestamp"].astype("datetime64[ns, UTC]")),
+    "nanoseconds": lambda: pandas_frame().assign(
+        timestamp=lambda f: f["timestamp"].astype("datetime64[ns, UTC]")
+    ),
     "a symbol": lambda: pandas_frame().assign(symbol="TEST"),
     "fields over symbols": lambda: pd.concat(
         {"TEST": pandas_frame().set_index("timestamp").rename(columns=str.title)}, axis=1
@@ -95,7 +101,7 @@ def test_bars_are_checked_when_they_are_made():
         (START + HOUR * 24, START + HOUR * 48),
         ("2020-09-14", "2020-09-15"),
         ("2020-09-14T00:00Z", datetime(2020, 9, 15, tzinfo=UTC)),
-        (date(2020, 9, 14), datetime(2020, 9, 15)),  # noqa: DTZ001  a naive time is UTC
+        (date(2020, 9, 14), datetime(2020, 9, 15)),
     ],
 )
 def test_between_takes_times_in_any_form(since, until):
@@ -129,7 +135,9 @@ WEIGHTS = {
 @pytest.mark.parametrize("with_symbol", [True, False])
 def test_frames_are_weights_and_bars_of_a_backtest(form, with_symbol):
     bars = candles(200)
-    weights = pl.DataFrame({"timestamp": bars.frame["timestamp"], "TEST": np.sign(np.sin(np.arange(200) / 7))})
+    weights = pl.DataFrame(
+        {"timestamp": bars.frame["timestamp"], "TEST": np.sign(np.sin(np.arange(200) / 7))}
+    )
     expected = run_backtest(weights, bars, periods_per_year=8760)
     frame = bars.to_pandas()
     given = frame.assign(symbol="TEST") if with_symbol else frame.rename(columns=str.title)
@@ -148,7 +156,11 @@ def made(tmp_path_factory):
         "training: {epochs: 9}\naudit: false\n"
     )
     (folder / "e.yaml").write_text(text)
-    return train(folder / "e.yaml", folder / "run", overrides={"training.epochs": 0, "backtest": {"fill": "next_close"}})
+    return train(
+        folder / "e.yaml",
+        folder / "run",
+        overrides={"training.epochs": 0, "backtest": {"fill": "next_close"}},
+    )
 
 
 def test_train_takes_overrides(made):
@@ -164,7 +176,11 @@ def test_train_takes_overrides(made):
 def test_a_run_takes_frames(made):
     frame = candle_frame(700, seed=3)
     expected = made.forecast(candles(700, seed=3))
-    for given in (frame, frame.to_pandas(), frame.to_pandas().set_index("timestamp").tz_convert("Asia/Tokyo")):
+    for given in (
+        frame,
+        frame.to_pandas(),
+        frame.to_pandas().set_index("timestamp").tz_convert("Asia/Tokyo"),
+    ):
         assert made.forecast(given).equals(expected)
     assert made.backtest(frame.to_pandas()).equity.equals(made.backtest(candles(700, seed=3)).equity)
 

@@ -386,7 +386,9 @@ def test_a_short_record_that_compounds_beyond_any_number_is_infinite_and_not_a_c
 def test_an_equity_that_multiplies_a_hundredfold_in_a_year_is_doubted():
     result = run_backtest(weights([1.0] * 400), calm(400))
     books = result.books._replace(equity=np.geomspace(100_000, 101_000, 400))
-    quiet = replace(judge(result, n_random=2, n_bootstrap=2), result=replace(result, books=books, periods_per_year=365))
+    quiet = replace(
+        judge(result, n_random=2, n_bootstrap=2), result=replace(result, books=books, periods_per_year=365)
+    )
     assert not [figure for figure in quiet.doubts if "equity" in figure]
     books = result.books._replace(equity=np.geomspace(100_000, 30_000_000, 400))
     wild = replace(quiet, result=replace(result, books=books, periods_per_year=365))

@@ -60,7 +60,9 @@ def test_a_full_disk_in_training(capsys, made, monkeypatch, tmp_path):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("longtape.training.checkpoint.save_file", save)
-    line = fails(capsys, "train", made.root.parent / "e.yaml", "--out", tmp_path / "out", "-o", "training.epochs=1")
+    line = fails(
+        capsys, "train", made.root.parent / "e.yaml", "--out", tmp_path / "out", "-o", "training.epochs=1"
+    )
     assert "the disk is full" in line
     assert str(tmp_path / "out") in line
 
@@ -109,10 +111,21 @@ def test_repair_of_imported_bars_names_the_way(capsys, tmp_path):
 
 def test_an_interval_that_a_service_does_not_have_is_said_without_the_network(capsys, tmp_path):
     with BybitServer() as server:
-        words = ("fetch", "bybit", "--symbols", "BTCUSDT", "--store", tmp_path / "s", "--base-url", server.url)
+        words = (
+            "fetch",
+            "bybit",
+            "--symbols",
+            "BTCUSDT",
+            "--store",
+            tmp_path / "s",
+            "--base-url",
+            server.url,
+        )
         assert "bybit has no candles of 7m; it has 1m 3m" in fails(capsys, *words, "--interval", "7m")
         assert server.requests == []
-    assert "daily" in fails(capsys, "fetch", "sample", "--symbols", "SP500", "--interval", "7m", "--store", tmp_path / "s")
+    assert "daily" in fails(
+        capsys, "fetch", "sample", "--symbols", "SP500", "--interval", "7m", "--store", tmp_path / "s"
+    )
     words = ("fetch", "ccxt-kraken", "--symbols", "X", "--interval", "7m", "--store", tmp_path / "s")
     pytest.importorskip("ccxt")
     assert "ccxt-kraken has no candles of 7m" in fails(capsys, *words)
@@ -125,7 +138,9 @@ def test_an_unknown_symbol_of_a_service(capsys, tmp_path):
         assert "NOSUCH" in fails(capsys, "fetch", "bybit", "--symbols", "BTCUSDT,NOSUCH", *words)
     words = ("--interval", "1d", "--store", tmp_path / "s")
     assert "did you mean 'NASDAQ'" in fails(capsys, "fetch", "sample", "--symbols", "NASDAC", *words)
-    assert "SIM" in fails(capsys, "fetch", "simulate", "--symbols", "BTCUSDT", "--until", "2024-01-01", *words)
+    assert "SIM" in fails(
+        capsys, "fetch", "simulate", "--symbols", "BTCUSDT", "--until", "2024-01-01", *words
+    )
 
 
 def stop(*_, **__):
@@ -158,9 +173,12 @@ def test_ctrl_c_in_an_import_says_what_is_stored(capsys, monkeypatch, tmp_path):
         return append(self, bars, **options) if len(calls) == 1 else stop()
 
     monkeypatch.setattr(Store, "append", second)
-    line = stopped(capsys, "import", f"{tmp_path}/{{symbol}}.parquet", "--interval", "1h", "--store", tmp_path / "s")
+    line = stopped(
+        capsys, "import", f"{tmp_path}/{{symbol}}.parquet", "--interval", "1h", "--store", tmp_path / "s"
+    )
     assert line == (
-        "longtape: stopped: 1 series are stored, up to AAA; run the same command again, and only what is missing is added"
+        "longtape: stopped: 1 series are stored, up to AAA; run the same command again, and only what is missing is"
+        " added"
     )
 
 
@@ -201,7 +219,12 @@ def test_version(capsys):
 
 
 def test_the_shell_completes():
-    settings = {**os.environ, "_LONGTAPE_COMPLETE": "complete_bash", "COMP_WORDS": "longtape da", "COMP_CWORD": "1"}
+    settings = {
+        **os.environ,
+        "_LONGTAPE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "longtape da",
+        "COMP_CWORD": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", "from longtape.cli.main import main; main()"],
         env=settings, capture_output=True, text=True, timeout=60,
@@ -215,14 +238,38 @@ def test_the_shell_completes():
 def test_newer_candles_are_forecast_and_traded_and_nothing_is_kept(capsys, made, tmp_path):
     candle_frame(1000).write_csv(tmp_path / "newer.csv", datetime_format="%Y-%m-%dT%H:%M:%SZ")
     before = {path: path.stat().st_mtime_ns for path in made.root.rglob("*")}
-    assert execute(["forecast", str(made.root), "--data", str(tmp_path / "newer.csv"), "--out", str(tmp_path / "f.csv")]) == 0
+    assert (
+        execute(
+            [
+                "forecast",
+                str(made.root),
+                "--data",
+                str(tmp_path / "newer.csv"),
+                "--out",
+                str(tmp_path / "f.csv"),
+            ]
+        )
+        == 0
+    )
     newest = pl.read_csv(tmp_path / "f.csv")["timestamp"][0]
     assert newest.startswith(str(candle_frame(1000)["timestamp"][-1])[:10])
     assert execute(["backtest", str(made.root), "--data", str(tmp_path / "newer.csv")]) == 0
     said = capsys.readouterr()
     assert "the data have changed since training" in said.err
     assert "Verdict" in said.out
-    assert execute(["report", str(made.root), "--data", str(tmp_path / "newer.csv"), "--out", str(tmp_path / "n.html")]) == 0
+    assert (
+        execute(
+            [
+                "report",
+                str(made.root),
+                "--data",
+                str(tmp_path / "newer.csv"),
+                "--out",
+                str(tmp_path / "n.html"),
+            ]
+        )
+        == 0
+    )
     assert "Verdict" in (tmp_path / "n.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in made.root.rglob("*")} == before
     line = fails(capsys, "report", made.root, "--data", tmp_path / "newer.csv")
@@ -233,7 +280,13 @@ def test_options_change_the_account_and_not_the_model(capsys, made):
     assert execute(["backtest", str(made.root), "-o", "backtest.costs.fee=0.01", "--quiet"]) == 0
     assert "fee 1%" in capsys.readouterr().out
     assert load_run(made.root).experiment.backtest.costs.fee == 0.001
-    for key in ("model.lookback=8", "features=[close]", "backtest.traded=0.5", "data.symbols=[X]", "missing=mask"):
+    for key in (
+        "model.lookback=8",
+        "features=[close]",
+        "backtest.traded=0.5",
+        "data.symbols=[X]",
+        "missing=mask",
+    ):
         line = fails(capsys, "backtest", made.root, "-o", key)
         assert f"{key.partition('=')[0]}: belongs to the trained model" in line
     assert "has no effect on a forecast" in fails(capsys, "forecast", made.root, "-o", "backtest.costs.fee=0")

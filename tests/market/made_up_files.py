@@ -1,3 +1,4 @@
+# ruff: noqa: E501  a format a line
 """A small made-up file of every format that docs/sources.md names, and what is typed to read it.
 
 The same twelve bars stand in each of them: of hours, or of days where a format has only days.
@@ -21,7 +22,20 @@ OPEN = [6800.25, 6856.01, 6840.5, 6862.75, 6871.0, 6859.3, 6866.66, 6880.1, 6874
 CLOSE = [6856.014, 6840.5, 6862.75, 6871.0, 6859.3, 6866.66, 6880.1, 6874.2, 6891.9, 6903.15, 6899.4, 6912.0]
 HIGH = [max(o, c) + 3.5 for o, c in zip(OPEN, CLOSE, strict=True)]
 LOW = [min(o, c) - 2.25 for o, c in zip(OPEN, CLOSE, strict=True)]
-VOLUME = [103_412.0, 6_860.0, 12_500.0, 7_000.0, 9_120.0, 15_250.0, 8_000.0, 4_100.0, 3_900.0, 22_000.0, 5_050.0, 640.0]
+VOLUME = [
+    103_412.0,
+    6_860.0,
+    12_500.0,
+    7_000.0,
+    9_120.0,
+    15_250.0,
+    8_000.0,
+    4_100.0,
+    3_900.0,
+    22_000.0,
+    5_050.0,
+    640.0,
+]
 MS = [round(t.timestamp() * 1000) for t in HOURS]
 
 
@@ -40,12 +54,24 @@ class Made:
     symbol: str | None = "X"
 
 
-def rows(times: list[str], columns: str = "tohlcv", separator: str = ",", header: str | None = None, form: str = "{}"):
+def rows(
+    times: list[str],
+    columns: str = "tohlcv",
+    separator: str = ",",
+    header: str | None = None,
+    form: str = "{}",
+):
     """Lines of a text: `t` the time, o h l c v the candle, `0` a zero, `x` a word; `form` writes a number."""
     values = {"o": OPEN, "h": HIGH, "l": LOW, "c": CLOSE, "v": VOLUME}
     lines = [header] if header else []
     for i, time in enumerate(times):
-        cells = {"t": time, "0": "0", "x": "word", "1": "17", **{k: form.format(v[i]) for k, v in values.items()}}
+        cells = {
+            "t": time,
+            "0": "0",
+            "x": "word",
+            "1": "17",
+            **{k: form.format(v[i]) for k, v in values.items()},
+        }
         lines.append(separator.join(cells[mark] for mark in columns))
     return "\n".join(lines) + "\n"
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  a case a line
 """Every format that docs/sources.md names comes through: times, prices and volumes, and nulls where it has none."""
 
 import re
@@ -9,7 +10,20 @@ import pytest
 from longtape.core.errors import UserError
 from longtape.market.bars import COLUMNS
 from longtape.market.files import file_config, read_files
-from tests.market.made_up_files import CLOSE, DATES, FILES, HEAD, HIGH, HOURS, ISO, LOW, MS, OPEN, VOLUME, rows
+from tests.market.made_up_files import (
+    CLOSE,
+    DATES,
+    FILES,
+    HEAD,
+    HIGH,
+    HOURS,
+    ISO,
+    LOW,
+    MS,
+    OPEN,
+    VOLUME,
+    rows,
+)
 
 VALUES = {"open": OPEN, "high": HIGH, "low": LOW, "close": CLOSE, "volume": VOLUME}
 
@@ -22,7 +36,9 @@ def written(folder, made):
 
 def read(path, made, **more):
     config = file_config(**{**made.options, **more})
-    return list(read_files(path, symbol=made.symbol, interval=made.interval, calendar=made.calendar, config=config))
+    return list(
+        read_files(path, symbol=made.symbol, interval=made.interval, calendar=made.calendar, config=config)
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -49,14 +65,16 @@ def test_the_page_has_a_row_for_every_format():
 def test_adjusted_closes_take_the_others_along_by_their_ratio(tmp_path):
     made = FILES["Yahoo, with its adjusted close"]
     lines = rows(DATES, "tohlc", header="Date,Open,High,Low,Close").splitlines()
-    text = "\n".join([f"{lines[0]},Adj Close", *(f"{line},{0.9 * c}" for line, c in zip(lines[1:], CLOSE, strict=True))])
+    text = "\n".join(
+        [f"{lines[0]},Adj Close", *(f"{line},{0.9 * c}" for line, c in zip(lines[1:], CLOSE, strict=True))]
+    )
     made.content, made.options, path = text, {"columns": {"close": "Adj Close"}}, tmp_path / "x.csv"
     path.write_text(text)
     [found] = read(path, made)
     for name in ("open", "high", "low", "close"):
         assert found.bars.frame[name].to_list() == pytest.approx([0.9 * x for x in VALUES[name]])
     path.write_text(text.replace("Close,Adj", "Other,Adj"))
-    with pytest.raises(UserError, match="no raw close whose ratio.*--without open,high,low"):
+    with pytest.raises(UserError, match=r"no raw close whose ratio.*--without open,high,low"):
         read(path, made)
     [found] = read(path, made, without=["open", "high", "low"])
     assert found.bars.absent == ("open", "high", "low", "volume")
@@ -101,7 +119,9 @@ def test_what_could_be_read_in_two_ways_is_refused_with_a_way_out(tmp_path, case
 
     def act():
         config = file_config(**options)
-        return list(read_files(path, symbol=symbol, interval="1h" if "ISO" in content else "1d", config=config))
+        return list(
+            read_files(path, symbol=symbol, interval="1h" if "ISO" in content else "1d", config=config)
+        )
 
     if words is None:
         close = act()[0].bars.frame["close"].to_list()
@@ -138,7 +158,10 @@ def test_a_workbook_and_its_sheets(tmp_path):
     assert fastexcel
     from tests.market.workbook import workbook
 
-    table = [HEAD.split(","), *([t, *map(str, v)] for t, *v in zip(ISO, OPEN, HIGH, LOW, CLOSE, VOLUME, strict=True))]
+    table = [
+        HEAD.split(","),
+        *([t, *map(str, v)] for t, *v in zip(ISO, OPEN, HIGH, LOW, CLOSE, VOLUME, strict=True)),
+    ]
     path = tmp_path / "x.xlsx"
     path.write_bytes(workbook({"Prices": [["My prices"], [], *table, ["source: somewhere"]]}))
     [found] = read_files(path, symbol="X", interval="1h")

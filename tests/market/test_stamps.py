@@ -80,7 +80,7 @@ def test_days_stamped_at_their_sessions_open_or_close_are_its_date():
     dates = moments("2024-03-08", "2024-03-11")
     assert opens(moments("2024-03-08T14:30", "2024-03-11T13:30"), D1, "XNYS") == dates
     assert opens(moments("2024-03-08T21:00", "2024-03-11T20:00"), D1, "XNYS", "close") == dates
-    with pytest.raises(UserError, match="of no session.*--stamp close"):
+    with pytest.raises(UserError, match=r"of no session.*--stamp close"):
         opens(moments("2024-03-08T21:00", "2024-03-11T20:00"), D1, "XNYS")
 
 
@@ -90,9 +90,11 @@ def test_times_of_an_exchanges_own_clock_are_not_taken_for_utc(tmp_path):
     )
     frame = frame.filter(~pl.col("timestamp").str.slice(8, 2).is_in(["06", "07"]))
     frame.write_csv(tmp_path / "x.csv")
-    with pytest.raises(UserError, match="outside the sessions of XNYS.*--time-zone America/New_York"):
+    with pytest.raises(UserError, match=r"outside the sessions of XNYS.*--time-zone America/New_York"):
         read_bars(tmp_path / "x.csv", symbol="X", interval="1h", calendar="XNYS")
-    bars = read_bars(tmp_path / "x.csv", symbol="X", interval="1h", calendar="XNYS", time_zone="America/New_York")
+    bars = read_bars(
+        tmp_path / "x.csv", symbol="X", interval="1h", calendar="XNYS", time_zone="America/New_York"
+    )
     assert bars.timestamps[0] == to_milliseconds("2024-01-03T14:30")
 
 
@@ -115,7 +117,9 @@ def test_a_series_keeps_its_stamp(tmp_path):
     assert store.entries()[0].to_dict()["stamp"] == "close"
     with pytest.raises(UserError, match="stored from bars stamped at their close; say --stamp close"):
         store.append(read_bars(tmp_path / "b.parquet", symbol="X", interval="1h"))
-    assert store.append(read_bars(tmp_path / "b.parquet", symbol="X", interval="1h", stamp="close")).added == 24
+    assert (
+        store.append(read_bars(tmp_path / "b.parquet", symbol="X", interval="1h", stamp="close")).added == 24
+    )
 
 
 def moved(bars, step):
@@ -129,7 +133,9 @@ def agreeing(n=400):
     noise = np.random.default_rng(1).normal(0, 0.001, n).cumsum()
     factor = pl.Series(np.exp(noise))
     second = first.with_columns(pl.col(name) * factor for name in ("open", "high", "low", "close"))
-    return [Bars(Instrument("file", "spot", name), H1, one) for name, one in (("AAA", first), ("BBB", second))]
+    return [
+        Bars(Instrument("file", "spot", name), H1, one) for name, one in (("AAA", first), ("BBB", second))
+    ]
 
 
 def test_series_that_agree_a_bar_later_are_named():

@@ -16,10 +16,12 @@ def workbook(sheets: dict[str, list[list[str]]]) -> bytes:
         f'<sheet name="{name}" sheetId="{i}" r:id="rId{i}"/>' for i, name in zip(numbers, sheets, strict=True)
     )
     related = "".join(
-        f'<Relationship Id="rId{i}" Type="{_RELATIONS}/worksheet" Target="worksheets/sheet{i}.xml"/>' for i in numbers
+        f'<Relationship Id="rId{i}" Type="{_RELATIONS}/worksheet" Target="worksheets/sheet{i}.xml"/>'
+        for i in numbers
     )
     kinds = "".join(
-        f'<Override PartName="/xl/worksheets/sheet{i}.xml" ContentType="{_SHEET}.worksheet+xml"/>' for i in numbers
+        f'<Override PartName="/xl/worksheets/sheet{i}.xml" ContentType="{_SHEET}.worksheet+xml"/>'
+        for i in numbers
     )
     parts = {
         "[Content_Types].xml": f'<Types xmlns="{_PACKAGE}/content-types"><Default Extension="rels" ContentType='
@@ -29,7 +31,10 @@ def workbook(sheets: dict[str, list[list[str]]]) -> bytes:
         f'"{_RELATIONS}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
         "xl/workbook.xml": f'<workbook xmlns="{_MAIN}" xmlns:r="{_RELATIONS}"><sheets>{listed}</sheets></workbook>',
         "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{_PACKAGE}/relationships">{related}</Relationships>',
-        **{f"xl/worksheets/sheet{i}.xml": _sheet(rows) for i, rows in zip(numbers, sheets.values(), strict=True)},
+        **{
+            f"xl/worksheets/sheet{i}.xml": _sheet(rows)
+            for i, rows in zip(numbers, sheets.values(), strict=True)
+        },
     }
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -39,7 +44,10 @@ def workbook(sheets: dict[str, list[list[str]]]) -> bytes:
 
 
 def _sheet(rows: list[list[str]]) -> str:
-    body = "".join(f'<row r="{i}">{"".join(_cell(i, j, c) for j, c in enumerate(row))}</row>' for i, row in enumerate(rows, 1))
+    body = "".join(
+        f'<row r="{i}">{"".join(_cell(i, j, c) for j, c in enumerate(row))}</row>'
+        for i, row in enumerate(rows, 1)
+    )
     return f'<worksheet xmlns="{_MAIN}"><sheetData>{body}</sheetData></worksheet>'
 
 

@@ -134,7 +134,9 @@ def _refuse_what_bars_lack(market: Market, config: AccountConfig) -> None:
     for symbol, names in market.absent.items():
         prices = [name for name in FIELDS if name in names and name != "volume"]
         if "open" in names and config.fill == "next_open":
-            raise UserError(f"bars: {symbol} has no {', '.join(prices)}, so no order fills at an open; fill at next_close")
+            raise UserError(
+                f"bars: {symbol} has no {', '.join(prices)}, so nothing fills at an open; name fill next_close"
+            )
         if prices and stops:
             raise UserError(
                 f"bars: {symbol} has no {', '.join(prices)}, so no stop or margin call can be seen; leave limits out"
@@ -311,7 +313,9 @@ def _notes(
     if config.zero_volume == "wait":
         most = np.nan_to_num(market.prices.volume).max(axis=0)
         unknown = [s for s in market.symbols if "volume" in market.absent.get(s, ())]
-        silent = [s for s, volume in zip(market.symbols, most, strict=True) if volume == 0 and s not in unknown]
+        silent = [
+            s for s, volume in zip(market.symbols, most, strict=True) if volume == 0 and s not in unknown
+        ]
         notes += [f"{s}: its source reports no volume, so every order fills" for s in unknown]
         notes += [
             f"{s} has no volume on any bar, so no order fills; zero_volume='fill' trades it" for s in silent

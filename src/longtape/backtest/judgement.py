@@ -174,8 +174,8 @@ def implausible(figures: Sequence[str]) -> list[str]:
     return [
         f"Implausible: {' and '.join(figures)}. Look for the future in the data before believing anything here: bars"
         " stamped at their close beside others stamped at their open (longtape data check compares the symbols of a"
-        " store), a column or a list of symbols made with hindsight, prices at which nobody could trade, costs left out;"
-        " see docs/leakage.md."
+        " store), a column or a list of symbols made with hindsight, prices at which nobody could trade, costs left"
+        " out; see docs/leakage.md."
     ]
 
 

@@ -25,8 +25,8 @@ def import_file(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="CSV, Parquet, Feather, JSON or xlsx, also compressed; a folder; a pattern with * or {symbol}. For books"
-            " Parquet, an ob500 ZIP or a log."
+            help="CSV, Parquet, Feather, JSON or xlsx, also compressed; a folder; a pattern with * or {symbol}. For"
+            " books Parquet, an ob500 ZIP or a log."
         ),
     ],
     store: Annotated[str, typer.Option(help="Folder of the store, or a URL such as s3://bucket/path.")],
@@ -54,7 +54,8 @@ def import_file(
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Of a file without a header, our names in its order: time,open,high,low,close,volume; - to pass over one."
+            help="Of a file without a header, our names in its order: time,open,high,low,close,volume; - for one to"
+            " pass over."
         ),
     ] = None,
     without: Annotated[
@@ -86,7 +87,7 @@ def import_file(
 
     Example: longtape import 'hourly/{symbol}.csv' --interval 1h --stamp close --store data
 
-    Example: longtape import stocks.csv --symbol-column ticker --interval 1d --category stock --calendar XNYS --store data
+    Example: longtape import stocks.csv --symbol-column ticker --interval 1d --calendar XNYS --store data
 
     Example: longtape import 2024-12-01_XRPUSDT_ob500.data.zip --kind books --symbol XRPUSDT --category linear
     --source bybit --store data
@@ -99,7 +100,11 @@ def import_file(
     check_category(category)
     require_calendar(calendar, "--calendar")
     named = dict(
-        zip(_COLUMNS, (time_column, open_column, high_column, low_column, close_column, volume_column), strict=True)
+        zip(
+            _COLUMNS,
+            (time_column, open_column, high_column, low_column, close_column, volume_column),
+            strict=True,
+        )
     )
     given = {
         "stamp": stamp, "columns": {_ours(ours): theirs for ours, theirs in named.items() if theirs is not None},
@@ -166,7 +171,13 @@ def _step_of(file: str, config: FileConfig) -> str:
     from longtape.market.series import usual_name
 
     try:
-        times = read_raw(find_files(file)[0][0], config)["timestamp"].unique().dt.timestamp("ms").sort().to_numpy()
+        times = (
+            read_raw(find_files(file)[0][0], config)["timestamp"]
+            .unique()
+            .dt.timestamp("ms")
+            .sort()
+            .to_numpy()
+        )
     except UserError:
         return ", such as 1h"
     step = usual_step(times) if len(times) > 2 else 0
@@ -191,7 +202,11 @@ def _events(
     done = 0
     try:
         for file in files:
-            appended = _trades(file, store, instrument) if kind == "trades" else _books(file, store, instrument, depth)
+            appended = (
+                _trades(file, store, instrument)
+                if kind == "trades"
+                else _books(file, store, instrument, depth)
+            )
             typer.echo(_line(instrument, kind, appended))
             done += 1
     except KeyboardInterrupt:
@@ -260,7 +275,10 @@ def _checked(bars: list[Any]) -> Iterator[tuple[str, str]]:
     where = f", first {iso(holed[0].gaps[0].first)}" if holed else ""
     of = f" of {', '.join(r.name.split('/')[-1] for r in holed[:_LISTED])}" if holed and len(bars) > 1 else ""
     missing = sum(report.missing for report in holed)
-    yield "gaps", f"{sum(len(r.gaps) for r in holed):,}, {missing:,} bars missing{of}{where}" if holed else "none"
+    yield (
+        "gaps",
+        f"{sum(len(r.gaps) for r in holed):,}, {missing:,} bars missing{of}{where}" if holed else "none",
+    )
     for report in reports:
         for finding in report.findings:
             if finding.severity != "note" and finding.name not in ("gaps", "outliers"):

@@ -27,7 +27,7 @@ class _Stopped(Exception):
 
 
 class _Commands(TyperGroup):
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Keep what an interrupted command says; typer would make it an exit code without a word."""
         try:
             return super().invoke(ctx)

@@ -67,7 +67,9 @@ def _full(target: Path) -> UserError:
 
 
 def _refused(target: Path, error: OSError) -> UserError:
-    return UserError(f"{target}: cannot be written ({error.strerror or error}); name another place or mend its rights")
+    return UserError(
+        f"{target}: cannot be written ({error.strerror or error}); name another place or mend its rights"
+    )
 
 
 def _umask() -> int:

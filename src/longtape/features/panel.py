@@ -111,7 +111,9 @@ class Panel(Shown):
     def to_frame(self) -> pl.DataFrame:
         """`timestamp`, the features and the targets as columns named `BTCUSDT rsi(14)`."""
         times = pl.Series("timestamp", self.timestamps).cast(pl.Datetime("ms", "UTC"))
-        named = {str(column): self.values[:, i] for i, column in enumerate(self.columns)}
+        named: dict[str, npt.NDArray[np.generic]] = {}
+        for i, column in enumerate(self.columns):
+            named[str(column)] = self.values[:, i]
         for k, target in enumerate(self.target_columns):
             named[f"{target.asset} {target.name} in {target.horizon}"] = self.targets[:, k]
         return pl.DataFrame({"timestamp": times, **named})

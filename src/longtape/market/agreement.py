@@ -21,7 +21,7 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Lead:
-    """`follower`'s returns agree with those of `leader` one bar before: |correlation| `shifted`, of the same bar `same`."""
+    """Returns of `follower` agree with those of `leader` one bar before: |correlation| `shifted`; `same` at the same bar."""
 
     leader: str
     follower: str
@@ -32,11 +32,16 @@ class Lead:
     @property
     def text(self) -> str:
         """One line with the way out."""
-        hours = "" if self.interval.milliseconds < DAY else ", or their markets close at different hours of the day"
+        hours = (
+            ""
+            if self.interval.milliseconds < DAY
+            else ", or their markets close at different hours of the day"
+        )
         return (
-            f"returns of {self.follower} agree with those of {self.leader} one bar of {self.interval} before (correlation"
-            f" {self.shifted:.3f}, of the same bar {self.same:.3f}): {self.follower} may be stamped at its close (import it"
-            f" again with --stamp close){hours}; a forecast of the one from the other would see the future"
+            f"returns of {self.follower} agree with those of {self.leader} one bar of {self.interval} before"
+            f" (correlation {self.shifted:.3f}, of the same bar {self.same:.3f}): {self.follower} may be stamped at its"
+            f" close (import it again with --stamp close){hours}; a forecast of the one from the other would see the"
+            " future"
         )
 
 
@@ -70,7 +75,7 @@ def _leads_of(bars: Sequence[Bars], interval: Interval) -> list[Lead]:
 
 
 def _returns(bars: Sequence[Bars]) -> tuple[Matrix, Matrix]:
-    """Log returns less their mean [T, S] on the union of the clocks, 0 where there is none; and 1 where there is one."""
+    """Log returns less their mean [T, S] on the union of the clocks, 0 where there is none; 1 where there is one."""
     clock = np.unique(np.concatenate([one.timestamps for one in bars]))[-_MOST:]
     returns, there = np.zeros((len(clock), len(bars))), np.zeros((len(clock), len(bars)))
     for s, one in enumerate(bars):

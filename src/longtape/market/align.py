@@ -159,7 +159,7 @@ def _report(
 
 def _first_gap(clock: Milliseconds, absent: Flags) -> str:
     """Where bars are missing first, and until when."""
-    holes = absent.any(axis=1)
+    holes: Flags = np.asarray(absent.any(axis=1))
     start = int(np.argmax(holes))
     length = int(np.argmin(np.append(holes[start:], False)))
     first, last = iso(int(clock[start])), iso(int(clock[start + length - 1]))

@@ -63,7 +63,7 @@ def open_unpacked(path: str | Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as raw:
         start = raw.read(6)
         raw.seek(0)
-        if start[:4] == _ZIP and path.suffix.lower() not in _WORKBOOKS or path.suffix.lower() == ".zip":
+        if (start[:4] == _ZIP and path.suffix.lower() not in _WORKBOOKS) or path.suffix.lower() == ".zip":
             with _zip_member(path) as file:
                 yield file
         else:
@@ -76,12 +76,12 @@ def _stream(raw: IO[bytes], start: bytes) -> IO[bytes]:
     if start[:2] == b"\x1f\x8b":
         unpacked = io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK)
     elif start[:3] == b"BZh":
-        unpacked = bz2.BZ2File(raw)
+        unpacked = bz2.BZ2File(raw)  # noqa: SIM115  its file is closed by who opened it
     elif start == b"\xfd7zXZ\x00":
         unpacked = lzma.LZMAFile(raw)
     elif start[:4] == b"\x28\xb5\x2f\xfd":
         unpacked = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), _CHUNK)
-    return unpacked  # type: ignore[no-any-return]
+    return unpacked
 
 
 def member_of(path: str | Path) -> str:

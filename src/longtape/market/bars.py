@@ -67,7 +67,13 @@ class Bars(Rows):
     ) -> Bars:
         """Rows that were checked before they were stored; they are not checked again."""
         made = object.__new__(cls)
-        values = {"instrument": instrument, "interval": interval, "frame": frame, "origin": origin, "stamp": stamp}
+        values = {
+            "instrument": instrument,
+            "interval": interval,
+            "frame": frame,
+            "origin": origin,
+            "stamp": stamp,
+        }
         for name, value in values.items():
             object.__setattr__(made, name, value)
         return made
@@ -85,7 +91,8 @@ class Bars(Rows):
     ) -> Bars:
         """Bars of a polars or pandas frame: `Bars.of(frame, "BTCUSDT", "1h")`.
 
-        Of a frame with a column `symbol` its rows are taken. A volume, or open, high and low, that are not there are null.
+        Of a frame with a column `symbol` its rows are taken. A volume, or open, high and low, that are not there
+        are null.
         """
         origin = f"bars of {symbol}"
         taken = lower_case(as_frame(frame, origin), (*COLUMNS, "symbol", "adj_close"))
@@ -178,7 +185,9 @@ def _finest_step(steps: npt.NDArray[np.int64]) -> int:
 
 def _check_values(frame: pl.DataFrame, times: Milliseconds, origin: str) -> None:
     """Values that a bar can have; a column that is null throughout, other than the close, is one the source lacks."""
-    there = [n for n in COLUMNS[1:] if n == "close" or frame[n].null_count() < frame.height or not frame.height]
+    there = [
+        n for n in COLUMNS[1:] if n == "close" or frame[n].null_count() < frame.height or not frame.height
+    ]
     columns = {name: frame[name].to_numpy() for name in there}
     checks: list[tuple[str, str, Callable[[Floats], Flags]]] = [
         (name, "not a finite number", lambda x: ~np.isfinite(x)) for name in there

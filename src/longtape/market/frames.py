@@ -31,7 +31,7 @@ def as_frame(data: Any, what: str) -> pl.DataFrame:
 
 
 def lower_case(frame: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
-    """Columns that are `names` but for their case and blanks under those names: `Open` is open, `Adj Close` adj_close."""
+    """Columns that are `names` but for case and blanks under those names: `Open` is open, `Adj Close` adj_close."""
     there = {plain(name): name for name in reversed(frame.columns)}
     wanted = {plain(name): name for name in names if name not in frame.columns}
     return frame.rename({there[key]: name for key, name in wanted.items() if key in there})
@@ -62,7 +62,9 @@ def _converted(data: Any, what: str) -> pl.DataFrame:
 def _long(data: Any, what: str) -> pl.DataFrame:
     """(field, symbol) or (symbol, field) over times → `timestamp, symbol, open …`."""
     if data.columns.nlevels > 2:
-        raise UserError(f"{what}: columns of {data.columns.nlevels} levels; two are understood: field and symbol")
+        raise UserError(
+            f"{what}: columns of {data.columns.nlevels} levels; two are understood: field and symbol"
+        )
     levels = [[str(name[i]) for name in data.columns] for i in (0, 1)]
     fields, symbols = levels if all(plain(name) in FIELDS for name in levels[0]) else levels[::-1]
     flat = data.copy(deep=False)

@@ -61,7 +61,8 @@ class DataConfig(BaseModel):
         None, description="for file: the file, a folder or a pattern; {symbol} stands for each symbol"
     )
     read: FileConfig | None = Field(
-        None, description="for file: how it is written, where it does not tell; the options of longtape import"
+        None,
+        description="for file: how it is written, where it does not tell; the options of longtape import",
     )
     store: str | None = Field(None, description="for store: its folder or URL")
     store_source: str | None = Field(None, description="for store: the source, where a symbol is not unique")

@@ -21,7 +21,9 @@ def plain(name: str) -> str:
 def stacked(cells: pl.DataFrame, fields: Sequence[str], symbols: Sequence[str], origin: str) -> pl.DataFrame:
     """Columns of (field, symbol) behind a first one of times → a long table `timestamp, symbol, field …`."""
     if len(fields) != cells.width - 1:
-        raise UserError(f"{origin}: the header names {len(fields)} columns and the rows have {cells.width - 1}")
+        raise UserError(
+            f"{origin}: the header names {len(fields)} columns and the rows have {cells.width - 1}"
+        )
     parts = []
     for symbol in dict.fromkeys(symbols):
         own = [i for i, name in enumerate(symbols) if name == symbol]

@@ -26,7 +26,9 @@ from longtape.market.store import Store
 Severity = Literal["error", "warning", "note"]
 OUTLIER = 20.0  # times the median absolute return of its block: 13.5 σ of a Gaussian
 BLOCK = 256
-BEYOND = 10.0  # times the open and close that a high or low may reach, and that a price may jump and fall back
+BEYOND = (
+    10.0  # times the open and close that a high or low may reach, and that a price may jump and fall back
+)
 THIN = 0.5  # of the median volume of the block before it: a last bar below this may be unfinished
 _SHOWN = 5
 
@@ -123,7 +125,10 @@ DEFECTS: dict[str, tuple[Severity, str]] = {
     ),
     "no_volume": ("note", "the series carries no volume at all"),
     "closes_only": ("note", "the series has no open, high or low"),
-    "leads": ("warning", "its returns agree with another series' of the bar before or after, more than of the same bar"),
+    "leads": (
+        "warning",
+        "its returns agree with another series' of the bar before or after, more than of the same bar",
+    ),
     "damaged": ("error", "a file of the store cannot be read"),
 }
 
@@ -200,7 +205,9 @@ def with_leads(reports: Sequence[QualityReport], bars: Sequence[Bars]) -> list[Q
     """The reports with a warning where one series' returns agree with another's of the bar before or after."""
     late = named_most(leads(bars))
     found = {
-        (name, group[0].interval): Finding("leads", "warning", len(group), "; ".join(lead.text for lead in group[:3]))
+        (name, group[0].interval): Finding(
+            "leads", "warning", len(group), "; ".join(lead.text for lead in group[:3])
+        )
         for name, group in late
     }
     return [

@@ -122,10 +122,14 @@ class Store(Shown):
             raise unknown_name("kind of candles", kind, CANDLE_KINDS)
         if not isinstance(bars, Bars):
             if symbol is None or interval is None:
-                raise UserError("append: a frame needs symbol and interval: append(frame, symbol=…, interval=…)")
+                raise UserError(
+                    "append: a frame needs symbol and interval: append(frame, symbol=…, interval=…)"
+                )
             bars = Bars.of(bars, symbol, interval, **facts)
         elif symbol is not None or interval is not None or facts:
-            raise UserError("append: bars have a symbol and an interval of their own; give those for a frame only")
+            raise UserError(
+                "append: bars have a symbol and an interval of their own; give those for a frame only"
+            )
         series = Series.of(bars.instrument, kind, bars.interval)
         self._keep_stamp(series, bars)
         return self._append(series, bars.instrument, bars.frame, on_conflict, bars.origin)

@@ -106,11 +106,15 @@ def _from_zone(times: pl.Series, zone: str, origin: str) -> pl.Series:
         return _shifted(times, minutes)
     zone_named(zone)
     second = ~times.is_first_distinct()
-    which = pl.select(pl.when(pl.lit(second)).then(pl.lit("latest")).otherwise(pl.lit("earliest"))).to_series()
+    which = pl.select(
+        pl.when(pl.lit(second)).then(pl.lit("latest")).otherwise(pl.lit("earliest"))
+    ).to_series()
     local = times.dt.replace_time_zone(zone, ambiguous=which, non_existent="null")
     if local.null_count():
         row = _first(local.is_null())
-        raise UserError(f"{origin}: row {row}: there is no such time as {times[row - 1]} in {zone}; its clock changed")
+        raise UserError(
+            f"{origin}: row {row}: there is no such time as {times[row - 1]} in {zone}; its clock changed"
+        )
     return in_utc(local)
 
 
@@ -149,7 +153,7 @@ def _from_numbers(numbers: pl.Series, origin: str, unit: str | None) -> pl.Serie
         raise UserError(
             f"{origin}: times are numbers; --time-format takes {', '.join((*UNITS, EXCEL))}, not '{unit}'"
         )
-    if unit is None and float(numbers.abs().max() or 0) < _FIRST_NUMBER:
+    if unit is None and bool((numbers.abs() < _FIRST_NUMBER).all()):
         raise UserError(
             f"{origin}: time {numbers[0]} would be in 1970; name what it counts, as in --time-format excel (days of a"
             " spreadsheet), or the column of times with --time-column"
@@ -210,7 +214,7 @@ def _from_text(given: pl.Series, origin: str) -> pl.Series:
 
 
 def _in_digits(text: pl.Series) -> pl.Series:
-    """`Jan 31, 2024`, `31-Jan-24` and `2024/1/5` as 2024-01-31 and 2024-01-05; a year of two digits is of 1970 to 2069."""
+    """`Jan 31, 2024`, `31-Jan-24`, `2024/1/5` as 2024-01-31 and 2024-01-05; two digits are a year of 1970 to 2069."""
     if text.str.contains(_SHORT).all():
         year, month, day, rest = (text.str.extract(_SHORT, i) for i in (1, 2, 3, 4))
     elif text.str.contains(_MONTH_FIRST).all():
@@ -261,7 +265,9 @@ def _assemble(parts: pl.DataFrame, month: str, day: str, text: pl.Series, origin
 
 def _refuse_mixed_zones(zones: pl.Series, moments: pl.Series, text: pl.Series, origin: str) -> None:
     """Rows of one zone; or of two offsets an hour apart that change as a clock does between winter and summer."""
-    names = zones.str.replace(":", "").str.pad_end(5, "0").replace(["Z0000", "GMT00", "UTC00", "-0000"], "+0000")
+    names = (
+        zones.str.replace(":", "").str.pad_end(5, "0").replace(["Z0000", "GMT00", "UTC00", "-0000"], "+0000")
+    )
     names = names.fill_null("none")
     mixed = names != names[0]
     if not mixed.any() or _is_one_clock(names, moments):

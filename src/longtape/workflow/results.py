@@ -122,9 +122,7 @@ def judge_run(
     return Results(judgement, found, covered, forecasts, verdict)
 
 
-def _doubts(
-    judgement: Judgement | None, found: Mapping[str, Rows], bars: Sequence[MarketRows]
-) -> list[str]:
+def _doubts(judgement: Judgement | None, found: Mapping[str, Rows], bars: Sequence[MarketRows]) -> list[str]:
     """What makes the figures hard to believe, in front of everything else that is said of them."""
     figures = [] if judgement is None else judgement.doubts
     measure = "R² against zero"

@@ -46,14 +46,13 @@ from longtape.workflow.page import write_report
 from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
 
-
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
 def run(
     experiment: Experiment | str | Path, out: str | Path, resume: bool = False, overrides: Overrides = ()
 ) -> Run:
-    """Train, forecast, backtest, audit, report; returns the finished run. `experiment` and `overrides` as for `train`."""
+    """Train, forecast, backtest, audit, report; returns the finished run. Arguments as for `train`."""
     made = train(experiment, out, resume, overrides)
     made.forecast(history=True)
     if made.experiment.has_account:
@@ -203,8 +202,9 @@ class Run(Shown):
     ) -> pl.DataFrame:
         """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet).
 
-        `bars` are the run's own by default. Other bars (also a polars or pandas frame) of the same markets give forecasts of their newest window, or,
-        with `history`, of every window they hold; the column `period` says which of them the model was trained on.
+        `bars` are the run's own by default. Other bars of the same markets (also a polars or pandas frame) give
+        forecasts of their newest window, or, with `history`, of every window they hold; the column `period` says which
+        of them the model was trained on.
         """
         if bars is not None:
             panel = self.pipeline.panel(self._fitting(bars))
@@ -308,13 +308,18 @@ class Run(Shown):
             return list(bars)
         asked = self.experiment.data
         if asked.kind != "candles":
-            raise UserError(f"a frame was given, and the run was trained on {asked.kind}; give {asked.kind} of longtape")
+            raise UserError(
+                f"a frame was given, and the run was trained on {asked.kind}; give {asked.kind} of longtape"
+            )
         frame = as_frame(bars, "bars")
         if "symbol" not in frame.columns and len(asked.symbols) > 1:
-            raise UserError(f"bars: the frame has no column 'symbol', and the run has {len(asked.symbols)} symbols")
+            raise UserError(
+                f"bars: the frame has no column 'symbol', and the run has {len(asked.symbols)} symbols"
+            )
         facts = describe(asked)
         return [
-            Bars.of(frame, one.symbol, str(asked.interval), category=one.category, calendar=one.calendar) for one in facts
+            Bars.of(frame, one.symbol, str(asked.interval), category=one.category, calendar=one.calendar)
+            for one in facts
         ]
 
     def _refuse_other_rows(self, one: MarketRows) -> None:
@@ -343,7 +348,9 @@ class Run(Shown):
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report; returns its path."""
         if out is None and not self.kept:
-            raise UserError(f"{self.root}: name where the report of other data or options goes (--out), its own stays")
+            raise UserError(
+                f"{self.root}: name where the report of other data or options goes (--out), its own stays"
+            )
         audited = self.path("audit.json")
         facts: Mapping[str, Any] = self.folder.facts | {
             "audit": read_json(audited) if audited.exists() else None

@@ -19,7 +19,10 @@ _NO_EFFECT = {"forecast": ("backtest",)}
 
 
 def varied(
-    run: Run, data: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = (), step: str = "backtest"
+    run: Run,
+    data: str | Path | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    step: str = "backtest",
 ) -> Run:
     """The same trained model on the candles of the file `data`, or with `overrides` (`key=value`, or a mapping).
 
@@ -52,8 +55,8 @@ def _refuse(text: str, step: str) -> None:
     if section == "backtest" and name and name not in _FIXED_ACCOUNT:
         return
     raise UserError(
-        f"-o {key}: belongs to the trained model; train a new run with it. What may change: backtest.…, missing (forward_fill or drop), and"
-        f" data.{', data.'.join(_DATA)}"
+        f"-o {key}: belongs to the trained model; train a new run with it. What may change: backtest.…, missing"
+        f" (forward_fill or drop), and data.{', data.'.join(_DATA)}"
     )
 
 
@@ -63,7 +66,9 @@ def _of_file(experiment: Experiment, path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file")
     asked = experiment.data
     if asked.kind != "candles" and asked.source != "file":
-        raise UserError(f"--data is for candles; name the newer {asked.kind} with -o data.store=… or import them")
+        raise UserError(
+            f"--data is for candles; name the newer {asked.kind} with -o data.store=… or import them"
+        )
     from longtape.market.load import describe
 
     facts = describe(asked)[0]

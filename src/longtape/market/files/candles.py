@@ -20,9 +20,9 @@ from longtape.market.bars import COLUMNS, PRICES, TIME_TYPE, Bars
 from longtape.market.files.columns import Chosen, choose
 from longtape.market.files.config import FileConfig, file_config
 from longtape.market.files.containers import CONTAINERS, read_table
-from longtape.market.naming import plain
 from longtape.market.files.numbers import numbers
 from longtape.market.files.stamps import opens_of, refuse_local_times
+from longtape.market.naming import plain
 from longtape.market.timestamps import has_zone, to_utc
 
 _MOST_OUTSIDE = 0.02  # of the rows: a real file may have a few whose close lies outside of low to high
@@ -89,8 +89,8 @@ def read_files(
         named.setdefault(own or symbol, []).append(file)
     if None in named and len(named[None]) > 1:
         raise UserError(
-            f"{path}: {len(named[None])} files, and nothing says of which symbol each is; name --symbol where all are of"
-            " one, or write {symbol} where its name stands: 'folder/{symbol}.csv'"
+            f"{path}: {len(named[None])} files, and nothing says of which symbol each is; name --symbol where all are"
+            " of one, or write {symbol} where its name stands: 'folder/{symbol}.csv'"
         )
     for own, mine in named.items():
         yield from _read_together(mine, own, interval, facts, config)
@@ -109,7 +109,9 @@ def find_files(path: str | Path) -> list[tuple[Path, str | None]]:
         if not inside:
             raise UserError(f"{path}: no file of candles in this folder ({', '.join(_ENDINGS)})")
         return [(file, None) for file in inside]
-    pattern = re.sub(r"\\\{symbol\\\}", r"(?P<symbol>[^/]+?)", re.escape(text), count=1).replace(r"\{symbol\}", "(?P=symbol)")
+    pattern = re.sub(r"\\\{symbol\\\}", r"(?P<symbol>[^/]+?)", re.escape(text), count=1).replace(
+        r"\{symbol\}", "(?P=symbol)"
+    )
     pattern = pattern.replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
     found = []
     for name in sorted(glob.glob(text.replace("{symbol}", "*"))):
@@ -117,7 +119,9 @@ def find_files(path: str | Path) -> list[tuple[Path, str | None]]:
         if match and Path(name).is_file():
             found.append((Path(name), match.groupdict().get("symbol")))
     if not found:
-        raise UserError(f"{path}: no such file" + (" fits this pattern" if "*" in text or "{" in text else ""))
+        raise UserError(
+            f"{path}: no such file" + (" fits this pattern" if "*" in text or "{" in text else "")
+        )
     return found
 
 
@@ -165,7 +169,10 @@ def _read_together(
 ) -> Iterator[Read]:
     """The bars of files that belong together: one symbol's, or all of a long or wide table."""
     parts = [_read_one(file, symbol, config) for file in files]
-    chosen, origin = parts[0][0], str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    chosen, origin = (
+        parts[0][0],
+        str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)",
+    )
     if len(parts) == 1:
         frame = parts[0][1]
     else:
@@ -213,7 +220,9 @@ def _valued(chosen: Chosen, config: FileConfig, origin: str) -> pl.DataFrame:
         frame = frame.filter(pl.col("close").is_not_null())
     if "raw_close" in frame.columns:
         ratio = pl.col("close") / pl.col("raw_close")
-        frame = frame.with_columns(pl.col(n) * ratio for n in PRICES[:3] if n in frame.columns).drop("raw_close")
+        frame = frame.with_columns(pl.col(n) * ratio for n in PRICES[:3] if n in frame.columns).drop(
+            "raw_close"
+        )
     return frame
 
 
@@ -221,13 +230,17 @@ def _symbols(frame: pl.DataFrame, origin: str) -> dict[str, str]:
     """Symbols as a file writes them, and as the store can: BTC/USDT is BTCUSDT. UserError where two become one."""
     if frame["symbol"].null_count():
         row = int(frame["symbol"].is_null().arg_max() or 0) + 1
-        raise UserError(f"{origin}: row {row} has no symbol; remove the row or name the column with --symbol-column")
+        raise UserError(
+            f"{origin}: row {row} has no symbol; remove the row or name the column with --symbol-column"
+        )
     written = frame["symbol"].cast(pl.String).unique(maintain_order=True).to_list()
     names = {name: re.sub(r"[^A-Za-z0-9._\-^=+]", "-", re.sub(r"[/:]", "", name.strip())) for name in written}
     for name in written:
         same = [other for other in written if names[other] == names[name]]
         if len(same) > 1:
-            raise UserError(f"{origin}: symbols {', '.join(map(repr, same))} would have one name; import them with --symbol")
+            raise UserError(
+                f"{origin}: symbols {', '.join(map(repr, same))} would have one name; import them with --symbol"
+            )
     return names
 
 
@@ -255,7 +268,10 @@ def _as_bars(
     if not np.array_equal(opens, stamps):
         frame = frame.with_columns(pl.Series("timestamp", opens).cast(TIME_TYPE))
         if config.stamp != "close":
-            more = (*more, f"days are the sessions of {instrument.calendar}: {iso(int(stamps[0]))} is {iso(int(opens[0]))}")
+            more = (
+                *more,
+                f"days are the sessions of {instrument.calendar}: {iso(int(stamps[0]))} is {iso(int(opens[0]))}",
+            )
     bars = Bars.checked(instrument, interval, frame, origin)
     _refuse_outside(bars)
     absent = (f"no {', '.join(bars.absent)}: null",) if bars.absent else ()
@@ -266,7 +282,9 @@ def _as_bars(
 
 def _complete(frame: pl.DataFrame) -> pl.DataFrame:
     """Columns that the file does not have are null."""
-    return frame.with_columns(pl.lit(None, pl.Float64).alias(n) for n in COLUMNS[1:] if n not in frame.columns)
+    return frame.with_columns(
+        pl.lit(None, pl.Float64).alias(n) for n in COLUMNS[1:] if n not in frame.columns
+    )
 
 
 def _without_silence(frame: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
@@ -304,8 +322,8 @@ def _refuse_outside(bars: Bars) -> None:
             row = int(np.argmax(outside))
             raise UserError(
                 f"{bars.origin}: {name} lies outside of low to high in {outside.mean():.0%} of the rows, first in row"
-                f" {row + 1} ({iso(int(bars.timestamps[row]))}): columns are mixed up, or one is adjusted and the others"
-                " are not; name them, or leave some out with --without open,high,low"
+                f" {row + 1} ({iso(int(bars.timestamps[row]))}): columns are mixed up, or one is adjusted and the"
+                " others are not; name them, or leave some out with --without open,high,low"
             )
 
 

@@ -9,9 +9,9 @@ import polars as pl
 
 from longtape.core.errors import UserError
 from longtape.market.files.config import FileConfig
-from longtape.market.naming import plain
 from longtape.market.files.layouts import laid_out
 from longtape.market.files.tables import Table
+from longtape.market.naming import plain
 from longtape.market.timestamps import looks_like_a_time
 
 # How other programs call our columns; names are compared in lower case without blanks and punctuation, and of
@@ -148,7 +148,9 @@ class _Names:
             mine = [name for name in others if self.symbol and plain(self.symbol).startswith(name[6:])]
             if len(mine or others) > 1:
                 listed = ", ".join(self.there[name] for name in others)
-                raise UserError(f"{self.origin}: several columns of volume ({listed}); name one with --volume-column")
+                raise UserError(
+                    f"{self.origin}: several columns of volume ({listed}); name one with --volume-column"
+                )
             found["volume"] = self.there[(mine or others)[0]]
 
     def _choose_close(self, found: dict[str, str]) -> None:
@@ -186,7 +188,9 @@ def _by_plain_name(columns: list[str]) -> dict[str, str]:
     there = {plain(name): name for name in reversed(columns)}
     shorter = {plain(re.sub(r"\(.*?\)|\[.*?\]", "", name)): name for name in reversed(columns)}
     parts = [re.split(r"[._: ]", name) for name in columns if re.search(r"[._: ]", name)]
-    fields = [part for part in parts if plain(part[-1]) in ("open", "high", "low", "close", "volume", "adjusted")]
+    fields = [
+        part for part in parts if plain(part[-1]) in ("open", "high", "low", "close", "volume", "adjusted")
+    ]
     prefix = {part[0] for part in fields}
     if len(prefix) == 1 and len(fields) > 1:
         shorter |= {plain(part[-1]): "".join(_rejoined(columns, part)) for part in parts if part[0] in prefix}
@@ -223,7 +227,9 @@ def _wide(table: Table, names: _Names, symbol: str | None) -> Chosen | None:
         time = names.time()
     except UserError:
         return None
-    symbols = [name for name in table.cells.columns if name != time and not re.fullmatch(r"Unnamed: \d+|", name)]
+    symbols = [
+        name for name in table.cells.columns if name != time and not re.fullmatch(r"Unnamed: \d+|", name)
+    ]
     symbols = [name for name in symbols if plain(name) not in _INDEX]
     if not symbols or (symbol is not None and plain(symbol) not in {plain(name) for name in symbols}):
         return None
@@ -232,7 +238,9 @@ def _wide(table: Table, names: _Names, symbol: str | None) -> Chosen | None:
     if symbol is not None:
         symbols = [name for name in symbols if plain(name) == plain(symbol)]
     parts = [
-        table.cells.select(pl.col(time).alias("timestamp"), pl.lit(name).alias("symbol"), pl.col(name).alias("close"))
+        table.cells.select(
+            pl.col(time).alias("timestamp"), pl.lit(name).alias("symbol"), pl.col(name).alias("close")
+        )
         for name in symbols
     ]
     cells = pl.concat(parts, how="vertical_relaxed")

@@ -25,13 +25,16 @@ class FileConfig(BaseModel):
     )
     columns: dict[str, str] = Field({}, description="our names and the file's, where they are others")
     order: list[str] | None = Field(
-        None, description="our names of the columns of a file without a header, in order; - for one to pass over"
+        None,
+        description="our names of the columns of a file without a header, in order; - for one to pass over",
     )
     symbol_column: str | None = Field(None, description="the column of symbols of a long table")
     time_format: str | None = Field(
         None, description="how times are written: a strptime pattern, s, ms, us or ns since 1970, or excel"
     )
-    time_zone: str | None = Field(None, description="of times without a zone, UTC by default: America/New_York, or -05:00")
+    time_zone: str | None = Field(
+        None, description="of times without a zone, UTC by default: America/New_York, or -05:00"
+    )
     decimal: Literal[".", ","] | None = Field(None, description="the decimal mark of numbers")
     newest_first: bool = Field(False, description="the rows run backwards in time")
     drop_empty: bool = Field(False, description="leave out rows without any price; they become gaps")

@@ -102,7 +102,9 @@ def _decoded(raw: bytes, origin: str) -> str:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         strange = sum(byte > 127 or byte < 9 for byte in raw[:4096])
-        if strange * 10 < len(raw[:4096]):  # one byte a letter: numbers and times are the same in all such codes
+        if strange * 10 < len(
+            raw[:4096]
+        ):  # one byte a letter: numbers and times are the same in all such codes
             return raw.decode("cp1252", "replace")
         raise UserError(
             f"{origin}: byte {error.start} is not text; give a CSV in UTF-8, Parquet, Feather, JSON or xlsx"
@@ -170,7 +172,9 @@ def _as_table(value: Any) -> Table | None:
         if all(isinstance(row, dict) for row in value):
             return Table(_frame([_flat(row) for row in value]))
         if all(isinstance(row, list) and len(row) >= 2 for row in value) and _is_flat(value[0]):
-            return table_of_rows(pl.DataFrame([[_text_of(c) for c in row] for row in value], orient="row"), "")
+            return table_of_rows(
+                pl.DataFrame([[_text_of(c) for c in row] for row in value], orient="row"), ""
+            )
     if isinstance(value, dict):
         return _by_columns(value)
     return None
@@ -226,5 +230,7 @@ _OTHERS = {
     **dict.fromkeys((".h5", ".hdf", ".hdf5"), "HDF5 is not read; write it with to_parquet or to_csv"),
     **dict.fromkeys((".xls", ".ods", ".numbers"), "save the sheet as xlsx or CSV and give that"),
     **dict.fromkeys((".7z", ".rar", ".tar", ".tgz"), "unpack it first, and give the file or its folder"),
-    **dict.fromkeys((".hst", ".fxt", ".bi5", ".dbn"), "a vendor's binary format; export it as CSV and give that"),
+    **dict.fromkeys(
+        (".hst", ".fxt", ".bi5", ".dbn"), "a vendor's binary format; export it as CSV and give that"
+    ),
 }

@@ -48,7 +48,11 @@ def table_of_rows(cells: pl.DataFrame, origin: str) -> Table:
     first = next((i for i in filled if all(j in filled for j in range(i, body - 1))), body)
     below = cells.slice(body).filter(~pl.all_horizontal(pl.all().is_null()))
     kept = below.height
-    while kept and below.height - kept < _MOST_FOOTERS and not is_data([str(c or "") for c in below.row(kept - 1)]):
+    while (
+        kept
+        and below.height - kept < _MOST_FOOTERS
+        and not is_data([str(c or "") for c in below.row(kept - 1)])
+    ):
         kept -= 1
     return headed(below.head(kept), [texts[i] for i in range(first, body)], origin)
 

@@ -44,7 +44,12 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("time, open, high, low, close, volume", _CANDLE, widths=(6, 7)),
     Layout("Coinbase", ("timestamp", "low", "high", "open", "close", "volume"), r"\d{9,10}", widths=(6,)),
     Layout("Bitfinex", ("timestamp", "open", "close", "high", "low", "volume"), r"\d{9,13}", widths=(6,)),
-    Layout("KuCoin", ("timestamp", "open", "close", "high", "low", "volume", "turnover"), r"\d{9,13}", widths=(7,)),
+    Layout(
+        "KuCoin",
+        ("timestamp", "open", "close", "high", "low", "volume", "turnover"),
+        r"\d{9,13}",
+        widths=(7,),
+    ),
     Layout("Gate.io", ("timestamp", "volume", "close", "high", "low", "open"), r"\d{9,13}", widths=(6, 7)),
     Layout("OKX", (*_CANDLE, "-", "turnover", "-"), r"\d{13}", widths=(9,)),
     Layout("time, open, high, low, close", _CANDLE[:5], widths=(5,)),
@@ -64,7 +69,8 @@ def laid_out(table: Table, config: FileConfig, origin: str) -> tuple[Table, str 
     fitting = [layout for layout, share in shares.items() if share == best_share]
     if best_share < _ENOUGH:
         raise UserError(
-            f"{origin}: no header, {table.cells.width} columns, and no known order of them fits; name it, as in {_ORDER}"
+            f"{origin}: no header, {table.cells.width} columns, and no known order of them fits; name it, as in"
+            f" {_ORDER}"
         )
     best = fitting[0]
     other = next((one for one in fitting[1:] if _differ(best, one, table)), None)
@@ -106,9 +112,13 @@ def _prices(
     """The prices in rows spread over the table, if the layout's columns hold numbers at all."""
     rows = table.cells.gather_every(max(table.cells.height // 5_000, 1))
     order = dict(zip(layout.columns, rows.columns, strict=False))
-    chosen = rows.select(pl.col(order[name]).alias(name) for name in ("open", "high", "low", "close") if name in order)
+    chosen = rows.select(
+        pl.col(order[name]).alias(name) for name in ("open", "high", "low", "close") if name in order
+    )
     try:
-        return {name: s.to_numpy() for name, s in numbers(chosen, chosen.columns, origin, config.decimal).items()}
+        return {
+            name: s.to_numpy() for name, s in numbers(chosen, chosen.columns, origin, config.decimal).items()
+        }
     except UserError:
         return None
 

@@ -13,8 +13,20 @@ from longtape.core.errors import UserError
 
 EMPTY = ("", "nan", "null", "none", "na", "n/a", "-", ".", "--", "#n/a", "\\n")
 _SIGN = r"^[-+]?"
-_COMMA = (r"\d{4,},\d+$", r"\d+,(\d{1,2}|\d{4,})$", r"0\d*,\d+$", r"\d{1,3}(\.\d{3})+,\d*$", r"\d{1,3}(\.\d{3}){2,}$")
-_POINT = (r"\d{4,}\.\d+$", r"\d*\.(\d{1,2}|\d{4,})$", r"0\d*\.\d+$", r"\d{1,3}(,\d{3})+\.\d*$", r"\d{1,3}(,\d{3}){2,}$")
+_COMMA = (
+    r"\d{4,},\d+$",
+    r"\d+,(\d{1,2}|\d{4,})$",
+    r"0\d*,\d+$",
+    r"\d{1,3}(\.\d{3})+,\d*$",
+    r"\d{1,3}(\.\d{3}){2,}$",
+)
+_POINT = (
+    r"\d{4,}\.\d+$",
+    r"\d*\.(\d{1,2}|\d{4,})$",
+    r"0\d*\.\d+$",
+    r"\d{1,3}(,\d{3})+\.\d*$",
+    r"\d{1,3}(,\d{3}){2,}$",
+)
 _EITHER = r"[1-9]\d{0,2},\d{3}$"
 _SIZES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -51,7 +63,11 @@ def _typed(cells: pl.Series, origin: str) -> pl.Series:
 
 def _decimal_mark(texts: dict[str, pl.Series], origin: str) -> str:
     """`,` or `.`, by the cells that can only be read in one way."""
-    odd = {n: cells for n, cells in texts.items() if cells.cast(pl.Float64, strict=False).null_count() > cells.null_count()}
+    odd = {
+        n: cells
+        for n, cells in texts.items()
+        if cells.cast(pl.Float64, strict=False).null_count() > cells.null_count()
+    }
     if not odd:
         return "."
     bare = {name: _bare(cells) for name, cells in texts.items()}
@@ -104,7 +120,11 @@ def _read(cells: pl.Series, bare: pl.Series, mark: str) -> pl.Expr:
     grouped = text.str.contains(rf"{_SIGN}\d{{1,3}}(\{other}\d{{3}})+(\{mark}\d*)?$")
     text = pl.when(grouped).then(text.str.replace_all(other, "", literal=True)).otherwise(text)
     if mark == ",":
-        text = pl.when(text.str.contains(".", literal=True)).then(None).otherwise(text.str.replace(",", ".", literal=True))
+        text = (
+            pl.when(text.str.contains(".", literal=True))
+            .then(None)
+            .otherwise(text.str.replace(",", ".", literal=True))
+        )
     letter = pl.lit(cells).str.extract(r"([KMBTkmbt])$").str.to_uppercase()
     size = letter.replace_strict(_SIZES, default=1.0, return_dtype=pl.Float64).fill_null(1.0)
     return text.cast(pl.Float64, strict=False) * size

@@ -92,7 +92,8 @@ def _session_dates(times: Milliseconds, calendar: str, stamp: Stamp | None, orig
     """The dates, at 00:00 UTC, of the sessions that the stamps of days stand for.
 
     Midnight, UTC or the market's own, stands for that date; at --stamp close a market's midnight ends the date before.
-    Any other moment stands for the session that is open then or opens next, at --stamp close for the one that ended last.
+    Any other moment stands for the session that is open then or opens next, at --stamp close for the one that ended
+    last.
     """
     if (times % DAY == 0).all():
         return times
@@ -127,7 +128,7 @@ def _opening(market: Sessions, times: Milliseconds, origin: str) -> npt.NDArray[
 
 
 def _refuse_midnights(times: Milliseconds, origin: str) -> None:
-    """Days of 24/7 begin at one hour. Two an hour apart, or another than 00:00 and no weekends, are a market's midnight."""
+    """Days of 24/7 begin at one hour. Two an hour apart, or another than 00:00 and no weekends, are an exchange's."""
     phases = np.unique(times % DAY)
     if len(times) < _ENOUGH or (len(phases) == 1 and phases[0] == 0):
         return
@@ -135,7 +136,9 @@ def _refuse_midnights(times: Milliseconds, origin: str) -> None:
     if not fits:
         return
     days = wall_clock(times, dict(_MIDNIGHTS)[fits[0]]) // DAY
-    if len(phases) == 1 and ((days + 3) % 7 >= 5).any():  # a market that never closes may turn its day at any hour
+    if (
+        len(phases) == 1 and ((days + 3) % 7 >= 5).any()
+    ):  # a market that never closes may turn its day at any hour
         return
     hours = " and ".join(f"{phase // HOUR:02}:{phase % HOUR // MINUTE:02}Z" for phase in phases)
     raise UserError(
@@ -155,4 +158,3 @@ def refuse_local_times(times: Milliseconds, interval: Interval, calendar: str, o
             f"{origin}: {1 - by_utc:.0%} of the bars lie outside the sessions of {calendar}, and {1 - by_clock:.0%} if"
             f" their times are those of its own clock; say --time-zone {zone}, or --time-zone UTC if they are not"
         )
-
