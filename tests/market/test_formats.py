@@ -216,3 +216,52 @@ def test_a_point_alone_is_a_decimal_point(tmp_path):
     [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1d")
     assert found.bars.frame["close"].to_list() == [103.412, 103.5]
     assert found.bars.frame.schema["close"] == pl.Float64
+
+
+def test_what_looks_like_something_else_is_not_taken_for_it(tmp_path):
+    lines = rows(ISO, header=HEAD).splitlines()
+    path = tmp_path / "x.csv"
+
+    def read_text(text, **options):
+        path.write_text(text)
+        [found] = read_files(path, symbol="X", interval="1h", config=file_config(**options))
+        return found
+
+    twice = rows(ISO, "tohlcvo", header=HEAD + ",close")
+    with pytest.raises(UserError, match=r"two columns are called 'close'; name one: --close-column 'close \(2\)'"):
+        read_text(twice)
+    assert read_text(twice, columns={"close": "close (2)"}).bars.frame["close"].to_list() == OPEN
+    units = read_text("\n".join([lines[0], "-,USD,USD,USD,USD,BTC", *lines[1:]]))
+    assert units.bars.frame["volume"].to_list() == VOLUME
+    both = "\n".join(["time,date" + HEAD[9:], *(f"{ms},{line}" for ms, line in zip(MS, lines[1:], strict=True))])
+    assert read_text(both).bars.timestamps.tolist() == MS
+    with pytest.raises(UserError, match="is a web page and no table"):
+        read_text("<!DOCTYPE html><html><body>404</body></html>")
+
+
+@pytest.mark.parametrize("form", ["2023-{:02}", "{} 2023"])
+def test_months_without_a_day(tmp_path, form):
+    names = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+    months = [form.format(i + 1 if "-" in form else names[i]) for i in range(12)]
+    (tmp_path / "x.csv").write_text(rows(months, header=HEAD))
+    [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1M")
+    assert found.bars.frame["timestamp"].dt.month().to_list() == list(range(1, 13))
+
+
+def test_no_row_is_lost_at_the_end(tmp_path):
+    """Whatever a time looks like, rows are never taken for footers."""
+    for pattern in ("%Y-%m-%dT%H:%M:%S.000+0000", "%Y%m%d %H%M%S", "%d.%m.%Y %H:%M", "%Y/%m/%d %H:%M", "%d-%b-%Y %H:%M",
+                    "%b %d, %Y %I:%M %p", "%Y-%m-%dT%H:%MZ"):  # fmt: skip
+        times = [f'"{text}"' for text in (t.strftime(pattern) for t in HOURS)]
+        (tmp_path / "x.csv").write_text(rows(times, header=HEAD))
+        [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1h")
+        assert found.bars.timestamps.tolist() == MS, pattern
+
+
+def test_bars_that_leave_out_every_weekend_are_told_of_their_calendar(tmp_path):
+    (tmp_path / "x.csv").write_text(rows(DATES, header=HEAD))
+    [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1d")
+    assert any("name the market's calendar" in note for note in found.notes)
+    [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1d", calendar="NYSE")
+    assert found.notes == ()
+    assert found.bars.instrument.calendar == "XNYS"

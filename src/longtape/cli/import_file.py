@@ -98,7 +98,7 @@ def import_file(
     from longtape.market.store import Store
 
     check_category(category)
-    require_calendar(calendar, "--calendar")
+    calendar = require_calendar(calendar, "--calendar")
     named = dict(
         zip(
             _COLUMNS,

@@ -26,12 +26,14 @@ _CLOCK = (
 _ZONE = r"\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$"
 _YEAR_FIRST = rf"^(?P<year>\d{{4}})[-/.]?(?P<a>\d{{2}})[-/.]?(?P<b>\d{{2}}){_CLOCK}{_ZONE}"
 _YEAR_LAST = rf"^(?P<a>\d{{1,2}})[-/.](?P<b>\d{{1,2}})[-/.](?P<year>\d{{4}}){_CLOCK}{_ZONE}"
+_MONTH_ALONE = (r"^(\d{4})[-/](\d{2})$", r"^([A-Za-z]{3})[a-z]*\.?[ -](\d{4})$")  # 2024-01, Jan 2024
 _SHORT = r"^(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})\b(.*)$"  # 2024/1/5
 _MONTH_FIRST = r"^(?:[A-Za-z]{3,9},? )?([A-Za-z]{3})[a-z]*\.?[ -](\d{1,2}),?[ -](\d{4}|\d{2}),?(.*)$"
 _DAY_FIRST = r"^(?:[A-Za-z]{3,9},? )?(\d{1,2})[ -]([A-Za-z]{3})[a-z]*\.?[ -](\d{4}|\d{2}),?(.*)$"
 _DEFAULTS = {"hour": 0, "minute": 0, "second": 0}
 _A_TIME = re.compile(
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(\D.*)?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})(\D.*)?"
+    r"|(19|20)\d\d[-/](0[1-9]|1[0-2])|[A-Za-z]{3,9}\.?[ -](19|20)\d\d"
     r"|(19|20)\d{6}([ T]\d{4,6}.*)?|\d{9,19}(\.\d+)?"
     r"|([A-Za-z]{3,9},? )?[A-Za-z]{3,9}\.?[ -]\d{1,2},?[ -]\d{2,4}(\D.*)?"
     r"|([A-Za-z]{3,9},? )?\d{1,2}[ -][A-Za-z]{3,9}\.?[ -]\d{2,4}(\D.*)?"
@@ -215,6 +217,10 @@ def _from_text(given: pl.Series, origin: str) -> pl.Series:
 
 def _in_digits(text: pl.Series) -> pl.Series:
     """`Jan 31, 2024`, `31-Jan-24`, `2024/1/5` as 2024-01-31 and 2024-01-05; two digits are a year of 1970 to 2069."""
+    if text.str.contains(_MONTH_ALONE[0]).all():
+        return text.str.replace("/", "-") + "-01"
+    if text.str.contains(_MONTH_ALONE[1]).all():
+        text = text.str.replace(_MONTH_ALONE[1], "01 $1 $2")
     if text.str.contains(_SHORT).all():
         year, month, day, rest = (text.str.extract(_SHORT, i) for i in (1, 2, 3, 4))
     elif text.str.contains(_MONTH_FIRST).all():

@@ -21,7 +21,7 @@ from longtape.market.files.columns import Chosen, choose
 from longtape.market.files.config import FileConfig, file_config
 from longtape.market.files.containers import CONTAINERS, read_table
 from longtape.market.files.numbers import numbers
-from longtape.market.files.stamps import opens_of, refuse_local_times
+from longtape.market.files.stamps import calendar_is_doubtful, opens_of, refuse_local_times
 from longtape.market.naming import plain
 from longtape.market.timestamps import has_zone, to_utc
 
@@ -202,7 +202,8 @@ def _read_one(file: Path, symbol: str | None, config: FileConfig) -> tuple[Chose
     if cells.height == 0:
         raise UserError(f"{origin}: there is no row in it")
     zone = config.time_zone or chosen.zone
-    notes = () if zone or has_zone(cells["timestamp"]) or cells["timestamp"].dtype == pl.Date else (_NO_ZONE,)
+    known = has_zone(cells["timestamp"]) or cells["timestamp"].dtype == pl.Date
+    notes = (f"times have no zone: taken as {zone}",) if zone else () if known else (_NO_ZONE,)
     frame = _valued(chosen, config, origin)
     frame = frame.with_columns(to_utc(frame["timestamp"], origin, config.time_format, zone))
     return replace(chosen, cells=cells.clear(), zone=zone, notes=(*chosen.notes, *notes)), frame
@@ -275,6 +276,8 @@ def _as_bars(
     bars = Bars.checked(instrument, interval, frame, origin)
     _refuse_outside(bars)
     absent = (f"no {', '.join(bars.absent)}: null",) if bars.absent else ()
+    if calendar_is_doubtful(opens, interval, instrument.calendar):
+        more = (*more, "no bar falls on a weekend: name the market's calendar (--calendar 24/5, XNYS, …)")
     dates = interval.milliseconds >= DAY and bool((stamps % DAY == 0).all())
     notes = (*(note for note in chosen.notes if not (dates and note == _NO_ZONE)), *more, *absent)
     return Read(replace(bars, stamp=config.stamp or "open"), chosen.columns, notes)

@@ -94,7 +94,11 @@ class _Names:
         """The file's name of one of our columns."""
         if ours in self.named:
             return self.named[ours]
-        return next((self.there[name] for name in ALIASES[ours] if name in self.there), None)
+        found = next((self.there[name] for name in ALIASES[ours] if name in self.there), None)
+        if f"{found} (2)" in self.table.cells.columns and ours not in self.config.without:
+            option = f"--{'time' if ours == 'timestamp' else ours}-column"
+            raise UserError(f"{self.origin}: two columns are called '{found}'; name one: {option} '{found} (2)' or '{found}'")
+        return found
 
     def has_close(self) -> bool:
         """Whether any column of prices has a known name."""
@@ -133,7 +137,10 @@ class _Names:
         """The column with the time of day, where the chosen one has the date alone, as MetaTrader writes them."""
         clock = self.there.get("time") or self.there.get("timestr")
         is_date = plain(columns["timestamp"]) in ("date", "day", "dtyyyymmdd")
-        return clock if is_date and clock is not None and "timestamp" not in self.named else None
+        if not is_date or clock is None or "timestamp" in self.named or not self.table.cells.height:
+            return None
+        day, time = (str(self.table.cells[name][0]).strip() for name in (columns["timestamp"], clock))
+        return clock if ":" not in day and re.fullmatch(r"\d{1,2}:\d{2}.*|\d{1,6}", time) else None
 
     def _choose_volume(self, found: dict[str, str]) -> None:
         if "volume" in self.named or "volume" in self.config.without:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,10 @@ def _with_index(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _text(content: Content, origin: str, config: FileConfig) -> Table:
-    return table_of_text(_decoded(_bytes_of(content), origin), origin)
+    text = _decoded(_bytes_of(content), origin)
+    if text.lstrip()[:1] == "<" and re.match(r"\s*<(!doctype|html|\?xml|head|body)", text, re.IGNORECASE):
+        raise UserError(f"{origin}: is a web page and no table; fetch it again, it may be an error of the service")
+    return table_of_text(text, origin)
 
 
 def _decoded(raw: bytes, origin: str) -> str:
@@ -170,7 +174,8 @@ def _tables_in(value: Any, depth: int = 0) -> Iterator[Table]:
 def _as_table(value: Any) -> Table | None:
     if isinstance(value, list) and value:
         if all(isinstance(row, dict) for row in value):
-            return Table(_frame([_flat(row) for row in value]))
+            records = _frame([_flat(row) for row in value])
+            return Table(records) if records.width > 1 else None
         if all(isinstance(row, list) and len(row) >= 2 for row in value) and _is_flat(value[0]):
             return table_of_rows(
                 pl.DataFrame([[_text_of(c) for c in row] for row in value], orient="row"), ""

@@ -146,6 +146,14 @@ def _refuse_midnights(times: Milliseconds, origin: str) -> None:
     )
 
 
+def calendar_is_doubtful(opens: Milliseconds, interval: Interval, calendar: str) -> bool:
+    """Whether bars of a market that is said never to close leave out every weekend of two weeks or more."""
+    if calendar != ALWAYS_OPEN or interval.milliseconds > DAY or not len(opens):
+        return False
+    weekdays = (opens // DAY + 3) % 7
+    return bool(opens[-1] - opens[0] >= 2 * WEEK and not (weekdays == 5).any() and len(opens) >= 2 * _ENOUGH)
+
+
 def refuse_local_times(times: Milliseconds, interval: Interval, calendar: str, origin: str) -> None:
     """UserError where times without a zone fit the sessions of the exchange by its own clock, and not by UTC."""
     if calendar in BUILT_IN or interval.milliseconds >= DAY or not len(times):
