@@ -201,7 +201,16 @@ def test_an_import_ends_with_one_block(tmp_path):
 def test_an_import_of_many_symbols_is_one_block(tmp_path):
     long = pl.concat([synthetic(60, seed=i).with_columns(tic=pl.lit(f"S{i}")) for i in range(9)])
     long.write_parquet(tmp_path / "x.parquet")
-    code, said = run("import", tmp_path / "x.parquet", "--symbol-column", "tic", "--interval", "1h", "--store", tmp_path / "s")
+    code, said = run(
+        "import",
+        tmp_path / "x.parquet",
+        "--symbol-column",
+        "tic",
+        "--interval",
+        "1h",
+        "--store",
+        tmp_path / "s",
+    )
     assert code == 0, said
     assert said.startswith("9 series: file/spot/S0, file/spot/S1")
     assert "rows      540: 540 new candles" in said

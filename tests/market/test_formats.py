@@ -228,12 +228,16 @@ def test_what_looks_like_something_else_is_not_taken_for_it(tmp_path):
         return found
 
     twice = rows(ISO, "tohlcvo", header=HEAD + ",close")
-    with pytest.raises(UserError, match=r"two columns are called 'close'; name one: --close-column 'close \(2\)'"):
+    with pytest.raises(
+        UserError, match=r"two columns are called 'close'; name one: --close-column 'close \(2\)'"
+    ):
         read_text(twice)
     assert read_text(twice, columns={"close": "close (2)"}).bars.frame["close"].to_list() == OPEN
     units = read_text("\n".join([lines[0], "-,USD,USD,USD,USD,BTC", *lines[1:]]))
     assert units.bars.frame["volume"].to_list() == VOLUME
-    both = "\n".join(["time,date" + HEAD[9:], *(f"{ms},{line}" for ms, line in zip(MS, lines[1:], strict=True))])
+    both = "\n".join(
+        ["time,date" + HEAD[9:], *(f"{ms},{line}" for ms, line in zip(MS, lines[1:], strict=True))]
+    )
     assert read_text(both).bars.timestamps.tolist() == MS
     with pytest.raises(UserError, match="is a web page and no table"):
         read_text("<!DOCTYPE html><html><body>404</body></html>")

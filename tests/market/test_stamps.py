@@ -13,7 +13,7 @@ from longtape.core.instrument import Instrument
 from longtape.market.agreement import leads
 from longtape.market.bars import TIME_TYPE, Bars
 from longtape.market.files import read_bars
-from longtape.market.files.stamps import opens_of
+from longtape.market.files.stamps import doubtful_ends, opens_of
 from longtape.market.store import Store
 from tests.candles import candle_frame
 from tests.shared_data import shared
@@ -178,3 +178,43 @@ def test_offsets_that_change_with_the_clock_are_one_zone(tmp_path):
     bars = read_bars(tmp_path / "x.csv", symbol="X", interval="1d", calendar="XNYS")
     assert bars.frame["timestamp"].to_list() == days
     assert days[1] - days[0] == timedelta(days=1)
+
+
+def test_the_last_moment_of_a_day_is_that_day():
+    days = moments("2024-03-04", "2024-03-05")
+    ends = [t + DAY - 1000 for t in days]
+    assert opens(ends, D1, "XNYS", "close") == days
+    assert opens(ends, D1, "24/7", "close") == days
+    with pytest.raises(UserError, match="a hair before a boundary"):
+        opens(ends, D1, "XNYS")
+
+
+def test_a_minute_before_the_hour_is_a_hair():
+    closes = moments("2024-01-01T00:59", "2024-01-01T01:59")
+    with pytest.raises(UserError, match="a hair before a boundary"):
+        opens(closes, H1)
+    assert opens(closes, H1, stamp="close") == moments("2024-01-01T00:00", "2024-01-01T01:00")
+    assert opens(closes, M1) == closes  # minutes may open then
+
+
+def test_weeks_named_by_their_last_day_are_not_known_before_it_is_over():
+    week = Interval.parse("1w")
+    fridays = moments("2024-01-05", "2024-01-12")
+    assert (week.close_of(np.array(opens(fridays, week, stamp="close"))) - np.array(fridays)).tolist() == [
+        DAY,
+        DAY,
+    ]
+    mondays = moments("2024-01-08", "2024-01-15")
+    assert opens(mondays, week, stamp="close") == [t - 7 * DAY for t in mondays]
+    ends = moments("2024-01-31", "2024-02-29")
+    assert opens(ends, Interval.parse("1M"), stamp="close") == moments("2024-01-01", "2024-02-01")
+    assert doubtful_ends(np.array(fridays), week, None) is not None
+    assert doubtful_ends(np.array(mondays), week, None) is None
+    assert doubtful_ends(np.array(ends), Interval.parse("1M"), None) is not None
+
+
+def test_the_row_that_is_no_time_is_blamed(tmp_path):
+    times = ["2024-01-01 00:00", "2024-01-01 01:00", "closed", "2024-01-01 02:00", "2024-01-01 03:00"]
+    candle_frame(5).with_columns(pl.Series("timestamp", times)).write_csv(tmp_path / "x.csv")
+    with pytest.raises(UserError, match="row 3: time 'closed' is not understood"):
+        read_bars(tmp_path / "x.csv", symbol="X", interval="1h")

@@ -49,7 +49,7 @@ def test_symbols_stamped_in_two_ways_are_said_before_training_and_the_verdict_do
     assert "warning: returns of file/spot/AAA agree with those of file/spot/BBB one bar of 1h before" in said
     verdict = read_json(made.path("metrics.json"))["verdict"]
     assert verdict[0].startswith("Implausible: Sharpe ")
-    assert "R² 0.9" in verdict[0]
+    assert "R² 1.00 of AAA return(1)" in verdict[0]
     assert "stamped at its close" in verdict[1]
     page = made.path("report.html").read_text()
     assert page.index("Implausible: Sharpe") < page.index("Gained after costs")
@@ -66,7 +66,9 @@ def test_closes_alone_are_traded_at_the_next_close(tmp_path):
     assert made.path("report.html").exists()
     assert read_json(made.path("audit.json"))["passed"]
     with pytest.raises(UserError, match="no column 'high'"):
-        train(experiment(tmp_path, **data, features=["range"], backtest={"fill": "next_close"}), tmp_path / "no")
+        train(
+            experiment(tmp_path, **data, features=["range"], backtest={"fill": "next_close"}), tmp_path / "no"
+        )
 
 
 def test_an_experiment_reads_a_long_table_and_files_that_need_a_word(tmp_path):

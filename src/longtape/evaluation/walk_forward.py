@@ -97,7 +97,9 @@ def _begin(out: Path, plan: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
     if not (out / PLAN).exists():
-        raise UserError(f"{out}: was not made by this experiment, nor by any walk forward; name another folder")
+        raise UserError(
+            f"{out}: was not made by this experiment, nor by any walk forward; name another folder"
+        )
     if (found := first_difference(_read(read_json(out / PLAN)), _read(plan))) is not None:
         key, before, now = found
         raise UserError(

@@ -31,6 +31,7 @@ BEYOND = (
 )
 THIN = 0.5  # of the median volume of the block before it: a last bar below this may be unfinished
 _SHOWN = 5
+_FEW = 10  # bars, in which nothing can be seen
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ DEFECTS: dict[str, tuple[Severity, str]] = {
     ),
     "no_volume": ("note", "the series carries no volume at all"),
     "closes_only": ("note", "the series has no open, high or low"),
+    "exchanged": (
+        "warning",
+        "open and close may be exchanged: bars close where the bar before opened, and do not open where it closed",
+    ),
     "leads": (
         "warning",
         "its returns agree with another series' of the bar before or after, more than of the same bar",
@@ -343,6 +348,7 @@ def _value_findings(
         "no_volume": silent & whole,
         "closes_only": np.full(len(times), len(absent & {*PRICES}) == len(PRICES) - 1),
         "outside_range": outside & ~(high < low),
+        "exchanged": exchanged(opens, close),
         "outliers": outliers(close),
     }
     return [finding for name, bad in defects.items() for finding in _finding(name, times, bad)]
@@ -365,6 +371,14 @@ def implausible(
         jumped = np.abs(np.log(close[1:-1] / np.sqrt(before * after))) > np.log(BEYOND)
     beyond[1:-1] |= agree & jumped
     return np.asarray(beyond)
+
+
+def exchanged(opens: npt.NDArray[np.float64], close: npt.NDArray[np.float64]) -> Flags:
+    """True throughout where most bars close at the very open of the bar before, and few open at its close [T]."""
+    if len(close) < _FEW:
+        return np.zeros(len(close), bool)
+    backwards, forwards = (close[1:] == opens[:-1]).mean(), (opens[1:] == close[:-1]).mean()
+    return np.full(len(close), bool(backwards > 0.5 and forwards < 0.1))
 
 
 def outliers(close: npt.NDArray[np.float64]) -> Flags:

@@ -198,7 +198,7 @@ def _from_format(text: pl.Series, origin: str, time_format: str) -> pl.Series:
 
 def _from_text(given: pl.Series, origin: str) -> pl.Series:
     text = _in_digits(given)
-    year_first = bool(text.str.contains(r"^\d{4}").all())
+    year_first = _most(text.str.contains(r"^\d{4}"))
     parts = text.str.extract_groups(_YEAR_FIRST if year_first else _YEAR_LAST).struct.unnest()
     if parts["year"].null_count():
         row = _first(parts["year"].is_null())
@@ -215,17 +215,22 @@ def _from_text(given: pl.Series, origin: str) -> pl.Series:
     return moments.dt.replace_time_zone("UTC") if parts["zone"][0] is not None else moments
 
 
+def _most(rows: pl.Series) -> bool:
+    """Whether a form is that of most rows, so that the others can be named."""
+    return 2 * int(rows.sum()) > len(rows)
+
+
 def _in_digits(text: pl.Series) -> pl.Series:
     """`Jan 31, 2024`, `31-Jan-24`, `2024/1/5` as 2024-01-31 and 2024-01-05; two digits are a year of 1970 to 2069."""
     if text.str.contains(_MONTH_ALONE[0]).all():
         return text.str.replace("/", "-") + "-01"
     if text.str.contains(_MONTH_ALONE[1]).all():
         text = text.str.replace(_MONTH_ALONE[1], "01 $1 $2")
-    if text.str.contains(_SHORT).all():
+    if _most(text.str.contains(_SHORT)):
         year, month, day, rest = (text.str.extract(_SHORT, i) for i in (1, 2, 3, 4))
-    elif text.str.contains(_MONTH_FIRST).all():
+    elif _most(text.str.contains(_MONTH_FIRST)):
         month, day, year, rest = (text.str.extract(_MONTH_FIRST, i) for i in (1, 2, 3, 4))
-    elif text.str.contains(_DAY_FIRST).all():
+    elif _most(text.str.contains(_DAY_FIRST)):
         day, month, year, rest = (text.str.extract(_DAY_FIRST, i) for i in (1, 2, 3, 4))
     else:
         return text

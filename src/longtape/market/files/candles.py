@@ -21,7 +21,7 @@ from longtape.market.files.columns import Chosen, choose
 from longtape.market.files.config import FileConfig, file_config
 from longtape.market.files.containers import CONTAINERS, read_table
 from longtape.market.files.numbers import numbers
-from longtape.market.files.stamps import calendar_is_doubtful, opens_of, refuse_local_times
+from longtape.market.files.stamps import calendar_is_doubtful, doubtful_ends, opens_of, refuse_local_times
 from longtape.market.naming import plain
 from longtape.market.timestamps import has_zone, to_utc
 
@@ -278,6 +278,8 @@ def _as_bars(
     absent = (f"no {', '.join(bars.absent)}: null",) if bars.absent else ()
     if calendar_is_doubtful(opens, interval, instrument.calendar):
         more = (*more, "no bar falls on a weekend: name the market's calendar (--calendar 24/5, XNYS, …)")
+    if (doubt := doubtful_ends(stamps, interval, config.stamp)) is not None:
+        more = (*more, doubt)
     dates = interval.milliseconds >= DAY and bool((stamps % DAY == 0).all())
     notes = (*(note for note in chosen.notes if not (dates and note == _NO_ZONE)), *more, *absent)
     return Read(replace(bars, stamp=config.stamp or "open"), chosen.columns, notes)

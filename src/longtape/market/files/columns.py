@@ -97,7 +97,9 @@ class _Names:
         found = next((self.there[name] for name in ALIASES[ours] if name in self.there), None)
         if f"{found} (2)" in self.table.cells.columns and ours not in self.config.without:
             option = f"--{'time' if ours == 'timestamp' else ours}-column"
-            raise UserError(f"{self.origin}: two columns are called '{found}'; name one: {option} '{found} (2)' or '{found}'")
+            raise UserError(
+                f"{self.origin}: two columns are called '{found}'; name one: {option} '{found} (2)' or '{found}'"
+            )
         return found
 
     def has_close(self) -> bool:

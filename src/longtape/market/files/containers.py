@@ -96,7 +96,9 @@ def _with_index(frame: pl.DataFrame) -> pl.DataFrame:
 def _text(content: Content, origin: str, config: FileConfig) -> Table:
     text = _decoded(_bytes_of(content), origin)
     if text.lstrip()[:1] == "<" and re.match(r"\s*<(!doctype|html|\?xml|head|body)", text, re.IGNORECASE):
-        raise UserError(f"{origin}: is a web page and no table; fetch it again, it may be an error of the service")
+        raise UserError(
+            f"{origin}: is a web page and no table; fetch it again, it may be an error of the service"
+        )
     return table_of_text(text, origin)
 
 

@@ -27,7 +27,9 @@ def headed(cells: pl.DataFrame, header: Sequence[Sequence[str]], origin: str) ->
         return Table(_named(cells, rows[-1])).noted(f"{len(rows) - 1} rows above the header left out")
     symbols = rows[1 - at][1:]
     if len({*rows[at][1:]}) == len(rows[at][1:]) and len({*symbols}) > 1:  # units, not symbols
-        return Table(_named(cells, rows[at])).noted(f"a row beside the header left out: {', '.join(symbols[:6])}")
+        return Table(_named(cells, rows[at])).noted(
+            f"a row beside the header left out: {', '.join(symbols[:6])}"
+        )
     return Table(stacked(_named(cells, [str(i) for i in range(cells.width)]), rows[at][1:], symbols, origin))
 
 

@@ -40,21 +40,28 @@ def opens_of(
         return times
     if stamp is None:
         _refuse_ends(times, interval, ends, origin)
-    if stamp == "close":
-        times = _whole(times, interval)
     is_session = DAY <= interval.milliseconds < WEEK and calendar not in BUILT_IN and not interval.is_month
     if is_session:
-        return _session_dates(times, calendar, stamp, origin)
+        return _session_dates(times, interval, calendar, stamp, origin)
     if stamp == "close":
-        times = _opens(times, interval, calendar)
+        times = _opens(_whole(times, interval), interval, calendar)
     if interval.milliseconds == DAY and calendar == ALWAYS_OPEN:
         _refuse_midnights(times, origin)
     return times
 
 
+def _is_before(times: Milliseconds, interval: Interval) -> npt.NDArray[np.bool_]:
+    """True where a time lies a hair before a boundary: a minute before the hour, a second before the minute, … [T]."""
+    unit, hair = SECOND, 1
+    if interval.milliseconds >= MINUTE:
+        unit, hair = MINUTE, SECOND
+    if interval.milliseconds >= 5 * MINUTE:
+        unit, hair = min(interval.milliseconds, HOUR), MINUTE
+    return np.asarray(times % unit >= unit - hair)
+
+
 def _refuse_ends(times: Milliseconds, interval: Interval, ends: bool, origin: str) -> None:
-    unit, hair = (MINUTE, SECOND) if interval.milliseconds >= MINUTE else (SECOND, 1)
-    if (times % unit >= unit - hair).all():
+    if _is_before(times, interval).all():
         raise UserError(
             f"{origin}: its times lie a hair before a boundary ({iso(int(times[0]))}): bars stamped at their close? say"
             " --stamp close, or --stamp open if they are not"
@@ -67,9 +74,8 @@ def _refuse_ends(times: Milliseconds, interval: Interval, ends: bool, origin: st
 
 def _whole(times: Milliseconds, interval: Interval) -> Milliseconds:
     """A close a hair before a boundary (00:59:59.999) is that boundary."""
-    unit, hair = (MINUTE, SECOND) if interval.milliseconds >= MINUTE else (SECOND, 1)
-    before = times % unit >= unit - hair
-    return np.where(before, (times // unit + 1) * unit, times)
+    unit = MINUTE if interval.milliseconds >= MINUTE else SECOND
+    return np.where(_is_before(times, interval), (times // unit + 1) * unit, times)
 
 
 def _opens(closes: Milliseconds, interval: Interval, calendar: str) -> Milliseconds:
@@ -79,6 +85,8 @@ def _opens(closes: Milliseconds, interval: Interval, calendar: str) -> Milliseco
         opened = (months - int(interval.name[:-1])).astype("datetime64[M]")
         return opened.astype("datetime64[ms]").astype(np.int64)
     step = interval.milliseconds
+    if step > DAY and (closes % DAY == 0).all() and not _are_mondays(closes):
+        closes = closes + DAY  # dates: a week that is named by its Friday closes at the end of that day
     if calendar in BUILT_IN or step >= DAY:
         return closes - step
     market = sessions(calendar, int(closes.min()) - DAY, int(closes.max()))
@@ -88,7 +96,28 @@ def _opens(closes: Milliseconds, interval: Interval, calendar: str) -> Milliseco
     return np.where(inside, in_session, closes - step)
 
 
-def _session_dates(times: Milliseconds, calendar: str, stamp: Stamp | None, origin: str) -> Milliseconds:
+def _are_mondays(times: Milliseconds) -> bool:
+    return bool(((times // DAY + 3) % 7 == 0).all())
+
+
+def doubtful_ends(times: Milliseconds, interval: Interval, stamp: Stamp | None) -> str | None:
+    """What to say of weeks that begin on another day than Monday, and of months that begin on their last day."""
+    if stamp is not None or not len(times) or (times % DAY).any():
+        return None
+    if interval.is_month:
+        days = times.astype("datetime64[ms]").astype("datetime64[D]")
+        last = (days + 1).astype("datetime64[M]") > days.astype("datetime64[M]")
+        return (
+            "months are stamped on their last day: --stamp close makes it their first" if last.all() else None
+        )
+    if interval.milliseconds % WEEK or _are_mondays(times):
+        return None
+    return "weeks do not begin on Mondays: if their times are the days on which they end, say --stamp close"
+
+
+def _session_dates(
+    times: Milliseconds, interval: Interval, calendar: str, stamp: Stamp | None, origin: str
+) -> Milliseconds:
     """The dates, at 00:00 UTC, of the sessions that the stamps of days stand for.
 
     Midnight, UTC or the market's own, stands for that date; at --stamp close a market's midnight ends the date before.
@@ -97,6 +126,11 @@ def _session_dates(times: Milliseconds, calendar: str, stamp: Stamp | None, orig
     """
     if (times % DAY == 0).all():
         return times
+    if stamp == "close":
+        ends = _whole(times, interval)
+        if (ends % DAY == 0).all():  # the last moment of a date
+            return ends - DAY
+        times = ends
     local = local_time(times, calendar)
     if (local % DAY == 0).all():
         return (local // DAY - (stamp == "close")) * DAY
