@@ -24,11 +24,10 @@ from longtape.backtest.frames import (
 )
 from longtape.backtest.result import BacktestResult, Setup
 from longtape.core import calendars
+from longtape.core.arrays import Floats
 from longtape.core.clock import DAY, Interval, Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
-
-Floats = npt.NDArray[np.float64]
 
 
 def run_backtest(

@@ -7,16 +7,14 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from longtape.backtest.account import REASONS, AccountHistory, Plan, Prices, Rules
 from longtape.backtest.costs import Costs
 from longtape.backtest.metrics import compute_metrics, equity_returns
+from longtape.core.arrays import Floats
 from longtape.core.clock import Milliseconds
 from longtape.market.bars import TIME_TYPE
-
-Floats = npt.NDArray[np.float64]
 
 
 class Setup(NamedTuple):

@@ -29,13 +29,12 @@ from longtape.backtest import sizing
 from longtape.backtest.frames import as_frame, milliseconds
 from longtape.backtest.selection import VOLATILITY, Target, candidates, listed, plain
 from longtape.backtest.validation import one_line
+from longtape.core.arrays import Floats
 from longtape.core.calendars import infer_periods_per_year
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.registry import Registry
 from longtape.market.bars import TIME_TYPE
-
-Floats = npt.NDArray[np.float64]
 
 SIGNALS = Registry(
     "signal",

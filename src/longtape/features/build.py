@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
@@ -26,7 +27,6 @@ from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 
-Flags = npt.NDArray[np.bool_]
 BLOCK = 4_096
 EVENTS = Interval(0, "event")  # trades and book snapshots: known when they happen, any distance apart
 
