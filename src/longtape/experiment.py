@@ -105,7 +105,7 @@ class Experiment(BaseModel):
         if self.has_account:
             expressions = [parse(text) for text in self.targets]
             targets = [
-                Target(str(one), find_target(one).kind, horizon)
+                Target(str(one), self.model.forecast_kind(target_kind(find_target(one).kind)).name, horizon)
                 for one in expressions
                 for horizon in target_horizons(one)
             ]
@@ -117,8 +117,18 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _intervals_fit_the_heads(self) -> Experiment:
         for kind in self.kinds.values():
-            if kind.error is not None:
+            if self.model.forecast_kind(kind).error is not None:
                 self.forecast.method(self.model.head_of(kind))
+        return self
+
+    @model_validator(mode="after")
+    def _batches_hold_whole_blocks(self) -> Experiment:
+        size, block = self.training.batch_size, self.model.block
+        if size % block:
+            raise ValueError(
+                f"training.batch_size: {size} windows do not hold whole blocks of {block} consecutive ones, which"
+                " the loss of the head asks for (model.heads)"
+            )
         return self
 
     @model_validator(mode="after")

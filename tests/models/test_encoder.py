@@ -74,7 +74,7 @@ def test_sums_over_rows_are_the_windows_that_the_model_sees(panel, lookback):
     model = fitted(panel, lookback=lookback)
     ridge, rows = model.baselines["return"], np.array([150, 151, 400, 1300])
     assert isinstance(ridge, SpanRidge)
-    design = ridge.design(panel, rows, model.scaling.standardise)
+    design = ridge.design(panel, rows, model.scaling)
     scaled = model.scaling(batch_at(model, panel, rows).x)
     windows = torch.cat([scaled[:, -span:].mean(1) for span in ridge.spans], 1).numpy()
     assert np.allclose(design[:, 1:], windows, atol=1e-5)
@@ -84,7 +84,7 @@ def test_the_ridge_is_the_least_squares_solution_of_its_penalty(panel):
     """Against a direct solution of the centred problem, for the penalty that validation prefers."""
     model = fitted(panel)
     ridge = model.baselines["return"]
-    x, v = (ridge.design(panel, rows, model.scaling.standardise)[:, 1:] for rows in (TRAIN, VALID))
+    x, v = (ridge.design(panel, rows, model.scaling)[:, 1:] for rows in (TRAIN, VALID))
     y, y_valid = panel.targets[TRAIN, 0], panel.targets[VALID, 0]
     found = {}
     for penalty in (0.01, 0.1, 1.0, 10.0, 100.0, np.inf):

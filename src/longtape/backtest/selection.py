@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from longtape.core.errors import unknown_name
 from longtape.features import target_kinds
 
-VOLATILITY = target_kinds.VOLATILITY.name
+VOLATILITY, WEIGHT = target_kinds.VOLATILITY.name, target_kinds.WEIGHT.name
 # Kinds of target whose mean does not say by how much a price moves.
 UNTRADED = frozenset(kind.name for kind in target_kinds.KINDS.values() if not kind.traded)
 
@@ -60,7 +60,11 @@ def misfit(signal: Choice, targets: Sequence[Target], symbols: Sequence[str] | N
     if not found:
         over = "" if signal.horizon is None else f" over {signal.horizon} bars"
         return f"signal '{signal.name}' trades forecasts of returns{over}; there is {listed(named)}"
-    return _ambiguous(found) or _incomplete(signal.name, found[0], targets, symbols)
+    return (
+        _ambiguous(found)
+        or _weights(signal.name, found[0])
+        or _incomplete(signal.name, found[0], targets, symbols)
+    )
 
 
 def _ambiguous(found: Sequence[Target]) -> str | None:
@@ -69,6 +73,18 @@ def _ambiguous(found: Sequence[Target]) -> str | None:
     if len(found) > 1:
         bars = ", ".join(str(one.horizon) for one in found)
         return f"signal.horizon: name one of the horizons of {found[0].text}: {bars}"
+    return None
+
+
+def _weights(signal: str, traded: Target) -> str | None:
+    """Weights go to the account as they are, and nothing else does."""
+    if traded.kind == WEIGHT and signal != "allocation":
+        return (
+            f"signal '{signal}' trades forecasts of returns, and the head of {traded.text} gives weights;"
+            " name allocation"
+        )
+    if traded.kind != WEIGHT and signal == "allocation":
+        return f"signal 'allocation' takes weights; give {traded.text} a head of weights (model.heads: allocation)"
     return None
 
 

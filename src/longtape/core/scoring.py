@@ -41,6 +41,11 @@ def pinball(actual: Array, quantile: Array, level: float) -> Array:
     return (actual - quantile) * (level - (actual < quantile))
 
 
+def negative_return(actual: Array, share: Array) -> Array:
+    """−w·(e^y − 1): what a share w of the equity loses on a log return y."""
+    return -share * np.expm1(actual)
+
+
 def log_loss(actual: Array, probabilities: Array) -> Array:
     """−ln p of the class that came, from classes [n] and probabilities [n, M] (Good 1952)."""
     hit = probabilities[np.arange(len(actual)), actual.astype(np.int64)]

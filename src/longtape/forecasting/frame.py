@@ -39,7 +39,7 @@ def to_frame(
             "known_at": panel.known_at[origins],
             "symbol": target.asset,
             "target": target.name,
-            "kind": target.kind,
+            "kind": target.of_kind.name,
             "horizon": target.horizon,
             "end": _ends(panel.target_ends[origins, column]),
             "period": period,

@@ -27,6 +27,7 @@ class Batch:
     y: Tensor  # [B, K] float32, original units, NaN where not known
     y_present: Tensor  # [B, K] bool
     n_shared: int = 0  # the last columns of `x`, which all assets share
+    block: int = 1  # so many windows in a row end at consecutive rows; B is a multiple of it
 
     def __len__(self) -> int:
         return len(self.x)
@@ -60,4 +61,4 @@ class Batch:
         return replace(self, **named)
 
 
-_TENSORS = tuple(field.name for field in fields(Batch) if field.name != "n_shared")
+_TENSORS = tuple(field.name for field in fields(Batch) if field.name not in ("n_shared", "block"))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from longtape.core.errors import UserError
 from longtape.features.panel import Panel, Rows
 from longtape.features.windows import Windows, prefetch
 from longtape.models.base import Model
@@ -14,10 +15,14 @@ from longtape.models.batch import Batch
 
 
 class BatchSource:
-    """Batches of a panel for a fitted model; what the model reads of each row is computed once."""
+    """Batches of a panel for a fitted model; what the model reads of each row is computed once.
 
-    def __init__(self, model: Model, panel: Panel) -> None:
+    `block`: so many of the origins of each batch, as they are asked for, are consecutive rows.
+    """
+
+    def __init__(self, model: Model, panel: Panel, block: int = 1) -> None:
         self.panel, self.lookback, self.steps = panel, model.config.lookback, model.future_steps
+        self.block = block
         self.row_inputs = torch.from_numpy(model.row_inputs(panel))
         self.all_present = bool(panel.present.all())
 
@@ -35,6 +40,7 @@ class BatchSource:
             y=torch.from_numpy(y).float(),
             y_present=torch.from_numpy(np.isfinite(y)),
             n_shared=panel.n_shared,
+            block=self.block,
         )
 
     def batches(self, order: Iterable[Rows]) -> Iterator[Batch]:
@@ -49,7 +55,25 @@ class BatchSource:
         return torch.from_numpy(self.panel.present[rows])
 
 
-def in_order(origins: Rows, batch_size: int, stride: int = 1) -> Iterator[Rows]:
-    """Every `stride`-th origin, in order of time."""
-    rows = origins[::stride]
-    return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+def in_blocks(origins: Rows, block: int) -> Rows:
+    """Ascending origins as [n, block], each row consecutive; what a run has left over at its beginning stands in none.
+
+    UserError where there is no such row.
+    """
+    if block == 1:
+        return origins[:, None]
+    runs = np.split(origins, np.flatnonzero(np.diff(origins) != 1) + 1)
+    blocks = np.concatenate([run[len(run) % block :].reshape(-1, block) for run in runs])
+    if not len(blocks):
+        raise UserError(
+            f"training: the loss is one of {block} consecutive windows (model.heads), and a period holds"
+            f" {len(origins)}; name a shorter block or a longer period"
+        )
+    return blocks
+
+
+def in_order(blocks: Rows, batch_size: int, stride: int = 1) -> Iterator[Rows]:
+    """Every `stride`-th block [n, block], in order of time: the origins of whole batches of `batch_size`."""
+    rows = blocks[::stride]
+    size = max(1, batch_size // blocks.shape[1])
+    return (rows[start : start + size].ravel() for start in range(0, len(rows), size))

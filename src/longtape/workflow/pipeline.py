@@ -22,9 +22,10 @@ from longtape.core.files import read_json, write_json
 from longtape.experiment import Experiment
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
-from longtape.features.panel import Panel, Rows
+from longtape.features.panel import Panel, Rows, TargetColumn
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
+from longtape.features.target_kinds import target_kind
 from longtape.forecasting.fitted import FittedForecaster, History, calibrated
 from longtape.forecasting.intervals import Calibration
 from longtape.market.rows import Rows as MarketRows
@@ -53,7 +54,13 @@ class ExperimentPipeline:
     def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features, targets and marks of `bars`."""
         panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
+        panel = replace(panel, target_columns=self._forecast_as(panel.target_columns))
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
+
+    def _forecast_as(self, targets: Sequence[TargetColumn]) -> tuple[TargetColumn, ...]:
+        """Targets as the model forecasts them: their labels, or weights that earn them."""
+        gives = self.experiment.model.gives_weights
+        return tuple(replace(target, as_weight=gives(target_kind(target.kind))) for target in targets)
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
         """Training, validation, calibration and test origins, as configured or at the borders of `periods`."""
