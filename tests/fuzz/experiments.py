@@ -27,6 +27,7 @@ FEATURES = (
 LONGER = {"1m": "5m", "5m": "30m", "30m": "2h", "1h": "4h", "4h": "8h", "1d": "2d"}
 HEADS = {"return": ("regression", "huber", "student_t", "quantile"), "volatility": ("volatility",)}
 HEADS["path"] = HEADS["return"]
+WEIGHTS = ("allocation", "sharpe")
 ATTENTION: dict[str, Document] = {
     "local": {"block_size": 4, "window_size": 3},
     "longformer": {"window_size": 5, "n_global": 1},
@@ -50,7 +51,7 @@ ACCOUNT: dict[str, tuple[Any, ...]] = {
 HANDLED = {
     "model.attention", "model.kind", "model.assets", "training.device", "audit", "missing", "data.source",
     "data.drop_last", "data.kind", "backtest.signal.holding", "backtest.signal.long_only", "backtest.costs.funding",
-    "backtest.fill", "forecast.intervals", "model.skip",
+    "backtest.fill", "forecast.intervals", "model.skip", "backtest.signal.cost",
 }  # fmt: skip
 CLOSED_FORMS = {
     "return": ("zero", "mean", "last_value", "ar1", "ridge", "ols", "dlinear"),
@@ -118,6 +119,7 @@ def draw(seed: int) -> Case:
     least = 3 if schema.get(document, "backtest.signal.name") == "rank" else 2
     if plan.symbols > 1 and rng.random() < 0.15 and plan.symbols >= least and not plan.twins:
         document["symbols"] = market.symbols[:-1]
+    _weights(np.random.default_rng([seed, 3]), document)
     document, refused = _with_extras(rng, document)
     return Case(seed, market, document, refused, _said(plan, document))
 
@@ -333,6 +335,22 @@ def _signals(plan: Plan, document: Document, traded: str) -> list[str]:
     return [name for name in SIGNALS if name not in unfit]
 
 
+def _weights(rng: Rng, document: Document) -> None:
+    """Now and then the head of what is traded gives weights, which the account takes as they are."""
+    signal = schema.get(document, "backtest.signal")
+    if signal is None or rng.random() > 0.12:
+        return
+    kinds = {kind_of(target) for target in document["targets"]} & {"return", "path"}
+    head: Document = {"name": str(rng.choice(WEIGHTS)), "long_only": bool(rng.random() < 0.5)}
+    if rng.random() < 0.5 or head["name"] == "sharpe":
+        head |= {"turnover_cost": 0.001, "block": 8}
+    document["model"].setdefault("heads", {}).update(dict.fromkeys(sorted(kinds), head))
+    document["backtest"].pop("traded", None)
+    for key in ("options", "cost"):
+        signal.pop(key, None)
+    signal["name"] = "allocation"
+
+
 def _option(rng: Rng, name: str, default: float | None) -> float | None:
     if default is not None and rng.random() < 0.5:
         return None
@@ -413,7 +431,9 @@ def _said(plan: Plan, document: Document) -> Document:
     split = document.get("split", {})
     return describe(plan) | {
         "targets": "+".join(targets),
-        "heads": [f"{kind}: {name}" for kind, name in heads.items()],
+        "heads": [
+            f"{kind}: {head['name'] if isinstance(head, dict) else head}" for kind, head in heads.items()
+        ],
         "attention": model["attention"],
         "model": model.get("kind", "encoder"),
         "missing": document["missing"],

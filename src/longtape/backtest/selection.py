@@ -22,6 +22,8 @@ class Choice(Protocol):
     def target(self) -> str | None: ...
     @property
     def horizon(self) -> int | None: ...
+    @property
+    def cost(self) -> float | None: ...
 
 
 class Target(NamedTuple):
@@ -62,7 +64,7 @@ def misfit(signal: Choice, targets: Sequence[Target], symbols: Sequence[str] | N
         return f"signal '{signal.name}' trades forecasts of returns{over}; there is {listed(named)}"
     return (
         _ambiguous(found)
-        or _weights(signal.name, found[0])
+        or _weights(signal, found[0])
         or _incomplete(signal.name, found[0], targets, symbols)
     )
 
@@ -76,14 +78,16 @@ def _ambiguous(found: Sequence[Target]) -> str | None:
     return None
 
 
-def _weights(signal: str, traded: Target) -> str | None:
+def _weights(signal: Choice, traded: Target) -> str | None:
     """Weights go to the account as they are, and nothing else does."""
-    if traded.kind == WEIGHT and signal != "allocation":
+    if traded.kind == WEIGHT and signal.name != "allocation":
         return (
-            f"signal '{signal}' trades forecasts of returns, and the head of {traded.text} gives weights;"
+            f"signal '{signal.name}' trades forecasts of returns, and the head of {traded.text} gives weights;"
             " name allocation"
         )
-    if traded.kind != WEIGHT and signal == "allocation":
+    if traded.kind == WEIGHT and signal.cost is not None:
+        return f"signal.cost weighs an expected return, and the head of {traded.text} gives weights"
+    if traded.kind != WEIGHT and signal.name == "allocation":
         return f"signal 'allocation' takes weights; give {traded.text} a head of weights (model.heads: allocation)"
     return None
 

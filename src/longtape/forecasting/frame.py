@@ -34,6 +34,8 @@ def to_frame(
     period = np.full(len(origins), "") if periods is None else periods.period_of(panel.timestamps[origins])
     parts = []
     for column, target in enumerate(panel.target_columns):
+        if target.auxiliary:
+            continue
         part = {
             "timestamp": panel.timestamps[origins],
             "known_at": panel.known_at[origins],

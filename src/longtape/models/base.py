@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -48,6 +48,19 @@ class ModelConfig(BaseModel):
     def forecast_kind(self, kind: TargetKind) -> TargetKind:
         """What the model's forecasts of a kind of target are: of that kind, or weights."""
         return WEIGHT if self.gives_weights(kind) else kind
+
+    def refuse_features(self, features: Sequence[str]) -> None:
+        """UserError where the model cannot read these features, as written in the experiment."""
+
+    @property
+    def auxiliary_targets(self) -> Mapping[str, float]:
+        """Targets that are learnt beside those of the experiment and not forecast, and what each label weighs."""
+        return {}
+
+    @property
+    def reads_calendar(self) -> bool:
+        """True where `forward` reads the calendar of bars."""
+        return False
 
     @property
     def block(self) -> int:
@@ -162,6 +175,11 @@ class Model(nn.Module):
     def future_steps(self) -> int:
         """Rows of known-ahead calendar that `forward` reads from `Batch.future`."""
         return 0
+
+    @property
+    def label_offsets(self) -> Rows:
+        """Rows before the origin, 0 or less, whose labels training reads from `Batch.y_rows`; in order."""
+        return np.empty(0, np.int64)
 
     @property
     def reach(self) -> int:

@@ -85,7 +85,7 @@ def sinusoidal_positions(n_tokens: int, d_model: int) -> Tensor:
 
 
 class Positions(nn.Module):
-    """Adds a position to every token: fixed sinusoids, a learned table, or nothing."""
+    """Adds a position to every token: fixed sinusoids, a learned table, or nothing (rotary ones are no sum)."""
 
     table: Tensor
 

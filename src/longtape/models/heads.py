@@ -103,15 +103,18 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, vector: Tensor, base: Tensor) -> Distribution:
-        """Vectors [B, d_model] or, shared, [B, A, d_model], and the baseline [B, A, n] → distribution [B, A, n]."""
+    def forward(self, vector: Tensor, base: Tensor, factor: Tensor | None = None) -> Distribution:
+        """Vectors [B, d_model] or, shared, [B, A, d_model], and the baseline [B, A, n] → distribution [B, A, n].
+
+        Outputs are in units of `scale`, or of `factor` [B, A, 1] times that.
+        """
         n_rows = vector.shape[1] if self.shared else self.n_rows
         raw = self.linear(vector).view(len(vector), n_rows, self.scale.shape[1], self.n_outputs)
-        return self.distribution(raw.float(), base)
+        return self.distribution(raw.float(), base, self.scale if factor is None else self.scale * factor)
 
     @abstractmethod
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
-        """Raw outputs [B, A, n, n_outputs] and the baseline → the distribution."""
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
+        """Raw outputs [B, A, n, n_outputs], the baseline, and the unit of outputs that have one → the distribution."""
 
     @property
     def is_calibrated_afterwards(self) -> bool:
@@ -125,15 +128,15 @@ class Head(nn.Module):
 class RegressionHead(Head):
     """The mean, by squared error in units of the training deviation."""
 
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
-        return Point(base + self.scale * raw[..., 0], self.scale)
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
+        return Point(base + unit * raw[..., 0], self.scale)
 
 
 class HuberHead(Head):
     """The mean, by Huber's loss with its knee at one training deviation (Huber 1964)."""
 
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
-        return Point(base + self.scale * raw[..., 0], self.scale, "huber")
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
+        return Point(base + unit * raw[..., 0], self.scale, "huber")
 
 
 class StudentTHead(Head):
@@ -141,9 +144,9 @@ class StudentTHead(Head):
 
     n_outputs = 3
 
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
-        location = base + self.scale * raw[..., 0]
-        spread = self.scale * F.softplus(raw[..., 1] + math.log(math.e - 1)) + 1e-9
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
+        location = base + unit * raw[..., 0]
+        spread = unit * F.softplus(raw[..., 1] + math.log(math.e - 1)) + 1e-9
         freedom = 2.0 + F.softplus(raw[..., 2] + 2.0) + 1e-3
         return StudentT(location, spread, freedom, self.scale)
 
@@ -157,10 +160,10 @@ class QuantileHead(Head):
     levels = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
     n_outputs = len(levels)
 
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
         middle = self.n_outputs // 2
-        median = base + self.scale * raw[..., middle]
-        step = self.scale[..., None] * F.softplus(raw + raw.new_tensor(_NORMAL_STEPS))
+        median = base + unit * raw[..., middle]
+        step = unit[..., None] * F.softplus(raw + raw.new_tensor(_NORMAL_STEPS))
         below = median[..., None] - step[..., :middle].flip(-1).cumsum(-1).flip(-1)
         above = median[..., None] + step[..., middle + 1 :].cumsum(-1)
         return Quantiles(torch.cat([below, median[..., None], above], -1), self.levels, self.scale)
@@ -197,7 +200,7 @@ class VolatilityHead(Head):
         level = torch.zeros(self.n_rows, scale.shape[1])
         self.register_buffer("level", level, persistent=self.is_calibrated_afterwards)
 
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
         clip = math.inf if self.config.clip is None else self.config.clip
         return LogVariance(base + raw[..., 0] + self.level, clip)
 
@@ -218,7 +221,7 @@ class ClassesHead(Head):
 
     space = "logits"
 
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
         return Categorical(base + raw)
 
 
@@ -272,7 +275,7 @@ class AllocationHead(Head):
     objective: ClassVar[Literal["return", "sharpe"]] = "return"
     config: WeightsConfig
 
-    def distribution(self, raw: Tensor, base: Tensor) -> Distribution:
+    def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
         wish = base + raw[..., 0]  # [B, A, n]
         if self.config.long_only:
             cash = torch.zeros_like(wish[:, :1])

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from longtape.core.errors import UserError
+from longtape.features.expression import parse
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind, target_kind
 from longtape.models.base import Array, Model, ModelInputs
@@ -35,6 +36,24 @@ class NetworkConfig(TransformerConfig):
         default_factory=dict,
         description="kind of target → head, or {name: head} with its options; the kind's usual head by default",
     )
+
+    auxiliary: dict[str, float] = Field(
+        default_factory=dict,
+        description="targets that are learnt beside those of the experiment and not forecast, and what a label of each"
+        " weighs, where one of the others weighs 1",
+    )
+
+    @field_validator("auxiliary")
+    @classmethod
+    def _weights_are_positive(cls, auxiliary: dict[str, float]) -> dict[str, float]:
+        for target, weight in auxiliary.items():
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"{target}: its weight must be above 0, not {weight}")
+        return {str(parse(target)): weight for target, weight in auxiliary.items()}
+
+    @property
+    def auxiliary_targets(self) -> Mapping[str, float]:
+        return self.auxiliary
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
         for name in self.heads:
@@ -70,10 +89,14 @@ class Network(Model):
     """A model that learns what its closed-form baseline leaves over, for each kind of target by a head."""
 
     config: NetworkConfig
+    trained_weights: Tensor
+    judged_weights: Tensor
 
     def __init__(self, config: NetworkConfig, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
         self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip)
+        for name, weights in _loss_weights(config, inputs).items():
+            self.register_buffer(name, weights, persistent=False)
 
     def build_heads(self, d_model: int) -> None:
         """A head for each kind of target, and what it begins at."""
@@ -81,12 +104,23 @@ class Network(Model):
         self.heads = nn.ModuleDict({kind: self._build_head(kind, d_model) for kind in kinds})
         self.baselines = nn.ModuleDict({kind: self._build_baseline(kind) for kind in kinds})
 
-    def predict(self, vectors: Tensor, scaled: Tensor, rows: Tensor) -> Prediction:
-        """Vectors [B, d_model] (or as the heads take them), scaled windows [B, L, C] and row inputs [B, S]."""
+    def predict(
+        self, vectors: Tensor, scaled: Tensor, rows: Tensor, factor: Tensor | None = None
+    ) -> Prediction:
+        """Vectors [B, d_model] (or as the heads take them), scaled windows [B, L, C] and row inputs [B, S]; by what the
+        unit of the outputs is multiplied, [B, A, 1].
+        """
         parts: list[Distribution] = []
         for kind, base in self.starts(scaled, rows):
-            parts.append(self.heads[kind](vectors, base))
-        return Prediction(tuple(parts), self.kind_columns)
+            parts.append(self.heads[kind](vectors, base, factor))
+        return Prediction(tuple(parts), self.kind_columns, self.loss_weights)
+
+    @property
+    def loss_weights(self) -> Tensor | None:
+        """What each target counts [K]: auxiliary ones nothing where it is judged; None where there are none."""
+        if not self.config.auxiliary:
+            return None
+        return self.trained_weights if self.training else self.judged_weights
 
     def starts(self, scaled: Tensor, rows: Tensor) -> Iterable[tuple[str, Tensor]]:
         """What each kind's head begins at, [B, A, n]."""
@@ -139,3 +173,10 @@ class Network(Model):
         if self.config.skip and head.space == "mean":
             return SpanRidge(len(self.inputs.columns), self.config.lookback, n_assets, n_targets)
         return Constant(head.space, n_assets, n_targets, head.n_classes)
+
+
+def _loss_weights(config: NetworkConfig, inputs: ModelInputs) -> dict[str, Tensor]:
+    """What the label of each target counts in training, and where the model is judged, [K] each."""
+    trained = [config.auxiliary[one.name] if one.auxiliary else 1.0 for one in inputs.targets]
+    judged = [0.0 if one.auxiliary else 1.0 for one in inputs.targets]
+    return {"trained_weights": torch.tensor(trained), "judged_weights": torch.tensor(judged)}

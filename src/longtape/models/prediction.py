@@ -316,10 +316,17 @@ class Weights(Distribution):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The distributions of a model's targets: `parts[i]` [B, A, n] speaks of the columns `columns[i]` [A, n]."""
+    """The distributions of a model's targets: `parts[i]` [B, A, n] speaks of the columns `columns[i]` [A, n].
+
+    What only training reads: `weights` [K], what a label of each target counts, 1 by default, and `dense`, a prediction
+    from each of the N tokens of every window [B·N, …], whose loss on `Batch.y_rows` is added `dense_weight` times.
+    """
 
     parts: tuple[Distribution, ...]
     columns: tuple[Tensor, ...]
+    weights: Tensor | None = None
+    dense: Prediction | None = None
+    dense_weight: float = 0.0
 
     def mean(self) -> Tensor:
         """Point forecasts [B, K] in original units."""
@@ -346,14 +353,21 @@ class Prediction:
     def loss(self, y: Tensor, known: Tensor | None = None, block: int = 1) -> Tensor:
         """Mean training loss over windows and targets; labels y [B, K], `known` [B, K] False where there is none."""
         if known is None:
-            return self.losses(y, block).mean()
+            known = torch.ones_like(y, dtype=torch.bool)
         # What is unknown is replaced before the loss, because a NaN in an unused branch still spoils gradients.
         losses = self.losses(torch.where(known, y, torch.zeros_like(y)), block)
-        return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
+        if self.weights is None:
+            return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
+        counted = known * self.weights
+        return (counted * torch.where(known, losses, 0.0)).sum() / counted.sum().clamp_min(self.weights.max())
 
     def training_loss(self, batch: Batch) -> Tensor:
-        """The mean loss on the labels of a batch."""
-        return self.loss(batch.y, batch.y_present, batch.block)
+        """The mean loss on the labels of a batch, and, where there is a dense prediction, on those of earlier rows."""
+        loss = self.loss(batch.y, batch.y_present, batch.block)
+        if self.dense is None:
+            return loss
+        labels = batch.y_rows.flatten(0, 1)
+        return loss + self.dense_weight * self.dense.loss(labels, labels.isfinite())
 
     def probabilities(self) -> Tensor | None:
         """Class probabilities [B, K, M], zero beyond a target's own classes; None where no target has classes."""

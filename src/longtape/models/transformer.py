@@ -33,6 +33,16 @@ class TransformerConfig(ModelConfig):
         """Tokens that the layers see."""
         return self.lookback
 
+    @property
+    def is_rotary(self) -> bool:
+        """True where positions are told by turning queries and keys."""
+        return False
+
+    @property
+    def is_causal(self) -> bool:
+        """True where no token sees a later one."""
+        return self.attention_options.get("causal") is True
+
     @model_validator(mode="after")
     def _widths(self) -> TransformerConfig:
         if self.d_model % self.n_heads:
@@ -42,6 +52,8 @@ class TransformerConfig(ModelConfig):
     @model_validator(mode="after")
     def _attention_can_be_built(self) -> TransformerConfig:
         """An unknown mechanism or option is refused here, before anything is read or written."""
+        if "rotary" in self.attention_options:
+            raise ValueError("attention_options: rotary positions are named by positions: rotary")
         with torch.random.fork_rng(devices=[]):
             self.build_attention()
         return self
@@ -58,6 +70,7 @@ class TransformerConfig(ModelConfig):
             "n_heads": self.n_heads,
             "seq_len": self.n_tokens,
             "dropout": self.dropout,
+            "rotary": self.is_rotary,
         }
         return build_attention(self.attention, **(own | self.attention_options), **shared)
 

@@ -17,12 +17,16 @@ from longtape.models.batch import Batch
 class BatchSource:
     """Batches of a panel for a fitted model; what the model reads of each row is computed once.
 
-    `block`: so many of the origins of each batch, as they are asked for, are consecutive rows.
+    `block`: so many of the origins of each batch, as they are asked for, are consecutive rows. `trained`: the rows
+    whose labels may be learnt, where the model reads labels of rows before the origin.
     """
 
-    def __init__(self, model: Model, panel: Panel, block: int = 1) -> None:
+    def __init__(self, model: Model, panel: Panel, block: int = 1, trained: Rows | None = None) -> None:
         self.panel, self.lookback, self.steps = panel, model.config.lookback, model.future_steps
-        self.block = block
+        self.reads_calendar, self.block = model.config.reads_calendar, block
+        self.label_offsets = model.label_offsets if trained is not None else model.label_offsets[:0]
+        self.trained = np.zeros(len(panel), bool)
+        self.trained[[] if trained is None else trained] = True
         self.row_inputs = torch.from_numpy(model.row_inputs(panel))
         self.all_present = bool(panel.present.all())
 
@@ -36,9 +40,11 @@ class BatchSource:
             known_at=torch.from_numpy(panel.known_at[origins]),
             rows=self.row_inputs[origins],
             marks=torch.from_numpy(panel.mark_positions(origins, self.lookback)),
+            calendar=self._calendar(origins),
             future=torch.from_numpy(panel.future(origins, self.steps)),
             y=torch.from_numpy(y).float(),
             y_present=torch.from_numpy(np.isfinite(y)),
+            y_rows=self._earlier_labels(origins),
             n_shared=panel.n_shared,
             block=self.block,
         )
@@ -46,6 +52,16 @@ class BatchSource:
     def batches(self, order: Iterable[Rows]) -> Iterator[Batch]:
         """A batch for each array of origins, read ahead by a thread."""
         return prefetch(self.batch, order)
+
+    def _calendar(self, origins: Rows) -> torch.Tensor:
+        if not self.reads_calendar:
+            return torch.empty(len(origins), self.lookback, 0)
+        return torch.from_numpy(self.panel.calendar_of(origins, self.lookback))
+
+    def _earlier_labels(self, origins: Rows) -> torch.Tensor:
+        rows = origins[:, None] + self.label_offsets
+        labels = np.where(self.trained[rows][..., None], self.panel.targets[rows], np.nan)
+        return torch.from_numpy(labels).float()
 
     def _present(self, origins: Rows) -> torch.Tensor:
         n_assets = len(self.panel.assets)

@@ -52,7 +52,7 @@ class Trainer:
         going_on = resume and self.checkpoint.exists()
         if not going_on:
             self.model.fit(self.panel, self.train, self.validation)
-        self.source = BatchSource(self.model, self.panel, self.model.config.block)
+        self.source = BatchSource(self.model, self.panel, self.model.config.block, self.train)
         self.model.to(self.execution.device)
         if not self.model.is_trained:
             return self._begun().history

@@ -31,6 +31,7 @@ from longtape.forecasting.intervals import Calibration
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
 from longtape.models.registry import build_model
+from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
 from longtape.training.loop import Trainer
@@ -65,6 +66,11 @@ class ExperimentPipeline:
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
         """Training, validation, calibration and test origins, as configured or at the borders of `periods`."""
         return chronological(panel, self.lookback, periods or self.experiment.split)
+
+    def refuse_short(self, split: Split) -> None:
+        """UserError where a period holds no whole block of the windows that the loss takes together."""
+        for rows in (split.train, split.validation) if self.experiment.model.trains else ():
+            in_blocks(rows, self.experiment.model.block)
 
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
         """The test period of the experiment's split, block by block."""
