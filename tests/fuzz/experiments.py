@@ -224,19 +224,23 @@ def _training(rng: Rng) -> Document:
     }
 
 
+WARM_UP = 180  # bars that recursive features lack at the beginning, and labels at the end
+
+
 def _split(rng: Rng, market: Market, document: Document) -> None:
     way = rng.choice(["default", "fractions", "few", "dates", "dates until"], p=[0.2, 0.2, 0.1, 0.25, 0.25])
     if way == "default":
         return
     split: Document = {"embargo": int(rng.choice([0, 0, 3]))}
-    horizon = max(horizon_of(target) for target in document["targets"])
+    gap = split["embargo"] + max(horizon_of(target) for target in document["targets"])
     if way in ("fractions", "few"):
         split["train"] = float(rng.choice([0.6, 0.7]))
-        split["validation"] = (
-            0.2 if way == "fractions" else round((2 * (horizon + split["embargo"]) + 12) / 200, 4)
-        )
+        origins = max(len(market.shared_opens()) - document["model"]["lookback"] - WARM_UP, 80)
+        few = min((2 * gap + 12) / origins, 0.4)
+        split["validation"] = round(few if way == "few" else max(0.2, few), 4)
+        split["train"] = min(split["train"], 0.5 if few > 0.2 else 0.7)
     else:
-        split |= _dates(rng, market, document, split["embargo"] + horizon, until=way == "dates until")
+        split |= _dates(rng, market, document, gap, until=way == "dates until")
     document["split"] = split
 
 

@@ -190,7 +190,10 @@ def _trading_day(local: pl.Series) -> Flags:
 
 @lru_cache(maxsize=64)
 def _sessions(calendar: str, first_day: int, last_day: int) -> list[tuple[int, int, int]]:
-    """(day, open, close) of an exchange's sessions in UTC milliseconds; half days and holidays as they were."""
+    """(day, open, close) of an exchange's sessions in UTC milliseconds; half days and holidays as they were.
+
+    The library's whole day of CME's includes the hour of maintenance that ends it.
+    """
     import exchange_calendars as calendars
 
     span = [str(np.datetime64(day, "D")) for day in (first_day - 7, last_day + 7)]
@@ -199,7 +202,11 @@ def _sessions(calendar: str, first_day: int, last_day: int) -> list[tuple[int, i
     days, opens, closes = (
         one.to_numpy().astype("datetime64[ms]").astype(np.int64).tolist() for one in moments
     )
-    return list(zip(days, opens, closes, strict=True))
+    pause = HOUR if calendar == "CMES" else 0
+    return [
+        (day, first, last - pause * (last - first == DAY))
+        for day, first, last in zip(days, opens, closes, strict=True)
+    ]
 
 
 @lru_cache(maxsize=64)

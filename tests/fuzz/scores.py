@@ -47,13 +47,12 @@ def _sums_ahead(series: Floats, h: int) -> Floats:
 
 
 def training_labels(trial: Trial, symbol: str, target: str, h: int) -> Floats | None:
-    """About those that were trained on: the first part of what was known before the test."""
-    count, late = trial.walked.windows("training"), trial.walked.windows("validation")
+    """Those that were trained on: the last ones known before the border of training."""
+    count, border = trial.walked.windows("training"), trial.walked.facts["periods"]["train_until"]
     label, ends = labels(trial, symbol, target, h) if trial.case.market.whole else (None, None)
     if label is None or ends is None or count is None:
         return None
-    known = label[np.isfinite(label) & (ends <= times(trial.walked.forecast).min())]
-    return known[: len(known) - (late or 0)][-count:]
+    return label[np.isfinite(label) & (ends <= border)][-count:]
 
 
 def score(name: str, rows: pl.DataFrame) -> float:

@@ -189,8 +189,9 @@ def chronological(panel: Panel, lookback: int, config: SplitConfig | Periods) ->
     for name, rows in asked.items():
         if not len(rows):
             raise UserError(
-                f"split: the {name} period holds no usable origin; with lookback {lookback} they run from"
-                f" {iso(int(panel.timestamps[candidates[0]]))} to {iso(int(panel.timestamps[candidates[-1]]))}"
+                f"split: no origin of the {name} period has its label within it, less an embargo of {borders.embargo};"
+                f" with lookback {lookback} origins run from {iso(int(panel.timestamps[candidates[0]]))} to"
+                f" {iso(int(panel.timestamps[candidates[-1]]))}: make the period longer or horizons shorter"
             )
     return split
 
