@@ -14,6 +14,7 @@ from longtape.attention import MECHANISMS
 from longtape.backtest.signals import SIGNALS, signal_options
 from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
+from longtape.models.registry import config_of
 from tests.fuzz import schema
 from tests.fuzz.markets import Market, Plan, describe, draw_plan, make_market
 
@@ -53,6 +54,14 @@ HANDLED = {
     "data.drop_last", "data.kind", "backtest.signal.holding", "backtest.signal.long_only", "backtest.costs.funding",
     "backtest.fill", "forecast.intervals", "model.skip", "backtest.signal.cost",
 }  # fmt: skip
+CAUSAL = ("full", "flash", "local", "longformer", "bigbird", "performer")
+NETWORKS = ("informer",)
+GLOBAL_TOKENS = ("encoder",)
+OTHER_MODELS = {
+    "return": ("zero", "mean", "ar1"),
+    "path": ("zero", "mean", "ar1"),
+    "volatility": ("mean", "log_har"),
+}
 CLOSED_FORMS = {
     "return": ("zero", "mean", "last_value", "ar1", "ridge", "ols", "dlinear"),
     "volatility": ("mean", "last_value", "random_walk", "ewma", "log_har", "log_har_mean", "garch"),
@@ -120,6 +129,7 @@ def draw(seed: int) -> Case:
     if plan.symbols > 1 and rng.random() < 0.15 and plan.symbols >= least and not plan.twins:
         document["symbols"] = market.symbols[:-1]
     _weights(np.random.default_rng([seed, 3]), document)
+    _other_model(np.random.default_rng([seed, 4]), document)
     document, refused = _with_extras(rng, document)
     return Case(seed, market, document, refused, _said(plan, document))
 
@@ -347,12 +357,43 @@ def _weights(rng: Rng, document: Document) -> None:
     kinds = {kind_of(target) for target in document["targets"]} & {"return", "path"}
     head: Document = {"name": str(rng.choice(WEIGHTS)), "long_only": bool(rng.random() < 0.5)}
     if rng.random() < 0.5 or head["name"] == "sharpe":
-        head |= {"turnover_cost": 0.001, "block": 8}
+        head |= {"turnover_cost": 0.001, "block": 4}
     document["model"].setdefault("heads", {}).update(dict.fromkeys(sorted(kinds), head))
     document["backtest"].pop("traded", None)
     for key in ("options", "cost"):
         signal.pop(key, None)
     signal["name"] = "allocation"
+
+
+def _dense(rng: Rng, document: Document) -> None:
+    """Now and then a causal encoder that also learns from every token."""
+    model = document["model"]
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    if weights or model["attention"] not in CAUSAL or rng.random() > 0.1:
+        return
+    model.setdefault("attention_options", {})["causal"] = True
+    model["dense"] = 0.3
+
+
+def _other_model(rng: Rng, document: Document) -> None:
+    """Now and then a model of another kind, which keeps what it knows of the encoder's options."""
+    if rng.random() > 0.15:
+        return _dense(rng, document)
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    kinds = {kind_of(target) for target in document["targets"]}
+    closed = set.intersection(*(set(OTHER_MODELS.get(kind, ())) for kind in kinds))
+    kind = str(rng.choice([*NETWORKS, *sorted(() if weights else closed)]))
+    model = {key: value for key, value in document["model"].items() if key in config_of(kind).model_fields}
+    model["kind"] = kind
+    if kind == "informer":
+        model |= {"n_layers": 2, "replicas": int(rng.choice([0, 1])), "calendar": bool(rng.random() < 0.5)}
+        if model["attention"] in ("linformer", "reformer"):
+            model["decoder_attention"] = "flash"
+    if kind not in NETWORKS:
+        document.get("forecast", {}).pop("intervals", None)
+    if kind not in GLOBAL_TOKENS:
+        document.pop("marks", None)
+    document["model"] = model
 
 
 def _option(rng: Rng, name: str, default: float | None) -> float | None:
@@ -414,6 +455,10 @@ def _values(path: str, document: Document) -> list[Any]:
         return schema.choices(path) or ["conformal", "cqr", "quantile", "student_t", "adaptive"]
     if path == "training.seeds":
         return [2]
+    if path == "model.static":
+        return [document["features"][1:]]
+    if path == "model.auxiliary":
+        return [{"volatility(7)": 0.5}, {"up(4)": 0.2, "path(2)": 0.1}]
     if (
         path.startswith("backtest.")
         and last in ACCOUNT
@@ -438,7 +483,7 @@ def _said(plan: Plan, document: Document) -> Document:
         "heads": [
             f"{kind}: {head['name'] if isinstance(head, dict) else head}" for kind, head in heads.items()
         ],
-        "attention": model["attention"],
+        "attention": model.get("attention", "none"),
         "model": model.get("kind", "encoder"),
         "missing": document["missing"],
         "signal": backtest.get("signal", {}).get("name", "none"),

@@ -30,6 +30,10 @@ CASES = {
         "dense": 0.3, "attention": "bigbird", "attention_options": {"causal": True, "block_size": 4},
         "heads": {"volatility": {"name": "volatility", "clip": 1.5}},
     },
+    "informer": {
+        "kind": "informer", "attention": "probsparse", "attention_options": {"factor": 1}, "lookback": 25,
+        "n_layers": 3, "replicas": 2, "auxiliary": {"path(3)": 0.2},
+    },
 }  # fmt: skip
 
 

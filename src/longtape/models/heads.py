@@ -75,7 +75,8 @@ class Head(nn.Module):
     """n targets of one kind for each of A assets. `scale` [A, n] is the deviation of the training targets.
 
     A vector for each window [B, d_model] has an output row for each asset; a vector for each asset [B, A, d_model] has
-    rows that all assets share (`shared`), so that the size of the head does not grow with their number.
+    rows that all assets share (`shared`), so that the size of the head does not grow with their number; a vector for
+    each target [B, n, d_model] has rows that the targets of a group share (`groups` [n]), as the steps of a path do.
     """
 
     Config: ClassVar[type[HeadConfig]] = HeadConfig
@@ -91,26 +92,38 @@ class Head(nn.Module):
         *,
         config: HeadConfig | None = None,
         shared: bool = False,
+        groups: Sequence[int] = (),
         n_classes: int = 0,
     ) -> None:
         super().__init__()
+        self.groups = list(groups)
         self.config = config or self.Config()
         self.shared, self.n_classes = shared, n_classes
         self.n_outputs = n_classes or self.n_outputs
         self.register_buffer("scale", scale.float())
         self.n_rows = 1 if shared else len(scale)
-        self.linear = nn.Linear(d_model, self.n_rows * scale.shape[1] * self.n_outputs)
+        n_columns = max(self.groups) + 1 if self.groups else scale.shape[1]
+        self.linear = nn.Linear(d_model, self.n_rows * n_columns * self.n_outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, vector: Tensor, base: Tensor, factor: Tensor | None = None) -> Distribution:
-        """Vectors [B, d_model] or, shared, [B, A, d_model], and the baseline [B, A, n] → distribution [B, A, n].
+        """Vectors as the head takes them and the baseline [B, A, n] → distribution [B, A, n].
 
         Outputs are in units of `scale`, or of `factor` [B, A, 1] times that.
         """
-        n_rows = vector.shape[1] if self.shared else self.n_rows
-        raw = self.linear(vector).view(len(vector), n_rows, self.scale.shape[1], self.n_outputs)
-        return self.distribution(raw.float(), base, self.scale if factor is None else self.scale * factor)
+        raw = self._outputs(vector).float()
+        return self.distribution(raw, base, self.scale if factor is None else self.scale * factor)
+
+    def _outputs(self, vector: Tensor) -> Tensor:
+        """[B, A, n, n_outputs]."""
+        out: Tensor = self.linear(vector)
+        if not self.groups:
+            n_rows = vector.shape[1] if self.shared else self.n_rows
+            return out.view(len(vector), n_rows, self.scale.shape[1], self.n_outputs)
+        out = out.view(*vector.shape[:2], self.n_rows, -1, self.n_outputs)  # [B, n, A, groups, n_outputs]
+        of_target = [out[:, k, :, group] for k, group in enumerate(self.groups)]
+        return torch.stack(of_target, 2)
 
     @abstractmethod
     def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -105,14 +105,19 @@ class Network(Model):
         self.baselines = nn.ModuleDict({kind: self._build_baseline(kind) for kind in kinds})
 
     def predict(
-        self, vectors: Tensor, scaled: Tensor, rows: Tensor, factor: Tensor | None = None
+        self,
+        vectors: Tensor | Mapping[str, Tensor],
+        scaled: Tensor,
+        rows: Tensor,
+        factor: Tensor | None = None,
     ) -> Prediction:
-        """Vectors [B, d_model] (or as the heads take them), scaled windows [B, L, C] and row inputs [B, S]; by what the
-        unit of the outputs is multiplied, [B, A, 1].
+        """Vectors as the heads take them, of all kinds or of each; scaled windows [B, L, C] and row inputs [B, S]; by
+        what the unit of the outputs is multiplied, [B, A, 1].
         """
         parts: list[Distribution] = []
         for kind, base in self.starts(scaled, rows):
-            parts.append(self.heads[kind](vectors, base, factor))
+            own = vectors if isinstance(vectors, Tensor) else vectors[kind]
+            parts.append(self.heads[kind](own, base, factor))
         return Prediction(tuple(parts), self.kind_columns, self.loss_weights)
 
     @property
@@ -163,7 +168,11 @@ class Network(Model):
     def _build_head(self, kind: str, d_model: int) -> Head:
         config, classes = self.config.head_config(kind), target_kind(kind).classes
         head: type[Head] = HEADS.load(config.name)
-        return head(d_model, self.scale_of(kind), config=config, n_classes=classes)
+        return head(d_model, self.scale_of(kind), config=config, n_classes=classes, **self.head_form(kind))
+
+    def head_form(self, kind: str) -> dict[str, Any]:
+        """How the head of a kind takes its vectors: one for each window, or `shared`, or `groups`."""
+        return {}
 
     def _build_baseline(self, kind: str) -> LinearBaseline:
         head = self._head(kind)

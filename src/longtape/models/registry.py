@@ -10,6 +10,7 @@ MODELS = Registry(
     "model",
     {
         "encoder": "longtape.models.encoder:EncoderForecaster",
+        "informer": "longtape.models.informer:Informer",
         "zero": "longtape.models.closed_forms:Zero",
         "mean": "longtape.models.closed_forms:Mean",
         "equal_weight": "longtape.models.closed_forms:EqualWeight",
