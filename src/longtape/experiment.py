@@ -5,6 +5,7 @@ Every section is the configuration of the room that does the work. Unknown keys 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -93,11 +94,21 @@ class Experiment(BaseModel):
         for symbol in self.symbols or []:
             if symbol not in self.data.symbols:
                 raise unknown_name("symbol", symbol, self.data.symbols, "symbols")
-        plain = [str(parse(text)) for text in self.targets]
+        self.model.refuse_features([str(parse(text)) for text in self.features])
+        plain = [str(parse(text)) for text in (*self.targets, *self.model.auxiliary_targets)]
         for text in plain:
             if plain.count(text) > 1:
                 raise UserError(f"targets: '{text}' is listed twice")
-        self.model.refuse_targets(self.kinds)
+        kinds = self.kinds | _kinds_of(self.model.auxiliary_targets)
+        self.model.refuse_targets(kinds)
+        return self
+
+    @model_validator(mode="after")
+    def _events_have_no_calendar(self) -> Experiment:
+        if self.model.reads_calendar and self.data.kind != "candles":
+            raise ValueError(
+                "model.calendar: events come at no fixed time, so the calendar says nothing of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -105,7 +116,7 @@ class Experiment(BaseModel):
         if self.has_account:
             expressions = [parse(text) for text in self.targets]
             targets = [
-                Target(str(one), find_target(one).kind, horizon)
+                Target(str(one), self.model.forecast_kind(target_kind(find_target(one).kind)).name, horizon)
                 for one in expressions
                 for horizon in target_horizons(one)
             ]
@@ -117,8 +128,18 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _intervals_fit_the_heads(self) -> Experiment:
         for kind in self.kinds.values():
-            if kind.error is not None:
+            if self.model.forecast_kind(kind).error is not None:
                 self.forecast.method(self.model.head_of(kind))
+        return self
+
+    @model_validator(mode="after")
+    def _batches_hold_whole_blocks(self) -> Experiment:
+        size, block = self.training.batch_size, self.model.block
+        if size % block:
+            raise ValueError(
+                f"training.batch_size: {size} windows do not hold whole blocks of {block} consecutive ones, which"
+                " the loss of the head asks for (model.heads)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -173,8 +194,7 @@ class Experiment(BaseModel):
     @property
     def kinds(self) -> dict[str, TargetKind]:
         """The kinds of target by name, in order of appearance."""
-        found = [find_target(parse(text)).kind for text in self.targets]
-        return {name: target_kind(name) for name in found}
+        return _kinds_of(self.targets)
 
     @property
     def has_account(self) -> bool:
@@ -185,7 +205,11 @@ class Experiment(BaseModel):
     def feature_config(self) -> FeaturesConfig:
         """The section that the features room takes."""
         return FeaturesConfig(
-            features=self.features, targets=self.targets, symbols=self.symbols, missing=self.missing
+            features=self.features,
+            targets=self.targets,
+            auxiliary=list(self.model.auxiliary_targets),
+            symbols=self.symbols,
+            missing=self.missing,
         )
 
     def to_yaml(self) -> str:
@@ -197,6 +221,11 @@ class Experiment(BaseModel):
         chosen = self.split.model_dump(mode="json", exclude_none=True, exclude={"train", "validation"})
         document["split"] = by_fractions if self.split.train_until is None else chosen
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _kinds_of(targets: Iterable[str]) -> dict[str, TargetKind]:
+    found = [find_target(parse(text)).kind for text in targets]
+    return {name: target_kind(name) for name in found}
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:

@@ -14,6 +14,7 @@ from longtape.attention import MECHANISMS
 from longtape.backtest.signals import SIGNALS, signal_options
 from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
+from longtape.models.registry import config_of
 from tests.fuzz import schema
 from tests.fuzz.markets import Market, MarketSpec, describe, draw_spec, make_market
 
@@ -27,6 +28,7 @@ FEATURES = (
 LONGER = {"1m": "5m", "5m": "30m", "30m": "2h", "1h": "4h", "4h": "8h", "1d": "2d"}
 HEADS = {"return": ("regression", "huber", "student_t", "quantile"), "volatility": ("volatility",)}
 HEADS["path"] = HEADS["return"]
+WEIGHTS = ("allocation", "sharpe")
 ATTENTION: dict[str, Document] = {
     "local": {"block_size": 4, "window_size": 3},
     "longformer": {"window_size": 5, "n_global": 1},
@@ -50,8 +52,16 @@ ACCOUNT: dict[str, tuple[Any, ...]] = {
 HANDLED = {
     "model.attention", "model.kind", "model.assets", "training.device", "audit", "missing", "data.source",
     "data.drop_last", "data.kind", "backtest.signal.holding", "backtest.signal.long_only", "backtest.costs.funding",
-    "backtest.fill", "forecast.intervals", "model.skip",
+    "backtest.fill", "forecast.intervals", "model.skip", "backtest.signal.cost",
 }  # fmt: skip
+CAUSAL = ("full", "flash", "local", "longformer", "bigbird", "performer")
+NETWORKS = ("informer",)
+GLOBAL_TOKENS = ("encoder",)
+OTHER_MODELS = {
+    "return": ("zero", "mean", "ar1"),
+    "path": ("zero", "mean", "ar1"),
+    "volatility": ("mean", "log_har"),
+}
 CLOSED_FORMS = {
     "return": ("zero", "mean", "last_value", "ar1", "ridge", "ols", "dlinear"),
     "volatility": ("mean", "last_value", "random_walk", "ewma", "log_har", "log_har_mean", "garch"),
@@ -118,6 +128,8 @@ def draw(seed: int) -> Case:
     least = 3 if schema.get(document, "backtest.signal.name") == "rank" else 2
     if spec.symbols > 1 and rng.random() < 0.15 and spec.symbols >= least and not spec.twins:
         document["symbols"] = market.symbols[:-1]
+    _weights(np.random.default_rng([seed, 3]), document)
+    _other_model(np.random.default_rng([seed, 4]), document)
     document, refused = _with_extras(rng, document)
     return Case(seed, market, document, refused, _said(spec, document))
 
@@ -337,6 +349,53 @@ def _signals(spec: MarketSpec, document: Document, traded: str) -> list[str]:
     return [name for name in SIGNALS if name not in unfit]
 
 
+def _weights(rng: Rng, document: Document) -> None:
+    """Now and then the head of what is traded gives weights, which the account takes as they are."""
+    signal = schema.get(document, "backtest.signal")
+    if signal is None or rng.random() > 0.12:
+        return
+    kinds = {kind_of(target) for target in document["targets"]} & {"return", "path"}
+    head: Document = {"name": str(rng.choice(WEIGHTS)), "long_only": bool(rng.random() < 0.5)}
+    if rng.random() < 0.5 or head["name"] == "sharpe":
+        head |= {"turnover_cost": 0.001, "block": 4}
+    document["model"].setdefault("heads", {}).update(dict.fromkeys(sorted(kinds), head))
+    document["backtest"].pop("traded", None)
+    for key in ("options", "cost"):
+        signal.pop(key, None)
+    signal["name"] = "allocation"
+
+
+def _dense(rng: Rng, document: Document) -> None:
+    """Now and then a causal encoder that also learns from every token."""
+    model = document["model"]
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    if weights or model["attention"] not in CAUSAL or rng.random() > 0.1:
+        return
+    model.setdefault("attention_options", {})["causal"] = True
+    model["dense"] = 0.3
+
+
+def _other_model(rng: Rng, document: Document) -> None:
+    """Now and then a model of another kind, which keeps what it knows of the encoder's options."""
+    if rng.random() > 0.15:
+        return _dense(rng, document)
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    kinds = {kind_of(target) for target in document["targets"]}
+    closed = set.intersection(*(set(OTHER_MODELS.get(kind, ())) for kind in kinds))
+    kind = str(rng.choice([*NETWORKS, *sorted(() if weights else closed)]))
+    model = {key: value for key, value in document["model"].items() if key in config_of(kind).model_fields}
+    model["kind"] = kind
+    if kind == "informer":
+        model |= {"n_layers": 2, "replicas": int(rng.choice([0, 1])), "calendar": bool(rng.random() < 0.5)}
+        if model["attention"] in ("linformer", "reformer"):
+            model["decoder_attention"] = "flash"
+    if kind not in NETWORKS:
+        document.get("forecast", {}).pop("intervals", None)
+    if kind not in GLOBAL_TOKENS:
+        document.pop("marks", None)
+    document["model"] = model
+
+
 def _option(rng: Rng, name: str, default: float | None) -> float | None:
     if default is not None and rng.random() < 0.5:
         return None
@@ -396,6 +455,10 @@ def _values(path: str, document: Document) -> list[Any]:
         return schema.choices(path) or ["conformal", "cqr", "quantile", "student_t", "adaptive"]
     if path == "training.seeds":
         return [2]
+    if path == "model.static":
+        return [document["features"][1:]]
+    if path == "model.auxiliary":
+        return [{"volatility(7)": 0.5}, {"up(4)": 0.2, "path(2)": 0.1}]
     if (
         path.startswith("backtest.")
         and last in ACCOUNT
@@ -417,8 +480,10 @@ def _said(spec: MarketSpec, document: Document) -> Document:
     split = document.get("split", {})
     return describe(spec) | {
         "targets": "+".join(targets),
-        "heads": [f"{kind}: {name}" for kind, name in heads.items()],
-        "attention": model["attention"],
+        "heads": [
+            f"{kind}: {head['name'] if isinstance(head, dict) else head}" for kind, head in heads.items()
+        ],
+        "attention": model.get("attention", "none"),
         "model": model.get("kind", "encoder"),
         "missing": document["missing"],
         "signal": backtest.get("signal", {}).get("name", "none"),

@@ -41,6 +41,11 @@ def pinball(actual: Floats, quantile: Floats, level: float) -> Floats:
     return (actual - quantile) * (level - (actual < quantile))
 
 
+def negative_return(actual: Floats, share: Floats) -> Floats:
+    """−w·(e^y − 1): what a share w of the equity loses on a log return y."""
+    return -share * np.expm1(actual)
+
+
 def log_loss(actual: Floats, probabilities: Floats) -> Floats:
     """−ln p of the class that came, from classes [n] and probabilities [n, M] (Good 1952)."""
     hit = probabilities[np.arange(len(actual)), actual.astype(np.int64)]

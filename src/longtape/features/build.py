@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,7 @@ class FeaturesConfig(BaseModel):
         min_length=1,
         description="Targets such as return(24), volatility(24), direction(1, 0.001)",
     )
+    auxiliary: list[str] = Field([], description="Targets that a model learns beside and does not forecast")
     symbols: list[str] | None = Field(
         None,
         description="Symbols to forecast; the others are only read by of(…) and cross-sections. All by default",
@@ -228,7 +230,13 @@ def _matrix(series: Sequence[Array]) -> npt.NDArray[np.float32]:
 def _targets(
     tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
 ) -> tuple[Array, tuple[TargetColumn, ...], Milliseconds]:
-    labels = [pair for a in assets for text in config.targets for pair in _labels(parse(text), tables[a])]
+    asked = [(text, False) for text in config.targets] + [(text, True) for text in config.auxiliary]
+    labels = [
+        (replace(column, auxiliary=auxiliary), label)
+        for asset in assets
+        for text, auxiliary in asked
+        for column, label in _labels(parse(text), tables[asset])
+    ]
     columns = tuple(column for column, _ in labels)
     first = tables[assets[0]]
     opens, closes = _clock_ahead(first, max(column.horizon for column in columns))

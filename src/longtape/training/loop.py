@@ -17,7 +17,7 @@ from longtape.features.panel import Panel, Rows
 from longtape.features.windows import Sampler
 from longtape.models.base import Model
 from longtape.models.batch import Batch
-from longtape.training.batches import BatchSource, in_order
+from longtape.training.batches import BatchSource, in_blocks, in_order
 from longtape.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from longtape.training.config import TrainingConfig
 from longtape.training.execution import Execution
@@ -41,8 +41,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.execution = Execution.of(self.config)
-        size = self.config.batch_size * self.config.accumulate
-        self.sampler = Sampler(len(self.train), size, self.seed)
+        block = self.model.config.block
+        self.blocks, self.checked = in_blocks(self.train, block), in_blocks(self.validation, block)
+        size = max(1, self.config.batch_size // block) * self.config.accumulate
+        self.sampler = Sampler(len(self.blocks), size, self.seed)
         self.steps = max(1, len(self.sampler) // self.config.stride)
 
     def fit(self, resume: bool = False) -> list[dict[str, float]]:
@@ -50,7 +52,7 @@ class Trainer:
         going_on = resume and self.checkpoint.exists()
         if not going_on:
             self.model.fit(self.panel, self.train, self.validation)
-        self.source = BatchSource(self.model, self.panel)
+        self.source = BatchSource(self.model, self.panel, self.model.config.block, self.train)
         self.model.to(self.execution.device)
         if not self.model.is_trained:
             return self._begun().history
@@ -66,6 +68,7 @@ class Trainer:
                 save_checkpoint(self.checkpoint, self.model, self.optimizer, best, at)
         self.model.load_state_dict(best)
         self.model.eval()
+        self.model.calibrate(self.source.batches(in_order(self.checked, self.config.batch_size)))
         return at.history
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
@@ -108,7 +111,7 @@ class Trainer:
         cycle, part = divmod(epoch, self.config.stride)
         for step in range(start, self.steps):
             at = min(step * self.config.stride + part, len(self.sampler) - 1)
-            yield self.train[self.sampler.batch(cycle, at)]
+            yield self.blocks[self.sampler.batch(cycle, at)].ravel()
 
     def _step(self, batch: Batch, number: int) -> float:
         config = self.config
@@ -134,7 +137,7 @@ class Trainer:
     def validate(self) -> float:
         """Mean loss over the validation windows."""
         self.model.eval()
-        order = in_order(self.validation, self.config.batch_size, self.config.validation_stride)
+        order = in_order(self.checked, self.config.batch_size, self.config.validation_stride)
         total, count = 0.0, 0
         for batch in self.source.batches(order):
             total += float(self._loss(batch)) * len(batch)

@@ -62,6 +62,7 @@ def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = F
     Execution.of(experiment.training)  # a device that is not there is said before anything is read
     data = RunData.of(experiment)
     say(data.summary())
+    data.pipeline.refuse_short(data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
     data.require_funding()
