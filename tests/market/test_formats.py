@@ -245,7 +245,7 @@ def test_what_looks_like_something_else_is_not_taken_for_it(tmp_path):
 
 @pytest.mark.parametrize("form", ["2023-{:02}", "{} 2023"])
 def test_months_without_a_day(tmp_path, form):
-    names = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+    names = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
     months = [form.format(i + 1 if "-" in form else names[i]) for i in range(12)]
     (tmp_path / "x.csv").write_text(rows(months, header=HEAD))
     [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1M")

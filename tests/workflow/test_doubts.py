@@ -58,7 +58,7 @@ def test_symbols_stamped_in_two_ways_are_said_before_training_and_the_verdict_do
 def test_closes_alone_are_traded_at_the_next_close(tmp_path):
     candle_frame(900).select("timestamp", "close").write_parquet(tmp_path / "AAA.parquet")
     data = {"data": {"symbols": ["AAA"]}}
-    with pytest.raises(UserError, match="no opens to fill at; name backtest.fill: next_close"):
+    with pytest.raises(UserError, match=r"no opens to fill at; name backtest.fill: next_close"):
         train(experiment(tmp_path, **data), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     made = run(experiment(tmp_path, **data, backtest={"fill": "next_close"}, audit=True), tmp_path / "out")

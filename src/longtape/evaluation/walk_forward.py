@@ -20,7 +20,7 @@ from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
 from longtape.market.rows import Rows as MarketRows
 
-PLAN = "plan.json"
+IDENTITY_FILE = "plan.json"  # what the kept folds are of
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,8 @@ def walk_forward(
                 f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
             )
             fitted = _fitted(pipeline, panel, fold, out, number)
-            with atomic_path(path) as beside:
-                fitted.forecast(panel, fold.test).write_parquet(beside, compression="zstd")
+            with atomic_path(path) as temporary:
+                fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
         parts.append(pl.read_parquet(path))
     return WalkForward(panel, tuple(folds), pl.concat(parts))
 
@@ -89,27 +89,28 @@ def _fitted(pipeline: Pipeline, panel: Panel, fold: Split, out: Path, number: in
         ) from None
 
 
-def _begin(out: Path, plan: dict[str, Any], resume: bool) -> None:
+def _begin(out: Path, identity: dict[str, Any], resume: bool) -> None:
     # A hidden file is what a killed writer left: it is no part of a record.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        write_json(out / PLAN, plan)
+        write_json(out / IDENTITY_FILE, identity)
         return
     if not resume:
         raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
-    if not (out / PLAN).exists():
+    if not (out / IDENTITY_FILE).exists():
         raise UserError(
             f"{out}: was not made by this experiment, nor by any walk forward; name another folder"
         )
-    if (found := first_difference(_read(read_json(out / PLAN)), _read(plan))) is not None:
+    if (found := first_difference(_read(read_json(out / IDENTITY_FILE)), _read(identity))) is not None:
         key, before, now = found
         raise UserError(
-            f"{out}: was not made by this experiment on these data: it began with {key} = {before}, and is asked to go on"
-            f" with {now}; resume with the same, or name another folder"
+            f"{out}: was not made by this experiment on these data: it began with {key} = {before}, and is asked to go"
+            f" on with {now}; resume with the same, or name another folder"
         )
 
 
-def _read(plan: dict[str, Any]) -> dict[str, Any]:
-    """A plan whose experiment is a document, so that a key of it can be named."""
-    document = yaml.safe_load(plan["experiment"]) if isinstance(plan.get("experiment"), str) else None
-    rest = {name: value for name, value in plan.items() if name != "experiment"}
-    return {**(document if isinstance(document, dict) else {"experiment": plan.get("experiment")}), **rest}
+def _read(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity whose experiment is a document, so that a key of it can be named."""
+    given = identity.get("experiment")
+    document = yaml.safe_load(given) if isinstance(given, str) else None
+    rest = {name: value for name, value in identity.items() if name != "experiment"}
+    return {**(document if isinstance(document, dict) else {"experiment": given}), **rest}

@@ -21,7 +21,7 @@ Matrix = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Lead:
-    """Returns of `follower` agree with those of `leader` one bar before: |correlation| `shifted`; `same` at the same bar."""
+    """`follower` agrees with `leader` one bar before: |correlation| of returns `shifted`; `same` at the same bar."""
 
     leader: str
     follower: str

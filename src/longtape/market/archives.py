@@ -76,9 +76,9 @@ def _stream(raw: IO[bytes], start: bytes) -> IO[bytes]:
     if start[:2] == b"\x1f\x8b":
         unpacked = io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK)
     elif start[:3] == b"BZh":
-        unpacked = bz2.BZ2File(raw)  # noqa: SIM115  its file is closed by who opened it
+        unpacked = bz2.BZ2File(raw)
     elif start == b"\xfd7zXZ\x00":
-        unpacked = lzma.LZMAFile(raw)
+        unpacked = lzma.LZMAFile(raw)  # noqa: SIM115  the file below is closed by who opened it
     elif start[:4] == b"\x28\xb5\x2f\xfd":
         unpacked = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), _CHUNK)
     return unpacked

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.arrays import Flags, Floats
 from longtape.core.clock import Milliseconds, iso, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
@@ -18,8 +19,6 @@ from longtape.core.shown import Shown
 from longtape.market.frames import to_pandas
 from longtape.market.timestamps import TimeUnit, in_utc
 
-Flags = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 Moment = str | datetime | date | int
 
 

@@ -82,6 +82,7 @@ def train(
     data = RunData.of(experiment)
     say(data.summary())
     data.warn_of_leads()
+    data.pipeline.refuse_short(data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
     data.require_funding()
@@ -377,8 +378,8 @@ def write_frame(frame: pl.DataFrame, path: str | Path) -> None:
     """Write a frame as Parquet or CSV, by the name's ending."""
     path = Path(path)
     refuse_ending(path)
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         if path.suffix == ".csv":
-            frame.write_csv(beside)
+            frame.write_csv(temporary)
         else:
-            frame.write_parquet(beside, compression="zstd")
+            frame.write_parquet(temporary, compression="zstd")
