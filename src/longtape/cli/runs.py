@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,11 +53,15 @@ def train(
     """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
 
     Example: longtape train examples/btc_hourly.yaml --out runs/btc -o training.epochs=3
+
+    Several processes: torchrun --nproc-per-node 2 -m longtape train EXPERIMENT --out RUN
     """
     from longtape.experiment import load_experiment
     from longtape.workflow import train as train_experiment
 
     made = train_experiment(load_experiment(experiment, override), out, resume=resume)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first of several processes speaks for all
     typer.echo(made.training_table())
     typer.echo(f"run: {made.root}")
 

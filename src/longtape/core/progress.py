@@ -36,9 +36,10 @@ def say(text: str) -> None:
 class Progress:
     """Counts towards a total and shows rate and time left, at most a few times a second."""
 
-    def __init__(self, label: str, total: int | None, unit: str) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self.note = 0, ""
+        self.done, self.note = done, ""
+        self._first = done  # what was done before counts for no rate
         self._start = self._shown = time.monotonic()
         self._live = sys.stderr.isatty()
         self._every = 0.2 if self._live else 10.0
@@ -59,12 +60,12 @@ class Progress:
             return
         now = time.monotonic()
         self._shown = now
-        rate = self.done / max(now - self._start, 1e-9)
+        rate = (self.done - self._first) / max(now - self._start, 1e-9)
         parts = [
             f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}",
             f"{rate:,.1f}/s",
         ]
-        if self.total and 0 < self.done < self.total:
+        if self.total and self._first < self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         if self.note:
             parts.append(self.note)
