@@ -12,6 +12,8 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -72,7 +74,7 @@ class Attention(nn.Module, ABC):
             self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @classmethod
     def why_not_causal(cls) -> str:

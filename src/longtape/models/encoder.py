@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
 from longtape.core.errors import UserError
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind
@@ -84,7 +85,7 @@ class EncoderForecaster(Model):
             nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.pooling == "class" else None
         )
         self.positions = Positions(config.positions, config.n_tokens, config.d_model)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.transformer = Transformer(config)
         self.pooling = build_pooling(config.pooling, config.d_model)
         self.heads = nn.ModuleDict({kind: self._build_head(kind) for kind in inputs.kinds})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longtape.attention import Attention, build_attention, mechanism_class
+from longtape.attention.dropout import Dropout, GeluDropout
 from longtape.models.base import ModelConfig
 
 
@@ -72,11 +73,7 @@ class EncoderLayer(nn.Module):
         self.attention = config.build_attention(**shared)
         width = config.d_ff or 4 * d
         self.feed_forward = nn.Sequential(
-            nn.Linear(d, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, d),
-            nn.Dropout(config.dropout),
+            nn.Linear(d, width), GeluDropout(config.dropout), nn.Linear(width, d), Dropout(config.dropout)
         )
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
