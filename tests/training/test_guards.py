@@ -114,6 +114,6 @@ def test_a_row_gone_bad_is_named(panel, tmp_path, bad):
     values[200, 1] = bad
     made.panel = replace(panel, values=values)
     made.source.panel = made.panel
-    rows = ROWS[(ROWS >= 200) & (ROWS < 232)][:4]
+    blocks = ROWS[(ROWS >= 200) & (ROWS < 232)][:4, None]
     with pytest.raises(UserError, match=rf"2020-09-2\d .* has {bad} as 'TEST volatility\(20\)'"):
-        made._batch(rows)
+        made._batch(blocks)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longtape.attention.base import Attention, Capabilities, masked_softmax
-from longtape.attention.block_sparse import dense_attention
 from longtape.attention.full import full_attention, full_mask
+from longtape.attention.operators.block_sparse import dense_attention
 from longtape.attention.tiled import tiled_attention
 
 CUDA_BACKENDS = [

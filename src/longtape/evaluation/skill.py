@@ -69,6 +69,8 @@ def skills(
     found: dict[str, Rows] = {name: [{"model": MODEL, **one.scores()}] for name, one in own.items()}
     for kind in inputs.kinds:
         of_kind = inputs.only(kind)
+        if all(target.auxiliary for target in of_kind.targets):
+            continue
         for name in of_kind.targets[0].of_kind.baselines:
             parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
             for other in _scored(of_kind, panel, origins, _joined(parts)):
@@ -87,7 +89,8 @@ def _joined(parts: Sequence[Predicted]) -> Predicted:
 def _scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predicted) -> list[Scored]:
     groups: dict[tuple[str, str], list[int]] = {}
     for k, target in enumerate(inputs.targets):
-        groups.setdefault((target.asset, target.name), []).append(k)
+        if not target.auxiliary:
+            groups.setdefault((target.asset, target.name), []).append(k)
     made = []
     for (asset, name), columns in groups.items():
         targets = [inputs.targets[k] for k in columns]
@@ -107,6 +110,8 @@ def _from_frame(inputs: ModelInputs, panel: Panel, origins: Origins, forecasts: 
     mean = np.empty((len(origins), len(inputs.targets)))
     probabilities = np.full((*mean.shape, len(classes)), np.nan)
     for k, target in enumerate(inputs.targets):
+        if target.auxiliary:
+            continue
         own = parts[target.key]
         rows = _rows_at(own, panel, origins, target)
         mean[:, k] = own["mean"].to_numpy()[rows]

@@ -34,12 +34,14 @@ def to_frame(
     period = np.full(len(origins), "") if periods is None else periods.period_of(panel.timestamps[origins])
     parts = []
     for column, target in enumerate(panel.target_columns):
+        if target.auxiliary:
+            continue
         part = {
             "timestamp": panel.timestamps[origins],
             "known_at": panel.known_at[origins],
             "symbol": target.asset,
             "target": target.name,
-            "kind": target.kind,
+            "kind": target.of_kind.name,
             "horizon": target.horizon,
             "end": _ends(panel.target_ends[origins, column]),
             "period": period,

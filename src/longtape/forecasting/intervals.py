@@ -84,7 +84,8 @@ def calibrate(
         scaled_by = _scale_of(targets, column) if method == "conformal" else None
         bounds = _bounds(target, method, predicted, actual, column, scaled_by, level, known)
         mean = np.abs(predicted.mean[:, column])
-        threshold = 0.0 if traded is None or not target.is_traded else float(np.quantile(mean, 1 - traded))
+        trades = target.is_traded and not target.auxiliary
+        threshold = 0.0 if traded is None or not trades else float(np.quantile(mean, 1 - traded))
         made.append(TargetCalibration(method, *bounds, scaled_by, int(known.sum()), threshold))
     return Calibration(level, tuple(made))
 

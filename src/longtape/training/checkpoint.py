@@ -17,7 +17,7 @@ from longtape.training.processes import ALONE, Processes
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a run stands: the next step of the next epoch, the best epoch, and what was measured so far."""
 
     epoch: int = 0
@@ -36,8 +36,8 @@ class Progress:
 
 def save_weights(path: str | Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors to a safetensors file."""
-    with atomic_path(path) as beside:
-        save_file({name: _plain(t) for name, t in state.items()}, beside, metadata)
+    with atomic_path(path) as temporary:
+        save_file({name: _plain(t) for name, t in state.items()}, temporary, metadata)
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -45,7 +45,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return _read(path)[0]
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Tensor], at: Progress, processes: Processes) -> None:
+def save_checkpoint(
+    path: str | Path, state: dict[str, Tensor], at: TrainingState, processes: Processes
+) -> None:
     """Write `state`, the random state of every process, and progress. Called by all processes; the first one writes."""
     random = {f"random.{rank}": one for rank, one in enumerate(processes.gather(_random_state()))}
     if processes.is_first:
@@ -53,7 +55,9 @@ def save_checkpoint(path: str | Path, state: dict[str, Tensor], at: Progress, pr
     processes.wait()
 
 
-def load_checkpoint(path: str | Path, processes: Processes = ALONE) -> tuple[dict[str, Tensor], Progress]:
+def load_checkpoint(
+    path: str | Path, processes: Processes = ALONE
+) -> tuple[dict[str, Tensor], TrainingState]:
     """Restore the random state; return the rest. UserError where it was written by another number of processes."""
     tensors, metadata = _read(path)
     kept = sum(name.startswith("random.") for name in tensors)
@@ -62,7 +66,7 @@ def load_checkpoint(path: str | Path, processes: Processes = ALONE) -> tuple[dic
             f"{path}: was written by {kept} processes, and there are {processes.size}; go on with as many"
         )
     _set_random_state(tensors[f"random.{processes.rank}"])
-    return tensors, Progress(**json.loads(metadata["progress"]))
+    return tensors, TrainingState(**json.loads(metadata["progress"]))
 
 
 def _random_state() -> Tensor:

@@ -34,7 +34,7 @@ class LossOf(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.model(batch).loss(batch.y, batch.y_present)
+        return self.model(batch).training_loss(batch)
 
 
 @dataclass(frozen=True)

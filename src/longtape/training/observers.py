@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from longtape.core.files import write_text
-from longtape.core.progress import Progress as Bar
-from longtape.training.checkpoint import Progress
+from longtape.core.progress import Progress
+from longtape.training.checkpoint import TrainingState
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StepReport:
 class Observer:
     """Is told of every step and every epoch; does nothing with it."""
 
-    def begin(self, at: Progress, total_steps: int, steps_per_epoch: int) -> None:
+    def begin(self, at: TrainingState, total_steps: int, steps_per_epoch: int) -> None:
         """Training begins, or goes on, at `at`."""
 
     def on_step(self, report: StepReport) -> None:
@@ -54,7 +54,7 @@ class Observers(Observer):
         self.observers = observers
 
     @contextmanager
-    def watching(self, at: Progress, total_steps: int, steps_per_epoch: int) -> Iterator[None]:
+    def watching(self, at: TrainingState, total_steps: int, steps_per_epoch: int) -> Iterator[None]:
         """From the beginning to the end, whichever it is."""
         for one in self.observers:
             one.begin(at, total_steps, steps_per_epoch)
@@ -76,8 +76,8 @@ class Observers(Observer):
 class LiveLine(Observer):
     """Loss, validation, rate, windows a second, memory and time left, on one line of the terminal."""
 
-    def begin(self, at: Progress, total_steps: int, steps_per_epoch: int) -> None:
-        self.bar = Bar("", total_steps, "steps", done=at.epoch * steps_per_epoch + at.step)
+    def begin(self, at: TrainingState, total_steps: int, steps_per_epoch: int) -> None:
+        self.bar = Progress("", total_steps, "steps", done=at.epoch * steps_per_epoch + at.step)
         self.epochs = total_steps // max(1, steps_per_epoch)
         self.validation = at.losses[-1]
         self.windows, self.started = 0, time.monotonic()
@@ -105,7 +105,7 @@ class HistoryFile(Observer):
     def __init__(self, path: Path, member: int = 0) -> None:
         self.path, self.member = path, member
 
-    def begin(self, at: Progress, total_steps: int, steps_per_epoch: int) -> None:
+    def begin(self, at: TrainingState, total_steps: int, steps_per_epoch: int) -> None:
         self.on_epoch(at.history)
 
     def on_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
@@ -133,7 +133,7 @@ class TensorBoard(Observer):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def begin(self, at: Progress, total_steps: int, steps_per_epoch: int) -> None:
+    def begin(self, at: TrainingState, total_steps: int, steps_per_epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.steps_per_epoch = steps_per_epoch

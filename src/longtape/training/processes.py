@@ -47,11 +47,17 @@ class Processes:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over all processes at the end of every backward."""
-        return module if self.size == 1 else DistributedDataParallel(module, broadcast_buffers=False)
+        return module if self.size == 1 else DistributedDataParallel(module)
 
-    def share(self, rows: Rows) -> Rows:
-        """Every so many of the rows; may be empty."""
-        return rows[self.rank :: self.size]
+    def share_buffers(self, module: nn.Module) -> None:
+        """What is counted and not learnt (a batch norm's statistics) is everywhere that of the first process."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+    def share(self, blocks: Rows) -> Rows:
+        """Every so many of the blocks; may be none."""
+        return blocks[self.rank :: self.size]
 
     def sum(self, *values: float) -> list[float]:
         """The sums over all processes."""
