@@ -16,6 +16,7 @@ from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
 from longtape.core.errors import LongtapeError
 from longtape.core.progress import set_silent
+from longtape.core.threads import wait_passively
 
 INTERRUPTED = 130
 
@@ -44,6 +45,7 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Entry point of the `longtape` command."""
+    wait_passively()
     sys.exit(execute(sys.argv[1:]))
 
 

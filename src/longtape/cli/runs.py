@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,12 +56,16 @@ def train(
     """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
 
     Example: longtape train examples/btc_hourly.yaml --out runs/btc -o training.epochs=3
+
+    Several processes: torchrun --nproc-per-node 2 -m longtape train EXPERIMENT --out RUN
     """
     from longtape.experiment import load_experiment
     from longtape.report.text import TextTable, print_blocks
     from longtape.workflow import train as train_experiment
 
     made = train_experiment(load_experiment(experiment, override), out, resume=resume)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first of several processes speaks for all
     print_blocks(*(TextTable(history, "training") for history in made.folder.histories))
     typer.echo(f"run: {made.root}")
 

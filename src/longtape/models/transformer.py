@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longtape.attention import Attention, build_attention, mechanism_class
+from longtape.attention.dropout import Dropout, GeluDropout
 from longtape.models.base import ModelConfig
 
 
@@ -80,10 +81,9 @@ def feed_forward(config: TransformerConfig) -> nn.Sequential:
     width = config.d_ff or 4 * config.d_model
     return nn.Sequential(
         nn.Linear(config.d_model, width),
-        nn.GELU(),
-        nn.Dropout(config.dropout),
+        GeluDropout(config.dropout),
         nn.Linear(width, config.d_model),
-        nn.Dropout(config.dropout),
+        Dropout(config.dropout),
     )
 
 

@@ -29,7 +29,8 @@ from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 from longtape.report.text import table
-from longtape.training.execution import Execution
+from longtape.training.execution import Execution, uses_cuda
+from longtape.training.processes import Processes, is_one_of_several, joined_processes
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
 from longtape.workflow.page import write_report
@@ -39,6 +40,8 @@ from longtape.workflow.results import Results, judge_run
 
 def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
     """Train, forecast, backtest, audit, report; returns the finished run. `experiment` may be the path of its file."""
+    if is_one_of_several():
+        raise UserError("torchrun goes with longtape train; forecast, backtest and report take one process")
     made = train(experiment, out, resume)
     made.forecast(history=True)
     if made.experiment.has_account:
@@ -52,25 +55,40 @@ def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = Fal
 
 
 def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
-    """Train into a new folder `out`, or go on with an interrupted run there (`resume`)."""
+    """Train into a new folder `out`, or go on with an interrupted run there (`resume`).
+
+    Where torchrun started several processes, they share every batch, and the first one writes the folder.
+    """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
-    folder = RunFolder(out)
+    with joined_processes(uses_cuda(experiment.training)) as processes:
+        return _train(experiment, RunFolder(out), resume, processes)
+
+
+def _train(experiment: Experiment, folder: RunFolder, resume: bool, processes: Processes) -> Run:
     resume = resume and folder.root.exists()
     if not resume:
         folder.refuse_existing()
-    Execution.of(experiment.training)  # a device that is not there is said before anything is read
+    # A device that is not there is said before anything is read.
+    Execution.of(experiment.training, processes.local_rank).announce(experiment.training)
     data = RunData.of(experiment)
     say(data.summary())
     data.pipeline.refuse_short(data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
     data.require_funding()
-    folder = _reopened(folder.root, data) if resume else data.create_folder(out)
+    processes.wait()  # until all have looked at what was there
+    if resume:
+        folder = _reopened(folder.root, data)
+    elif processes.is_first:
+        folder = data.create_folder(folder.root)
+    processes.wait()
     if folder.status != FINISHED:
-        fitted = data.pipeline.fit_in(folder, data.panel, data.split)
+        fitted = data.pipeline.fit_in(folder, data.panel, data.split, processes)
         model, calibration = fitted.model, fitted.calibration.to_dict()
-        folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
+        if processes.is_first:
+            folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
+        processes.wait()
     return Run(folder, data)
 
 
