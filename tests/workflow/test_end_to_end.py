@@ -18,9 +18,8 @@ from longtape.workflow import load_run, run
 from tests.candles import candle_frame
 
 CANDLE_COLUMNS = {"open", "high", "low", "close", "volume"}
-TARGETED = {spec.kind for spec in targets().values()}  # kinds that labels have; a weight is what a head makes of one
-    spec.kind for spec in targets().values()
-}  # kinds that labels have; weights are what a head makes of returns
+# Kinds that labels have; a weight is what a head makes of a return.
+TARGETED = {spec.kind for spec in targets().values()}
 PAIRS = [(kind, head) for kind in KINDS.values() if kind.name in TARGETED for head in kind.heads]
 DOCUMENT = {
     "features": ["log_return", "volatility(20)"],
