@@ -126,8 +126,8 @@ class FromBaselines(ClosedForm):
 
     @property
     def reach(self) -> int:
-        """What the baselines read."""
-        return max(baseline.reach for _, baseline in self._each())
+        """The window, or what a baseline reads beyond it."""
+        return max(self.config.lookback, *(baseline.reach for _, baseline in self._each()))
 
     def forward(self, batch: Batch) -> Prediction:
         parts, at = [], 0

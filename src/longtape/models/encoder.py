@@ -259,3 +259,15 @@ class EncoderForecaster(Network):
 def _feature_of(column: str, features: set[str]) -> bool:
     """Whether a column is one of these features, or one of their several outputs (`hour.sin`)."""
     return column in features or any(column.startswith(f"{name}.") for name in features)
+
+
+class ChannelsConfig(EncoderConfig):
+    """The encoder by the name that it has beside a portfolio of tokens (asset, time)."""
+
+    kind: Literal["channels"] = "channels"  # type: ignore[assignment]
+
+
+class Channels(EncoderForecaster):
+    """All assets' features side by side as channels of one token for each bar, one output row for each asset."""
+
+    Config = ChannelsConfig

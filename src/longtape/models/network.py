@@ -110,7 +110,7 @@ class Network(Model):
         """A head for each kind of target, and what it begins at."""
         kinds = self.inputs.kinds
         self.heads = nn.ModuleDict({kind: self._build_head(kind, d_model) for kind in kinds})
-        self.baselines = nn.ModuleDict({kind: self._build_baseline(kind) for kind in kinds})
+        self.baselines = nn.ModuleDict({kind: self.build_baseline(kind) for kind in kinds})
 
     def predict(
         self,
@@ -148,7 +148,7 @@ class Network(Model):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        kinds = [kind for kind in self.inputs.kinds if self._head(kind).is_calibrated_afterwards]
+        kinds = [kind for kind in self.inputs.kinds if self.head(kind).is_calibrated_afterwards]
         if not kinds:
             return
         places = [list(self.inputs.kinds).index(kind) for kind in kinds]
@@ -156,7 +156,7 @@ class Network(Model):
         made = [(self(batch.to(device)), batch.y.to(device)) for batch in batches]
         for kind, place in zip(kinds, places, strict=True):
             columns = self.kind_columns[place]
-            self._head(kind).calibrate([(prediction.parts[place], y[:, columns]) for prediction, y in made])
+            self.head(kind).calibrate([(prediction.parts[place], y[:, columns]) for prediction, y in made])
 
     def row_inputs(self, panel: Panel) -> Array:
         parts = [baseline.row_inputs(panel) for _, baseline in self._baselines()]
@@ -167,7 +167,8 @@ class Network(Model):
         """The window, or what a baseline reads beyond it."""
         return max(self.config.lookback, *(baseline.reach for _, baseline in self._baselines()))
 
-    def _head(self, kind: str) -> Head:
+    def head(self, kind: str) -> Head:
+        """The head of a kind of target."""
         return cast(Head, self.heads[kind])
 
     def _baselines(self) -> list[tuple[str, LinearBaseline]]:
@@ -182,8 +183,9 @@ class Network(Model):
         """How the head of a kind takes its vectors: one for each window, or `shared`, or `groups`."""
         return {}
 
-    def _build_baseline(self, kind: str) -> LinearBaseline:
-        head = self._head(kind)
+    def build_baseline(self, kind: str) -> LinearBaseline:
+        """What the head of a kind begins at."""
+        head = self.head(kind)
         n_assets, n_targets = self.inputs.kinds[kind].shape
         if self.config.skip and head.space == "log_variance":
             design = HarDesign.of(self.inputs.interval, self.inputs.calendar)

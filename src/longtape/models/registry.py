@@ -10,6 +10,8 @@ MODELS = Registry(
     "model",
     {
         "encoder": "longtape.models.encoder:EncoderForecaster",
+        "channels": "longtape.models.encoder:Channels",
+        "portfolio": "longtape.models.portfolio:Portfolio",
         "informer": "longtape.models.informer:Informer",
         "zero": "longtape.models.closed_forms:Zero",
         "mean": "longtape.models.closed_forms:Mean",
