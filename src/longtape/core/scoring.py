@@ -41,6 +41,13 @@ def pinball(actual: Array, quantile: Array, level: float) -> Array:
     return (actual - quantile) * (level - (actual < quantile))
 
 
+def interval_score(actual: Array, lower: Array, upper: Array, level: float) -> Array:
+    """Width + 2/(1 − level) · the distance outside (Gneiting & Raftery 2007, section 6.2)."""
+    outside = np.maximum(lower - actual, 0.0) + np.maximum(actual - upper, 0.0)
+    width: Array = upper - lower
+    return width + 2 / (1 - level) * outside
+
+
 def log_loss(actual: Array, probabilities: Array) -> Array:
     """−ln p of the class that came, from classes [n] and probabilities [n, M] (Good 1952)."""
     hit = probabilities[np.arange(len(actual)), actual.astype(np.int64)]

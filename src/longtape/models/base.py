@@ -47,6 +47,11 @@ class ModelConfig(BaseModel):
         return self.kind
 
     @property
+    def has_dropout(self) -> bool:
+        """True where a pass in training leaves something out by chance."""
+        return False
+
+    @property
     def has_global_tokens(self) -> bool:
         """True where marks of market time can become global tokens."""
         return False

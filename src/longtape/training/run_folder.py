@@ -37,7 +37,7 @@ from longtape.features.splits import Periods
 from longtape.models.base import ModelInputs
 from longtape.training.checkpoint import load_weights, save_weights
 
-VERSION = 2
+VERSION = 3
 UNFINISHED, FINISHED = "unfinished", "finished"
 _LIBRARIES = ("longtape", "torch", "numpy", "polars", "pyarrow", "numba", "safetensors")
 _FINGERPRINT = b"longtape data"
