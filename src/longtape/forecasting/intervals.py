@@ -80,9 +80,10 @@ class Calibration:
                 if np.isinf(pair).any()
             ]
             if wide:
+                verb = "begins" if made.method == "adaptive" else "is"
                 lines.append(
-                    f"The interval of {target.asset} {target.name} is infinite: {made.rows} calibration rows are too"
-                    f" few for {' and '.join(wide)}."
+                    f"The interval of {target.asset} {target.name} {verb} infinite: {made.rows} calibration rows are"
+                    f" too few for {' and '.join(wide)}."
                 )
         return lines
 
