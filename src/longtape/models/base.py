@@ -147,6 +147,17 @@ class Model(nn.Module):
         """Tokens after each layer, [B, N, d_model] each. UserError for a model that has none."""
         raise UserError(f"model '{self.config.kind}' has no hidden states")
 
+    def token_bars(self) -> Rows:
+        """The newest bar of the window [0, lookback) that each token holds, [N]; −1 for a token that is no bar.
+
+        UserError for a model whose tokens do not stand in time.
+        """
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        """The share of each token of the last layer in what the head is given, [B, N]. UserError as `token_bars`."""
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
+
     @property
     def future_steps(self) -> int:
         """Rows of known-ahead calendar that `forward` reads from `Batch.future`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from longtape.models.embedding import InputScaling, PatchEmbedding, Positions
 from longtape.models.har import HarDesign
 from longtape.models.heads import HEADS, Head
 from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, SpanRidge
-from longtape.models.pooling import build_pooling
+from longtape.models.pooling import AttentionPooling, build_pooling
 from longtape.models.prediction import Prediction
 from longtape.models.transformer import Transformer, TransformerConfig
 
@@ -103,6 +104,26 @@ class EncoderForecaster(Model):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer [B, N, d_model], the last ones normalised as the head sees them."""
         return self._encode(self.scaling.standardise(batch.x), batch)
+
+    def token_bars(self) -> Rows:
+        own = np.arange(
+            self.config.patch - 1,
+            self.config.patch * -(-self.config.lookback // self.config.patch),
+            self.config.patch,
+        )
+        bars = own - (-self.config.lookback % self.config.patch)
+        return np.concatenate([[-1], bars]) if self.class_token is not None else bars
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        n = self.config.n_tokens
+        if isinstance(self.pooling, AttentionPooling):
+            weights: Tensor = self.pooling.weights(self.hidden_states(batch)[-1])
+            return weights
+        if self.config.pooling == "mean":
+            return torch.full((len(batch), n), 1 / n)
+        one = torch.zeros(len(batch), n)
+        one[:, 0 if self.class_token is not None else -1] = 1.0
+        return one
 
     def _encode(self, scaled: Tensor, batch: Batch) -> list[Tensor]:
         if self.config.window_norm:

@@ -35,7 +35,12 @@ class AttentionPooling(nn.Module):
         self.query = nn.Linear(d_model, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return torch.einsum("bnd,bn->bd", tokens, self.query(tokens).squeeze(-1).softmax(-1))
+        return torch.einsum("bnd,bn->bd", tokens, self.weights(tokens))
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """The share of each token, [B, N]."""
+        shares: Tensor = self.query(tokens).squeeze(-1).softmax(-1)
+        return shares
 
 
 def build_pooling(name: str, d_model: int) -> nn.Module:
