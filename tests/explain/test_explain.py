@@ -9,6 +9,7 @@ from longtape.core.errors import UserError
 from longtape.explain.attention import (
     attention_maps,
     layers_of,
+    member_of,
     record,
     recording,
     rollout,
@@ -221,7 +222,5 @@ def test_of_an_average_the_first_member_is_looked_at(panel):
     first = model_on(panel)
     both = Ensemble([first, model_on(panel)])
     assert len(layers_of(first)) == 2
-    from longtape.explain.attention import member_of
-
     assert member_of(both) is first
     assert member_of(first) is first

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longtape.attention import Attention, attention_weights
+from longtape.attention.linformer import LinformerAttention
 from longtape.core.errors import UserError
 from longtape.models.base import Model
 from longtape.models.batch import Batch
@@ -48,7 +49,7 @@ class Passed:
     @property
     def over_tokens(self) -> bool:
         """True where a column is a token, and not a mixture of all (Linformer)."""
-        return self.weights(torch.tensor([0])).shape[-1] == self.n_tokens
+        return not isinstance(self.layer, LinformerAttention)
 
 
 def member_of(model: Model) -> Model:

@@ -32,6 +32,7 @@ from longtape.report.text import table
 from longtape.training.execution import Execution
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
+from longtape.workflow.explain import Explanation, explain_run
 from longtape.workflow.page import write_report
 from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
@@ -284,6 +285,19 @@ class Run:
         found = audit(self.data.pipeline, self.data.bars, fitted=self.fitted, **(few | counts))
         write_json(self.path("audit.json"), found.to_dict())
         return found
+
+    def explain(self, out: str | Path, windows: int = 128) -> Explanation:
+        """What the model looked at: tables, and pictures with explain.json in the folder `out`.
+
+        Losses are taken over at most `windows` evenly spaced windows of the test period. UserError where `out` is a
+        file.
+        """
+        if Path(out).is_file():
+            raise UserError(f"{out}: is a file; name a folder for the pictures")
+        self._first_test_row()
+        data = self.data
+        first = next((one for one in data.bars if one.symbol == data.panel.assets[0]), None)
+        return explain_run(self.fitted.model, data.panel, data.split.test, first, Path(out), windows)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report; returns its path."""
