@@ -12,6 +12,7 @@ import typer
 
 from longtape.cli import bench, data, runs
 from longtape.cli.audit import audit
+from longtape.cli.compare import compare
 from longtape.cli.explain import explain
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
@@ -40,6 +41,7 @@ app.command("explain")(explain)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
 app.command("walk-forward")(runs.walk_forward)
+app.command("compare")(compare)
 app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 

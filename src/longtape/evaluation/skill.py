@@ -72,7 +72,7 @@ def skills(
     origins = np.concatenate([split.test for split in splits])
     own = {
         one.name: one
-        for one in _scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
+        for one in scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
     }
     crps = _mean_crps(panel, origins, forecasts)
     found: dict[str, Rows] = {
@@ -83,7 +83,7 @@ def skills(
         of_kind = inputs.only(kind)
         for name in of_kind.targets[0].of_kind.baselines:
             parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
-            for other in _scored(of_kind, panel, origins, _joined(parts)):
+            for other in scored(of_kind, panel, origins, _joined(parts)):
                 title = title_of(name, of_kind.targets[0])
                 p_value = _p_value(own[other.name], other)
                 crps_of_point = _crps_column(other, other.mean_absolute_error)
@@ -111,7 +111,8 @@ def _joined(parts: Sequence[Predicted]) -> Predicted:
     return Predicted(mean, {}, np.concatenate(classes) if classes else None)
 
 
-def _scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predicted) -> list[Scored]:
+def scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predicted) -> list[Scored]:
+    """Forecasts of `inputs`' targets at the origins with their labels, one entry for each asset and target name."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, target in enumerate(inputs.targets):
         groups.setdefault((target.asset, target.name), []).append(k)
