@@ -5,6 +5,7 @@ Every section is the configuration of the room that does the work. Unknown keys 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from pydantic import (
 )
 
 from longtape.backtest.config import AccountConfig
-from longtape.backtest.selection import Target, misfit
+from longtape.backtest.selection import Target, mismatch
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import PERPETUALS
@@ -93,11 +94,21 @@ class Experiment(BaseModel):
         for symbol in self.symbols or []:
             if symbol not in self.data.symbols:
                 raise unknown_name("symbol", symbol, self.data.symbols, "symbols")
-        plain = [str(parse(text)) for text in self.targets]
+        self.model.refuse_features([str(parse(text)) for text in self.features])
+        plain = [str(parse(text)) for text in (*self.targets, *self.model.auxiliary_targets)]
         for text in plain:
             if plain.count(text) > 1:
                 raise UserError(f"targets: '{text}' is listed twice")
-        self.model.refuse_targets(self.kinds)
+        kinds = self.kinds | _kinds_of(self.model.auxiliary_targets)
+        self.model.refuse_targets(kinds)
+        return self
+
+    @model_validator(mode="after")
+    def _events_have_no_calendar(self) -> Experiment:
+        if self.model.reads_calendar and self.data.kind != "candles":
+            raise ValueError(
+                "model.calendar: events come at no fixed time, so the calendar says nothing of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -105,11 +116,11 @@ class Experiment(BaseModel):
         if self.has_account:
             expressions = [parse(text) for text in self.targets]
             targets = [
-                Target(str(one), find_target(one).kind, horizon)
+                Target(str(one), self.model.forecast_kind(target_kind(find_target(one).kind)).name, horizon)
                 for one in expressions
                 for horizon in target_horizons(one)
             ]
-            line = misfit(self.backtest.signal, targets, self.symbols or self.data.symbols)
+            line = mismatch(self.backtest.signal, targets, self.symbols or self.data.symbols)
             if line is not None:
                 raise ValueError(f"backtest.{line}")
         return self
@@ -117,8 +128,18 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _intervals_fit_the_heads(self) -> Experiment:
         for kind in self.kinds.values():
-            if kind.error is not None:
+            if self.model.forecast_kind(kind).error is not None:
                 self.forecast.method(self.model.head_of(kind), self.model)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_hold_whole_blocks(self) -> Experiment:
+        size, block = self.training.batch_size, self.model.block
+        if size % block:
+            raise ValueError(
+                f"training.batch_size: {size} windows do not hold whole blocks of {block} consecutive ones, which"
+                " the loss of the head asks for (model.heads)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -173,8 +194,7 @@ class Experiment(BaseModel):
     @property
     def kinds(self) -> dict[str, TargetKind]:
         """The kinds of target by name, in order of appearance."""
-        found = [find_target(parse(text)).kind for text in self.targets]
-        return {name: target_kind(name) for name in found}
+        return _kinds_of(self.targets)
 
     @property
     def has_account(self) -> bool:
@@ -185,7 +205,11 @@ class Experiment(BaseModel):
     def feature_config(self) -> FeaturesConfig:
         """The section that the features room takes."""
         return FeaturesConfig(
-            features=self.features, targets=self.targets, symbols=self.symbols, missing=self.missing
+            features=self.features,
+            targets=self.targets,
+            auxiliary=list(self.model.auxiliary_targets),
+            symbols=self.symbols,
+            missing=self.missing,
         )
 
     def to_yaml(self) -> str:
@@ -199,6 +223,11 @@ class Experiment(BaseModel):
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
+def _kinds_of(targets: Iterable[str]) -> dict[str, TargetKind]:
+    found = [find_target(parse(text)).kind for text in targets]
+    return {name: target_kind(name) for name in found}
+
+
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment file; `overrides` are `key.path=value` in YAML notation. Relative paths are the file's.
 
@@ -209,12 +238,12 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     for override in overrides or []:
         _override(document, override)
     experiment = parse_experiment(document, str(path))
-    return _beside(experiment, path.parent)
+    return _resolve_paths(experiment, path.parent)
 
 
-def _beside(experiment: Experiment, folder: Path) -> Experiment:
+def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     """Relative paths become those beside the experiment file."""
-    moved: dict[str, Any] = {"data": experiment.data.beside(folder)}
+    moved: dict[str, Any] = {"data": experiment.data.resolve_paths(folder)}
     marks = experiment.marks
     if marks is not None and marks.events is not None:
         moved["marks"] = marks.model_copy(update={"events": (folder / marks.events).resolve()})
@@ -292,28 +321,30 @@ def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> 
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        return unknown_name(
-            "key",
-            location[-1],
-            _known_keys(document, location[:-1]),
-            ".".join([where + ": ", *location[:-1]]),
-        )
+        return _unknown_key(location, where, document)
     message = first["msg"].removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(location)}: {message}".replace(": :", ":"))
 
 
-def _known_keys(document: type[BaseModel], section: list[str]) -> list[str]:
-    model: Any = document
-    for part in section:
-        field = model.model_fields.get(part)
-        if (
-            field is None
-            or not isinstance(field.annotation, type)
-            or not issubclass(field.annotation, BaseModel)
-        ):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+def _unknown_key(location: list[str], where: str, document: type[BaseModel]) -> UserError:
+    """Names the key's true place where it stands in the wrong section, else the nearest key of its section."""
+    *section, key = location
+    elsewhere = [path for path in _paths(document) if path.rpartition(".")[2] == key]
+    place = ": ".join([where, ".".join(section)]) if section else where
+    if elsewhere:
+        return UserError(f"{place}: unknown key '{key}'; did you mean '{elsewhere[0]}'?")
+    known = [path for path in _paths(document) if path.split(".")[:-1] == section]
+    return unknown_name("key", key, [path.rpartition(".")[2] for path in known], place)
+
+
+def _paths(document: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of the document with the sections it stands in, joined by dots."""
+    found = []
+    for name, field in document.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _paths(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 def experiment_schema() -> dict[str, Any]:

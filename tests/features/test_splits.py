@@ -207,7 +207,7 @@ def test_a_split_that_means_nothing_is_refused(options: dict[str, object], compl
     [
         (
             SplitConfig(train_until="2023-01-01", validation_until="2024-01-05"),
-            "training period holds no usable origin",
+            "no origin of the training period",
         ),
         (
             SplitConfig(train_until="2024-01-05", validation_until="2024-01-05T05:00", embargo=10),
@@ -215,7 +215,7 @@ def test_a_split_that_means_nothing_is_refused(options: dict[str, object], compl
         ),
         (
             SplitConfig(train_until="2024-01-05", validation_until="2030-01-01"),
-            "test period holds no usable origin",
+            "no origin of the test period",
         ),
     ],
 )

@@ -257,7 +257,6 @@ def test_what_a_head_or_a_model_cannot_give_is_refused():
     with pytest.raises(UserError, match="dropout above 0"):
         ForecastConfig(intervals="mc_dropout").method("regression", EncoderConfig(dropout=0.0))
     assert ForecastConfig(intervals="mc_dropout").method("regression", EncoderConfig()) == "mc_dropout"
-    assert ForecastConfig().method("allocation") is None  # a share of the equity is no forecast of the label
 
 
 # --- scores ---

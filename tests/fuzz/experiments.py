@@ -14,8 +14,9 @@ from longtape.attention import MECHANISMS
 from longtape.backtest.signals import SIGNALS, signal_options
 from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
+from longtape.models.registry import config_of
 from tests.fuzz import schema
-from tests.fuzz.markets import Market, Plan, describe, draw_plan, make_market
+from tests.fuzz.markets import Market, MarketSpec, describe, draw_spec, make_market
 
 Document = dict[str, Any]
 Rng = np.random.Generator
@@ -27,6 +28,7 @@ FEATURES = (
 LONGER = {"1m": "5m", "5m": "30m", "30m": "2h", "1h": "4h", "4h": "8h", "1d": "2d"}
 HEADS = {"return": ("regression", "huber", "student_t", "quantile"), "volatility": ("volatility",)}
 HEADS["path"] = HEADS["return"]
+WEIGHTS = ("allocation", "sharpe")
 ATTENTION: dict[str, Document] = {
     "local": {"block_size": 4, "window_size": 3},
     "longformer": {"window_size": 5, "n_global": 1},
@@ -50,8 +52,16 @@ ACCOUNT: dict[str, tuple[Any, ...]] = {
 HANDLED = {
     "model.attention", "model.kind", "model.assets", "training.device", "audit", "missing", "data.source",
     "data.drop_last", "data.kind", "backtest.signal.holding", "backtest.signal.long_only", "backtest.costs.funding",
-    "backtest.fill", "forecast.intervals", "model.skip",
+    "backtest.fill", "forecast.intervals", "model.skip", "backtest.signal.cost",
 }  # fmt: skip
+CAUSAL = ("full", "flash", "local", "longformer", "bigbird", "performer")
+NETWORKS = ("informer",)
+GLOBAL_TOKENS = ("encoder",)
+OTHER_MODELS = {
+    "return": ("zero", "mean", "ar1"),
+    "path": ("zero", "mean", "ar1"),
+    "volatility": ("mean", "log_har"),
+}
 CLOSED_FORMS = {
     "return": ("zero", "mean", "last_value", "ar1", "ridge", "ols", "dlinear"),
     "volatility": ("mean", "last_value", "random_walk", "ewma", "log_har", "log_har_mean", "garch"),
@@ -97,29 +107,31 @@ def kind_of(target: str) -> str:
 def draw(seed: int) -> Case:
     """The case of a seed."""
     rng = np.random.default_rng([seed, 0])
-    plan = draw_plan(rng, seed)
-    market = make_market(plan, seed)
+    spec = draw_spec(rng, seed)
+    market = make_market(spec, seed)
     document: Document = {
         "name": f"fuzz {seed}",
         "seed": int(rng.integers(0, 1000)),
-        "data": _data(rng, plan),
+        "data": _data(rng, spec),
     }
     document["targets"] = _targets(rng)
-    document["model"] = _model(rng, plan)
-    document["features"] = _features(rng, plan, market, document)
-    document["missing"] = _missing(rng, plan)
+    document["model"] = _model(rng, spec)
+    document["features"] = _features(rng, spec, market, document)
+    document["missing"] = _missing(rng, spec)
     document["training"] = _training(rng)
     document["forecast"] = {"level": float(rng.choice([0.5, 0.8, 0.9, 0.95]))}
     document["audit"] = bool(rng.random() < 0.8)
     _split(rng, market, document)
     _heads(rng, document)
-    _backtest(rng, plan, document)
-    _marks(rng, plan, document)
+    _backtest(rng, spec, document)
+    _marks(rng, spec, document)
     least = 3 if schema.get(document, "backtest.signal.name") == "rank" else 2
-    if plan.symbols > 1 and rng.random() < 0.15 and plan.symbols >= least and not plan.twins:
+    if spec.symbols > 1 and rng.random() < 0.15 and spec.symbols >= least and not spec.twins:
         document["symbols"] = market.symbols[:-1]
+    _weights(np.random.default_rng([seed, 3]), document)
+    _other_model(np.random.default_rng([seed, 4]), document)
     document, refused = _with_extras(rng, document)
-    return Case(seed, market, document, refused, _said(plan, document))
+    return Case(seed, market, document, refused, _said(spec, document))
 
 
 def with_document(case: Case, **changes: Any) -> Case:
@@ -133,21 +145,21 @@ def with_document(case: Case, **changes: Any) -> Case:
 # --- sections ---
 
 
-def _data(rng: Rng, plan: Plan) -> Document:
+def _data(rng: Rng, spec: MarketSpec) -> Document:
     ending = str(rng.choice(["parquet", "csv"]))
-    symbols = ["AAA", "BBB", "CCC"][: plan.symbols]
+    symbols = ["AAA", "BBB", "CCC"][: spec.symbols]
     data: Document = {
         "source": "file",
         "path": f"{{symbol}}.{ending}",
         "symbols": symbols,
-        "interval": plan.interval,
+        "interval": spec.interval,
     }
-    if plan.calendar != "24/7":
-        data["calendar"] = plan.calendar
+    if spec.calendar != "24/7":
+        data["calendar"] = spec.calendar
     category = (
-        rng.choice(["none", "spot", "linear"]) if plan.calendar == "24/7" else rng.choice(["none", "stock"])
+        rng.choice(["none", "spot", "linear"]) if spec.calendar == "24/7" else rng.choice(["none", "stock"])
     )
-    if category != "none" and plan.calendar != "24/5":
+    if category != "none" and spec.calendar != "24/5":
         data["category"] = str(category)
     if data.get("category") == "linear" and rng.random() < 0.4:
         del data["path"]
@@ -171,10 +183,10 @@ def _targets(rng: Rng) -> list[str]:
     return list(sets[int(rng.choice(len(sets), p=chances / chances.sum()))])
 
 
-def _model(rng: Rng, plan: Plan) -> Document:
+def _model(rng: Rng, spec: MarketSpec) -> Document:
     mechanism = str(rng.choice(sorted(MECHANISMS)))
     model: Document = {
-        "lookback": int(rng.choice([16, 24, 40] if plan.bars < 400 else [16, 24, 40, 64, 96])),
+        "lookback": int(rng.choice([16, 24, 40] if spec.bars < 400 else [16, 24, 40, 64, 96])),
         "attention": mechanism,
         "d_model": 8,
         "n_heads": int(rng.choice([1, 2])),
@@ -190,25 +202,25 @@ def _model(rng: Rng, plan: Plan) -> Document:
     return model
 
 
-def _features(rng: Rng, plan: Plan, market: Market, document: Document) -> list[str]:
+def _features(rng: Rng, spec: MarketSpec, market: Market, document: Document) -> list[str]:
     usable = [
-        name for name in FEATURES if not (plan.interval == "1d" and name.startswith(("hour", "resample")))
+        name for name in FEATURES if not (spec.interval == "1d" and name.startswith(("hour", "resample")))
     ]
-    usable = [name for name in usable if plan.calendar == "24/7" or not name.startswith("resample")]
+    usable = [name for name in usable if spec.calendar == "24/7" or not name.startswith("resample")]
     chosen = [str(name) for name in rng.choice(usable, int(rng.integers(1, 5)), replace=False)]
-    chosen = [name.replace("{longer}", LONGER[plan.interval]) for name in chosen]
-    if plan.symbols > 1 and rng.random() < 0.3:
+    chosen = [name.replace("{longer}", LONGER[spec.interval]) for name in chosen]
+    if spec.symbols > 1 and rng.random() < 0.3:
         chosen.append(
             str(rng.choice(['of("BBB").volume_ratio(5)', "relative(log_return)", "average(log_return)"]))
         )
-    if plan.law == "lag of volume":
+    if spec.law == "lag of volume":
         chosen = ["log_volume", *(name for name in chosen if name != "log_volume")]
     return ["log_return", *chosen]
 
 
-def _missing(rng: Rng, plan: Plan) -> str:
+def _missing(rng: Rng, spec: MarketSpec) -> str:
     policies = [policy for policy in schema.choices("missing") if policy != "error"]
-    if plan.gaps or rng.random() < 0.2:
+    if spec.gaps or rng.random() < 0.2:
         return str(rng.choice(policies))
     return "error"
 
@@ -222,19 +234,23 @@ def _training(rng: Rng) -> Document:
     }
 
 
+WARM_UP = 180  # bars that recursive features lack at the beginning, and labels at the end
+
+
 def _split(rng: Rng, market: Market, document: Document) -> None:
     way = rng.choice(["default", "fractions", "few", "dates", "dates until"], p=[0.2, 0.2, 0.1, 0.25, 0.25])
     if way == "default":
         return
     split: Document = {"embargo": int(rng.choice([0, 0, 3]))}
-    horizon = max(horizon_of(target) for target in document["targets"])
+    gap = split["embargo"] + max(horizon_of(target) for target in document["targets"])
     if way in ("fractions", "few"):
         split["train"] = float(rng.choice([0.6, 0.7]))
-        split["validation"] = (
-            0.2 if way == "fractions" else round((2 * (horizon + split["embargo"]) + 12) / 200, 4)
-        )
+        origins = max(len(market.shared_opens()) - document["model"]["lookback"] - WARM_UP, 80)
+        few = min((2 * gap + 12) / origins, 0.4)
+        split["validation"] = round(few if way == "few" else max(0.2, few), 4)
+        split["train"] = min(split["train"], 0.5 if few > 0.2 else 0.7)
     else:
-        split |= _dates(rng, market, document, split["embargo"] + horizon, until=way == "dates until")
+        split |= _dates(rng, market, document, gap, until=way == "dates until")
     document["split"] = split
 
 
@@ -264,14 +280,14 @@ def _heads(rng: Rng, document: Document) -> None:
         document["model"]["heads"] = chosen
 
 
-def _backtest(rng: Rng, plan: Plan, document: Document) -> None:
+def _backtest(rng: Rng, spec: MarketSpec, document: Document) -> None:
     perpetual = document["data"].get("category") == "linear"
     backtest: Document = {}
     costs = _costs(rng, perpetual, document["data"]["source"] == "store")
     if costs is not None:
         backtest["costs"] = costs
     if any(kind_of(target) != "volatility" for target in document["targets"]):
-        backtest["signal"] = _signal(rng, plan, document)
+        backtest["signal"] = _signal(rng, spec, document)
         if backtest["signal"]["name"] in ("threshold", "equal") and rng.random() < 0.3:
             backtest["traded"] = 0.3
         if rng.random() < 0.15:
@@ -295,10 +311,10 @@ def _costs(rng: Rng, perpetual: bool, stored: bool) -> Document | None:
     return costs | {"funding": funding} | ({"funding_rate": 0.0001} if funding == "rate" else {})
 
 
-def _signal(rng: Rng, plan: Plan, document: Document) -> Document:
+def _signal(rng: Rng, spec: MarketSpec, document: Document) -> Document:
     targets = [target for target in document["targets"] if kind_of(target) in ("return", "path")]
     traded = str(rng.choice(targets))
-    name = str(rng.choice(_signals(plan, document, traded)))
+    name = str(rng.choice(_signals(spec, document, traded)))
     signal: Document = {"name": name}
     options = {key: _option(rng, key, default) for key, default in signal_options(name).items()}
     if chosen := {key: value for key, value in options.items() if value is not None}:
@@ -322,7 +338,7 @@ def _signal(rng: Rng, plan: Plan, document: Document) -> Document:
     return signal | {key: value for key, value in limits.items() if rng.random() < 0.12}
 
 
-def _signals(plan: Plan, document: Document, traded: str) -> list[str]:
+def _signals(spec: MarketSpec, document: Document, traded: str) -> list[str]:
     """Signals that this experiment can have; weights of an allocation come from a model of weights only."""
     unfit = {"allocation"}
     if len(document.get("symbols", document["data"]["symbols"])) < 2:
@@ -333,16 +349,63 @@ def _signals(plan: Plan, document: Document, traded: str) -> list[str]:
     return [name for name in SIGNALS if name not in unfit]
 
 
+def _weights(rng: Rng, document: Document) -> None:
+    """Now and then the head of what is traded gives weights, which the account takes as they are."""
+    signal = schema.get(document, "backtest.signal")
+    if signal is None or rng.random() > 0.12:
+        return
+    kinds = {kind_of(target) for target in document["targets"]} & {"return", "path"}
+    head: Document = {"name": str(rng.choice(WEIGHTS)), "long_only": bool(rng.random() < 0.5)}
+    if rng.random() < 0.5 or head["name"] == "sharpe":
+        head |= {"turnover_cost": 0.001, "block": 4}
+    document["model"].setdefault("heads", {}).update(dict.fromkeys(sorted(kinds), head))
+    document["backtest"].pop("traded", None)
+    for key in ("options", "cost"):
+        signal.pop(key, None)
+    signal["name"] = "allocation"
+
+
+def _dense(rng: Rng, document: Document) -> None:
+    """Now and then a causal encoder that also learns from every token."""
+    model = document["model"]
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    if weights or model["attention"] not in CAUSAL or rng.random() > 0.1:
+        return
+    model.setdefault("attention_options", {})["causal"] = True
+    model["dense"] = 0.3
+
+
+def _other_model(rng: Rng, document: Document) -> None:
+    """Now and then a model of another kind, which keeps what it knows of the encoder's options."""
+    if rng.random() > 0.15:
+        return _dense(rng, document)
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    kinds = {kind_of(target) for target in document["targets"]}
+    closed = set.intersection(*(set(OTHER_MODELS.get(kind, ())) for kind in kinds))
+    kind = str(rng.choice([*NETWORKS, *sorted(() if weights else closed)]))
+    model = {key: value for key, value in document["model"].items() if key in config_of(kind).model_fields}
+    model["kind"] = kind
+    if kind == "informer":
+        model |= {"n_layers": 2, "replicas": int(rng.choice([0, 1])), "calendar": bool(rng.random() < 0.5)}
+        if model["attention"] in ("linformer", "reformer"):
+            model["decoder_attention"] = "flash"
+    if kind not in NETWORKS:
+        document.get("forecast", {}).pop("intervals", None)
+    if kind not in GLOBAL_TOKENS:
+        document.pop("marks", None)
+    document["model"] = model
+
+
 def _option(rng: Rng, name: str, default: float | None) -> float | None:
     if default is not None and rng.random() < 0.5:
         return None
     return float(rng.choice(OPTIONS[name])) if name in OPTIONS else default
 
 
-def _marks(rng: Rng, plan: Plan, document: Document) -> None:
+def _marks(rng: Rng, spec: MarketSpec, document: Document) -> None:
     if document["model"]["attention"] not in ("bigbird", "longformer") or rng.random() > 0.4:
         return
-    kinds = ["day", "week"] + (["session_open"] if plan.calendar in ("XNYS", "CMES") else [])
+    kinds = ["day", "week"] + (["session_open"] if spec.calendar in ("XNYS", "CMES") else [])
     document["marks"] = {"kinds": [str(rng.choice(kinds))], "limit": 4}
 
 
@@ -392,6 +455,10 @@ def _values(path: str, document: Document) -> list[Any]:
         return schema.choices(path) or ["conformal", "cqr", "quantile", "student_t", "adaptive"]
     if path == "training.seeds":
         return [2]
+    if path == "model.static":
+        return [document["features"][1:]]
+    if path == "model.auxiliary":
+        return [{"volatility(7)": 0.5}, {"up(4)": 0.2, "path(2)": 0.1}]
     if (
         path.startswith("backtest.")
         and last in ACCOUNT
@@ -406,15 +473,17 @@ def _values(path: str, document: Document) -> list[Any]:
 # --- what the summary counts ---
 
 
-def _said(plan: Plan, document: Document) -> Document:
+def _said(spec: MarketSpec, document: Document) -> Document:
     model, backtest = document["model"], document.get("backtest", {})
     heads = model.get("heads", {})
     targets = sorted({target.split("(")[0] for target in document["targets"]})
     split = document.get("split", {})
-    return describe(plan) | {
+    return describe(spec) | {
         "targets": "+".join(targets),
-        "heads": [f"{kind}: {name}" for kind, name in heads.items()],
-        "attention": model["attention"],
+        "heads": [
+            f"{kind}: {head['name'] if isinstance(head, dict) else head}" for kind, head in heads.items()
+        ],
+        "attention": model.get("attention", "none"),
         "model": model.get("kind", "encoder"),
         "missing": document["missing"],
         "signal": backtest.get("signal", {}).get("name", "none"),

@@ -85,3 +85,10 @@ def test_of_several_seeds_the_first_is_looked_at_and_forecasts_keep_their_bits(t
     (tmp_path / "file").write_text("")
     assert execute(["explain", str(run.root), "--out", str(tmp_path / "file")]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_an_informer_names_what_its_distilled_layers_do_not_have(tmp_path):
+    model = {"kind": "informer", "lookback": 32, "d_model": 8, "n_heads": 2, "n_layers": 2, "label_len": 8}
+    found = made(tmp_path, model).explain(tmp_path / "out", windows=8)
+    assert {"Occlusion by distance", "Features", "Effective rank", "Queries", "Pattern"} <= set(found.parts)
+    assert "'informer' has no tokens that are bars" in found.missing["Most attended bars"]

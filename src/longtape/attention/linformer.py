@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads, mask_padding
-from longtape.attention.block_sparse import dense_attention
+from longtape.attention.operators.block_sparse import dense_attention
 
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
 PROJECTIONS = ("linear", "mean", "conv")
@@ -102,7 +102,7 @@ class LinformerAttention(Attention):
     """
 
     Config: ClassVar[type[AttentionConfig]] = LinformerConfig
-    capabilities = Capabilities(cross=True, fixed_length=True)
+    capabilities = Capabilities(cross=True, fixed_length=True, rotary=False)
     can_share: ClassVar[bool] = True
     config: LinformerConfig
 

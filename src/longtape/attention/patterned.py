@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
-from longtape.attention.block_sparse import pattern_attention
 from longtape.attention.full import full_attention
+from longtape.attention.operators.block_sparse import pattern_attention
 from longtape.attention.pattern import Pattern
 
 

@@ -59,34 +59,34 @@ def execute(arguments: list[str]) -> int:
     try:
         return int(app(args=arguments, standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("stopped")
+        _print_error("stopped")
         return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        return _explain(error)
+        return _report_error(error)
     finally:
         set_silent(False)
 
 
-def _explain(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     if isinstance(error, LongtapeError):
-        _complain(str(error))
+        _print_error(str(error))
         return error.exit_code
     if hasattr(error, "format_message"):  # a usage error of the command line
-        _complain(f"{error.format_message()} Try --help.")
+        _print_error(f"{error.format_message()} Try --help.")
         return 2
     if isinstance(error, BrokenPipeError):
         return 0
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _complain(f"the disk is full ({error.filename or 'while writing'}); free some space and run again")
+        _print_error(f"the disk is full ({error.filename or 'while writing'}); free some space and run again")
         return 1
     if isinstance(error, OSError):
-        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+        _print_error(f"{error.filename or 'file'}: {error.strerror or error}")
         return 2
-    _complain(f"unexpected error, {type(error).__name__}: {error}. Run again with --debug and report it.")
+    _print_error(f"unexpected error, {type(error).__name__}: {error}. Run again with --debug and report it.")
     return 1
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print("longtape: " + " ".join(text.split()), file=sys.stderr, flush=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from longtape.workflow import Run
 
 ExperimentFile = Annotated[Path, typer.Argument(help="experiment file (YAML)")]
 RunFolderArgument = Annotated[Path, typer.Argument(help="folder of a run")]
@@ -54,10 +57,11 @@ def train(
     Example: longtape train examples/btc_hourly.yaml --out runs/btc -o training.epochs=3
     """
     from longtape.experiment import load_experiment
+    from longtape.report.text import TextTable, print_blocks
     from longtape.workflow import train as train_experiment
 
     made = train_experiment(load_experiment(experiment, override), out, resume=resume)
-    typer.echo(made.training_table())
+    print_blocks(*(TextTable(history, "training") for history in made.folder.histories))
     typer.echo(f"run: {made.root}")
 
 
@@ -78,6 +82,7 @@ def walk_forward(
     from longtape.core.errors import UserError
     from longtape.experiment import load_experiment
     from longtape.features.splits import WalkForwardConfig
+    from longtape.report.text import print_blocks
     from longtape.workflow.folds import run_walk_forward
 
     described = load_experiment(experiment, override)
@@ -87,7 +92,7 @@ def walk_forward(
         first = error.errors()[0]
         raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
     made = run_walk_forward(described, config, out, resume)
-    typer.echo(made.text())
+    print_blocks(*made.blocks())
     typer.echo(f"report: {made.root / 'report.html'}")
 
 
@@ -123,6 +128,7 @@ def backtest(run_folder: RunFolderArgument) -> None:
 
     Example: longtape backtest runs/btc
     """
+    from longtape.report.text import print_blocks
     from longtape.workflow import load_run
 
     made = load_run(run_folder)
@@ -130,7 +136,7 @@ def backtest(run_folder: RunFolderArgument) -> None:
         made.backtest()
     else:
         made.score()
-    typer.echo(made.results_table())
+    print_blocks(*made.results.blocks())
 
 
 def report(
@@ -146,9 +152,8 @@ def report(
     typer.echo(f"report: {load_run(run_folder).report(out)}")
 
 
-def _show(made: object) -> None:
-    from longtape.workflow import Run
+def _show(made: Run) -> None:
+    from longtape.report.text import print_blocks
 
-    if isinstance(made, Run):
-        typer.echo(made.results_table())
-        typer.echo(f"report: {made.path('report.html')}")
+    print_blocks(*made.results.blocks())
+    typer.echo(f"report: {made.path('report.html')}")

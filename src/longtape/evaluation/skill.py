@@ -43,8 +43,8 @@ class Scored:
 
     @property
     def mean_absolute_error(self) -> float | None:
-        """Over all known labels; None for classes."""
-        if self.kind.classes:
+        """Over all known labels; None for classes and weights."""
+        if self.kind.error is None:
             return None
         known = self._known()
         return float(np.abs(self.actual[known] - self.forecast[known]).mean())
@@ -81,6 +81,8 @@ def skills(
     }
     for kind in inputs.kinds:
         of_kind = inputs.only(kind)
+        if all(target.auxiliary for target in of_kind.targets):
+            continue
         for name in of_kind.targets[0].of_kind.baselines:
             parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
             for other in scored(of_kind, panel, origins, _joined(parts)):
@@ -101,8 +103,8 @@ def _mean_crps(panel: Panel, origins: Origins, forecasts: pl.DataFrame) -> dict[
 
 
 def _crps_column(one: Scored, value: float | None) -> dict[str, float]:
-    """Continuous ranked probability score; of a point forecast, its absolute error. Classes have none."""
-    return {} if one.kind.classes or value is None else {"CRPS": value}
+    """Continuous ranked probability score; of a point forecast, its absolute error. Classes and weights have none."""
+    return {} if one.kind.error is None or value is None else {"CRPS": value}
 
 
 def _joined(parts: Sequence[Predicted]) -> Predicted:
@@ -115,7 +117,8 @@ def scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predi
     """Forecasts of `inputs`' targets at the origins with their labels, one entry for each asset and target name."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, target in enumerate(inputs.targets):
-        groups.setdefault((target.asset, target.name), []).append(k)
+        if not target.auxiliary:
+            groups.setdefault((target.asset, target.name), []).append(k)
     made = []
     for (asset, name), columns in groups.items():
         targets = [inputs.targets[k] for k in columns]
@@ -135,6 +138,8 @@ def _from_frame(inputs: ModelInputs, panel: Panel, origins: Origins, forecasts: 
     mean = np.empty((len(origins), len(inputs.targets)))
     probabilities = np.full((*mean.shape, len(classes)), np.nan)
     for k, target in enumerate(inputs.targets):
+        if target.auxiliary:
+            continue
         own = parts[target.key]
         rows = _rows_at(own, panel, origins, target)
         mean[:, k] = own["mean"].to_numpy()[rows]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from longtape.backtest.bootstrap import Interval, block_length, stationary_bootstrap
+from longtape.backtest.bootstrap import ConfidenceInterval, block_length, stationary_bootstrap
+from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
 
-Array = npt.NDArray[np.float64]
 Kernel = Literal["bartlett", "rectangular"]
 _TINY = 1e-12
 _ROUNDING = 1e-5  # of the mean loss: what float32 leaves of one forecast computed in two ways
@@ -64,7 +63,7 @@ def diebold_mariano(
     return DieboldMariano(mean, statistic, student_two_sided(statistic, n - 1), lags, n)
 
 
-def _difference(own: Array, other: Array) -> Array:
+def _difference(own: Floats, other: Floats) -> Floats:
     """own − other [n]; zeros where all of it is rounding, which has a sign of its own and would pass for certainty."""
     difference = own - other
     scale = (np.abs(own) + np.abs(other)).mean() / 2
@@ -79,7 +78,7 @@ def _studentised(mean: float, variance: float) -> float:
     return 0.0 if mean == 0 else float(np.copysign(np.inf, mean))
 
 
-def long_run_variance(values: Array, lags: int, kernel: Kernel) -> float:
+def long_run_variance(values: Floats, lags: int, kernel: Kernel) -> float:
     """γ₀ + 2·Σ w(k)·γ_k over k = 1 … lags; w = 1 − k/(lags + 1) for `bartlett`, 1 for `rectangular`."""
     d, n = values - values.mean(), len(values)
     covariance = np.array([d[: n - k] @ d[k:] for k in range(lags + 1)]) / n
@@ -121,7 +120,7 @@ def mean_difference_interval(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
+) -> ConfidenceInterval:
     """Stationary-bootstrap interval of the mean of losses − baseline; below 0, the first is better.
 
     Blocks as long as Politis and White say for the differences, at least `horizon`.
@@ -131,7 +130,7 @@ def mean_difference_interval(
     block = max(block_length(difference), float(horizon))
     drawn = stationary_bootstrap(difference, np.mean, block=block, resamples=resamples, seed=seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(difference.mean()), float(low), float(high), level, block, resamples)
+    return ConfidenceInterval(float(difference.mean()), float(low), float(high), level, block, resamples)
 
 
 def compare(losses: Any, baseline: Any, *, horizon: int = 1, seed: int = 0) -> dict[str, float]:
@@ -151,7 +150,7 @@ def compare(losses: Any, baseline: Any, *, horizon: int = 1, seed: int = 0) -> d
     }
 
 
-def _pairs(losses: Any, baseline: Any) -> tuple[Array, Array]:
+def _pairs(losses: Any, baseline: Any) -> tuple[Floats, Floats]:
     own, other = np.asarray(losses, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if own.shape != other.shape or own.ndim != 1:
         raise UserError(f"losses must be of the same labels, [n] each; got {own.shape} and {other.shape}")

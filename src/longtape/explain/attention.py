@@ -30,6 +30,11 @@ class Passed:
     extra: dict[str, Any]  # visible, global_positions, …
 
     @property
+    def mechanism(self) -> str:
+        """Its name."""
+        return type(self.layer).__name__.removesuffix("Attention").lower()
+
+    @property
     def n_tokens(self) -> int:
         """N."""
         return self.x.shape[1]
@@ -138,11 +143,12 @@ def rollout(passed: list[Passed], read: Tensor) -> Tensor:
     flow = read.to(passed[-1].x.dtype)
     for number in reversed(range(len(passed))):
         one = passed[number]
-        if one.n_tokens != flow.shape[1] or not one.over_tokens:
-            name = type(one.layer).__name__.removesuffix("Attention").lower()
+        if not one.over_tokens:
             raise UserError(
-                f"rollout: the weights of {name} are over mixtures of tokens, which have no place in time"
+                f"rollout: the weights of {one.mechanism} are over mixtures, which have no place in time"
             )
+        if one.n_tokens != flow.shape[1] or "context" in one.extra:
+            raise UserError(f"rollout: layer {number + 1} does not pass its tokens on one to one")
         flow = 0.5 * flow + 0.5 * _passed_on(one, flow)
     return flow
 

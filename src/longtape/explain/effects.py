@@ -119,9 +119,14 @@ class Effects:
 
 
 def _window_losses(model: Model, batch: Batch) -> Array:
-    labels = torch.where(batch.y_present, batch.y, torch.zeros_like(batch.y))
-    losses = torch.where(batch.y_present, model(batch).losses(labels), 0.0)
-    counts = batch.y_present.sum(1).clamp_min(1)
+    forecast = torch.tensor([not target.auxiliary for target in model.inputs.targets])
+    known = batch.y_present & forecast
+    try:
+        found_losses = model(batch).losses(torch.where(known, batch.y, torch.zeros_like(batch.y)))
+    except ValueError as error:  # of a head whose loss is one of several rows together
+        raise UserError(f"effects: {error}") from None
+    losses = torch.where(known, found_losses, 0.0)
+    counts = known.sum(1).clamp_min(1)
     found: Array = (losses.sum(1) / counts).double().numpy()
     return found
 

@@ -34,7 +34,7 @@ def queries(passed: Passed, window: int = 0, factor: int = 5) -> Queries:
     layer, alone = passed.layer, alone_in(passed, window)
     if not layer.has_key_projection():
         raise UserError("queries: reformer's queries are its keys, so none is more peaked than its own")
-    q, k, _ = layer.project(alone.x)
+    q, k, _ = layer.project(alone.x, alone.extra.get("context"))
     m, kl = sparsity(q, k)[0], divergence(q, k)[0]
     if isinstance(layer, ProbSparseAttention):
         return Queries(m, kl, layer.active(q, k)[0], True)
@@ -55,7 +55,6 @@ def graph(passed: list[Passed]) -> Graph:
     """Of the first layer's pattern at the length it was given. UserError for a mechanism without one."""
     layer, n = passed[0].layer, passed[0].n_tokens
     if not isinstance(layer, PatternAttention):
-        name = type(layer).__name__.removesuffix("Attention").lower()
-        raise UserError(f"graph: {name} has no pattern of blocks; bigbird and local have one")
+        raise UserError(f"graph: {passed[0].mechanism} has no pattern of blocks; bigbird and local have one")
     density = layer.pattern.density(n, layer.positions(None))
     return Graph(density, layer.pattern.hops(n, n - 1, 0), len(passed))

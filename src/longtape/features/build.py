@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
@@ -26,7 +28,6 @@ from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 
-Flags = npt.NDArray[np.bool_]
 BLOCK = 4_096
 EVENTS = Interval(0, "event")  # trades and book snapshots: known when they happen, any distance apart
 
@@ -46,6 +47,7 @@ class FeaturesConfig(BaseModel):
         min_length=1,
         description="Targets such as return(24), volatility(24), direction(1, 0.001)",
     )
+    auxiliary: list[str] = Field([], description="Targets that a model learns beside and does not forecast")
     symbols: list[str] | None = Field(
         None,
         description="Symbols to forecast; the others are only read by of(…) and cross-sections. All by default",
@@ -228,7 +230,13 @@ def _matrix(series: Sequence[Array]) -> npt.NDArray[np.float32]:
 def _targets(
     tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
 ) -> tuple[Array, tuple[TargetColumn, ...], Milliseconds]:
-    labels = [pair for a in assets for text in config.targets for pair in _labels(parse(text), tables[a])]
+    asked = [(text, False) for text in config.targets] + [(text, True) for text in config.auxiliary]
+    labels = [
+        (replace(column, auxiliary=auxiliary), label)
+        for asset in assets
+        for text, auxiliary in asked
+        for column, label in _labels(parse(text), tables[asset])
+    ]
     columns = tuple(column for column, _ in labels)
     first = tables[assets[0]]
     opens, closes = _clock_ahead(first, max(column.horizon for column in columns))

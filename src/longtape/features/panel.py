@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from longtape.core.clock import Interval, Milliseconds
 from longtape.core.errors import UserError
-from longtape.features.target_kinds import TargetKind, target_kind
+from longtape.features.target_kinds import WEIGHT, TargetKind, target_kind
 
 Rows = npt.NDArray[np.int64]
 UNKNOWN_END = 2**62  # of a label that ends with an event to come, which nobody can date
@@ -37,16 +37,23 @@ class TargetColumn:
     horizon: int
     options: tuple[tuple[str, float], ...] = ()
     at_open: bool = False  # the label ends with the open of a bar, not with a close
+    as_weight: bool = False  # a share of the equity is forecast, which earns the label
+    auxiliary: bool = False  # learnt beside the others, and not forecast
 
     @property
     def is_traded(self) -> bool:
-        """True for an expected log return."""
+        """True for an expected log return, or a share of the equity."""
         return self.of_kind.traded
 
     @property
+    def has_interval(self) -> bool:
+        """True where an interval is made around the forecast."""
+        return self.of_kind.error is not None and not self.auxiliary
+
+    @property
     def of_kind(self) -> TargetKind:
-        """Everything that depends on the kind."""
-        return target_kind(self.kind)
+        """Everything that depends on the kind of what is forecast."""
+        return WEIGHT if self.as_weight else target_kind(self.kind)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -117,6 +124,10 @@ class Panel:
             what = "events come at no fixed time" if self.ahead == 0 else f"{self.ahead} rows are known ahead"
             raise UserError(f"panel: the calendar of {steps} rows to come was asked for; {what}")
         return self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+
+    def calendar_of(self, origins: Rows, lookback: int) -> npt.NDArray[np.float32]:
+        """Calendar [B, lookback, D] of the rows of the windows that end at `origins`."""
+        return self.calendar_values[origins[:, None] + np.arange(1 - lookback, 1)]
 
     def mark_positions(self, origins: Rows, lookback: int) -> Rows:
         """Global positions [B, G] of the windows that end at `origins`; G = 0 without marks."""

@@ -76,6 +76,19 @@ def _errors(actual: Array, forecast: Array) -> dict[str, float]:
     }
 
 
+def weight_scores(actual: Array, share: Array) -> dict[str, float]:
+    """Of shares w held over log returns y: mean of w·(e^y − 1) in basis points, its ratio to its deviation (Sharpe of a
+    row, not of a year), and the mean of |w|. Without costs.
+    """
+    earned = share * np.expm1(actual)
+    spread = float(earned.std())
+    return {
+        "return a row, bp": 1e4 * float(earned.mean()),
+        "Sharpe a row": float(earned.mean()) / spread if spread > 0 else float("nan"),
+        "mean |weight|": float(np.abs(share).mean()),
+    }
+
+
 def class_scores(actual: Array, probabilities: Array) -> dict[str, float]:
     """Mean log loss, Brier score, and the share of labels that the likeliest class hits."""
     return {
@@ -89,7 +102,7 @@ def _moves(name: str) -> TargetKind:
     return TargetKind(
         name,
         unit="log return",
-        heads=("regression", "huber", "student_t", "quantile", "allocation"),
+        heads=("regression", "huber", "student_t", "quantile", "allocation", "sharpe"),
         baselines=("zero", "mean", "last_value", "ar1"),
         loss=scoring.squared_error,
         scores=return_scores,
@@ -127,9 +140,30 @@ VOLATILITY = TargetKind(
     error="log ratio",
 )
 
+# What a head of weights says of a return: not how much it will be, but how much of the equity to put on it.
+WEIGHT = TargetKind(
+    "weight",
+    unit="share of the equity",
+    heads=("allocation", "sharpe"),
+    baselines=("zero", "equal_weight"),
+    loss=scoring.negative_return,
+    scores=weight_scores,
+    headline="return a row, bp",
+    larger_is_better=True,
+    error=None,
+    traded=True,
+)
+
 KINDS: Mapping[str, TargetKind] = {
     kind.name: kind
-    for kind in (_moves("return"), _moves("path"), VOLATILITY, _classes("direction", 3), _classes("up", 2))
+    for kind in (
+        _moves("return"),
+        _moves("path"),
+        VOLATILITY,
+        _classes("direction", 3),
+        _classes("up", 2),
+        WEIGHT,
+    )
 }
 
 

@@ -13,7 +13,6 @@ from longtape.models.heads import QuantileHead
 
 Method = Literal["conformal", "cqr", "quantile", "student_t", "mc_dropout", "adaptive"]
 OWN_QUANTILES: Mapping[str, str] = {"quantile": "quantile", "student_t": "student_t"}  # head → its method
-NO_INTERVAL = ("allocation",)  # heads that state a share of the equity, not the label
 _GOES_WITH = {"samples": "mc_dropout", "rate": "adaptive"}
 _TOGETHER = 2_048  # bars that are forecast together
 
@@ -65,13 +64,11 @@ class ForecastConfig(BaseModel):
         """Windows in a batch."""
         return self.batch_size or max(1, _TOGETHER // lookback)
 
-    def method(self, head: str | None, model: ModelConfig | None = None) -> Method | None:
-        """How a target's interval is made, by the head that forecasts it; None where it states no label.
+    def method(self, head: str | None, model: ModelConfig | None = None) -> Method:
+        """How a target's interval is made, by the head that forecasts it.
 
         UserError where it cannot be: a head without quantiles, a level beyond them, a `model` without dropout.
         """
-        if head in NO_INTERVAL:
-            return None
         own = OWN_QUANTILES.get(head or "")
         asked = self.intervals or own or "conformal"
         if asked in ("quantile", "student_t") and asked != own:

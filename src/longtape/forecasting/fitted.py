@@ -49,7 +49,12 @@ class FittedForecaster:
         with torch.no_grad():
             x = batch.x if scaling is None else scaling(batch.x)
         named = {"x": x, "known_at": batch.known_at, "rows": batch.rows}
-        named |= {"marks": batch.marks, "future": batch.future, "present": batch.present}
+        named |= {
+            "marks": batch.marks,
+            "calendar": batch.calendar,
+            "future": batch.future,
+            "present": batch.present,
+        }
         return {name: tensor.numpy() for name, tensor in named.items()}
 
     def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
@@ -105,7 +110,7 @@ def calibrated(
 ) -> Calibration:
     """Intervals and trading threshold from the calibration windows of `split`, and from nothing else."""
     methods = [
-        None if target.of_kind.error is None else config.method(model.config.head_of(target.of_kind))
+        config.method(model.config.head_of(target.of_kind)) if target.has_interval else None
         for target in model.inputs.targets
     ]
     origins = split.calibration

@@ -44,6 +44,8 @@ def to_frame(
     period = np.full(len(origins), "") if periods is None else periods.period_of(panel.timestamps[origins])
     parts = []
     for column, target in enumerate(panel.target_columns):
+        if target.auxiliary:
+            continue
         lower, upper = (_number(side[:, column]) for side in bounds[kept.levels[0]])
         mean = pl.Series(predicted.mean[:, column])
         part = {
@@ -51,7 +53,7 @@ def to_frame(
             "known_at": panel.known_at[origins],
             "symbol": target.asset,
             "target": target.name,
-            "kind": target.kind,
+            "kind": target.of_kind.name,
             "horizon": target.horizon,
             "end": _ends(panel.target_ends[origins, column]),
             "period": period,
@@ -62,7 +64,7 @@ def to_frame(
             **_probabilities(predicted, column, target.of_kind.classes),
             **_prices(panel, origins, target, kept.targets[column], (mean, lower, upper)),
             "threshold": kept.targets[column].threshold,
-            "crps": _number(_crps(predicted)[:, column]),
+            "crps": _number(_crps(predicted, column, target)),
             "actual": _number(panel.targets[origins, column]),
         }
         parts.append(pl.DataFrame(part))
@@ -73,8 +75,12 @@ def _number(values: Array) -> pl.Series:
     return pl.Series(values, dtype=pl.Float64).fill_nan(None)
 
 
-def _crps(predicted: Predicted) -> Array:
-    return np.full_like(predicted.mean, np.nan) if predicted.crps is None else predicted.crps
+def _crps(predicted: Predicted, column: int, target: TargetColumn) -> Array:
+    """None of a weight, which states no label."""
+    states = target.has_interval or target.of_kind.classes > 0
+    if predicted.crps is None or not states:
+        return np.full(len(predicted.mean), np.nan)
+    return predicted.crps[:, column]
 
 
 def _further(bounds: Mapping[float, Bounds], levels: Sequence[float], column: int) -> dict[str, pl.Series]:

@@ -128,7 +128,7 @@ def calibrate(
     made = []
     for column, (target, method) in enumerate(zip(targets, methods, strict=True)):
         one = _calibrated(targets, column, method, predicted, actual, levels)
-        if traded is not None and target.is_traded:
+        if traded is not None and target.is_traded and not target.auxiliary:
             threshold = float(np.quantile(np.abs(predicted.mean[:, column]), 1 - traded))
             one = TargetCalibration(**{**vars(one), "threshold": threshold})
         made.append(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from longtape.core.clock import Interval
 from longtape.core.errors import UserError
 from longtape.features.panel import Column, Panel, Rows, TargetColumn
-from longtape.features.target_kinds import TargetKind
+from longtape.features.target_kinds import WEIGHT, TargetKind
 from longtape.models.batch import Batch
 from longtape.models.prediction import Prediction
 
@@ -40,6 +40,32 @@ class ModelConfig(BaseModel):
     def head_of(self, kind: TargetKind) -> str | None:
         """The name of the head that forecasts a kind of target; None where the model has no heads."""
         return None
+
+    def gives_weights(self, kind: TargetKind) -> bool:
+        """True where a share of the equity is forecast for a kind of target, and not its label."""
+        return False
+
+    def forecast_kind(self, kind: TargetKind) -> TargetKind:
+        """What the model's forecasts of a kind of target are: of that kind, or weights."""
+        return WEIGHT if self.gives_weights(kind) else kind
+
+    def refuse_features(self, features: Sequence[str]) -> None:
+        """UserError where the model cannot read these features, as written in the experiment."""
+
+    @property
+    def auxiliary_targets(self) -> Mapping[str, float]:
+        """Targets that are learnt beside those of the experiment and not forecast, and what each label weighs."""
+        return {}
+
+    @property
+    def reads_calendar(self) -> bool:
+        """True where `forward` reads the calendar of bars."""
+        return False
+
+    @property
+    def block(self) -> int:
+        """Consecutive rows that stand together in a batch, which the loss asks for; 1: in any order."""
+        return 1
 
     @property
     def summary(self) -> str:
@@ -139,6 +165,9 @@ class Model(nn.Module):
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """What has a closed form is fitted here, once, on the training origins; `validation` chooses penalties."""
 
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """What is set once training is over is set here, from the validation windows, in order of time."""
+
     def row_inputs(self, panel: Panel) -> Array:
         """[T, S]: what the model reads of each row beside the window; a function of that row and those before it."""
         return np.empty((len(panel), 0))
@@ -162,6 +191,11 @@ class Model(nn.Module):
     def future_steps(self) -> int:
         """Rows of known-ahead calendar that `forward` reads from `Batch.future`."""
         return 0
+
+    @property
+    def label_offsets(self) -> Rows:
+        """Rows before the origin, 0 or less, whose labels training reads from `Batch.y_rows`; in order."""
+        return np.empty(0, np.int64)
 
     @property
     def reach(self) -> int:

@@ -17,7 +17,14 @@ from longtape.models.batch import Batch
 from longtape.models.har import HarDesign, trailing_mean
 from longtape.models.heads import HEADS, Head
 from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar
-from longtape.models.prediction import Categorical, Distribution, LogVariance, Point, Prediction
+from longtape.models.prediction import (
+    Categorical,
+    Distribution,
+    LogVariance,
+    Point,
+    Prediction,
+    Weights,
+)
 
 MOVES = ("return", "path")
 
@@ -68,11 +75,34 @@ class Zero(ClosedForm):
 
     Config = MovesConfig
     title = "zero"
+    titles: ClassVar[Mapping[str, str]] = {"weight": "flat"}
 
     def forward(self, batch: Batch) -> Prediction:
         shapes = self.inputs.kinds.values()
         zeros = [batch.rows.new_zeros(len(batch), *columns.shape).float() for columns in shapes]
         parts = [self.point(kind, zero) for kind, zero in zip(self.inputs.kinds, zeros, strict=True)]
+        return Prediction(tuple(parts), self.kind_columns)
+
+
+class EqualWeightConfig(MovesConfig):
+    """Weights for returns, without options."""
+
+    def gives_weights(self, kind: TargetKind) -> bool:
+        return True
+
+
+class EqualWeight(ClosedForm):
+    """The same share of the equity in every asset."""
+
+    Config = EqualWeightConfig
+    title = "equal weight"
+
+    def forward(self, batch: Batch) -> Prediction:
+        parts = []
+        for kind, columns in self.inputs.kinds.items():
+            shares = torch.full((len(batch), *columns.shape), 1 / len(self.inputs.assets))
+            scale = self.scale_of(kind).to(batch.x.device)
+            parts.append(Weights(shares.to(batch.x.device), scale))
         return Prediction(tuple(parts), self.kind_columns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class LastToken(nn.Module):
@@ -41,6 +42,18 @@ class AttentionPooling(nn.Module):
         """The share of each token, [B, N]."""
         shares: Tensor = self.query(tokens).squeeze(-1).softmax(-1)
         return shares
+
+
+class StaticInputs(nn.Module):
+    """Values that are no sequence, joined with the pooled vector: GELU(W [vector; values])."""
+
+    def __init__(self, d_model: int, n_values: int) -> None:
+        super().__init__()
+        self.join = nn.Linear(d_model + n_values, d_model)
+
+    def forward(self, vector: Tensor, values: Tensor) -> Tensor:
+        """[B, d_model] and [B, S] → [B, d_model]."""
+        return F.gelu(self.join(torch.cat([vector, values.to(vector)], 1)))
 
 
 def build_pooling(name: str, d_model: int) -> nn.Module:

@@ -10,8 +10,10 @@ MODELS = Registry(
     "model",
     {
         "encoder": "longtape.models.encoder:EncoderForecaster",
+        "informer": "longtape.models.informer:Informer",
         "zero": "longtape.models.closed_forms:Zero",
         "mean": "longtape.models.closed_forms:Mean",
+        "equal_weight": "longtape.models.closed_forms:EqualWeight",
         "last_value": "longtape.models.closed_forms:LastValue",
         "ar1": "longtape.models.closed_forms:Ar1",
         "log_har": "longtape.models.closed_forms:LogHarModel",
@@ -34,4 +36,4 @@ def config_of(kind: str) -> type[ModelConfig]:
 def title_of(kind: str, target: TargetColumn) -> str:
     """How tables call a model of a target."""
     model: type[Model] = MODELS.load(kind)
-    return model.titles.get(target.kind, model.title or kind)
+    return model.titles.get(target.of_kind.name, model.title or kind)

@@ -33,6 +33,16 @@ class TransformerConfig(ModelConfig):
         """Tokens that the layers see."""
         return self.lookback
 
+    @property
+    def is_rotary(self) -> bool:
+        """True where positions are told by turning queries and keys."""
+        return False
+
+    @property
+    def is_causal(self) -> bool:
+        """True where no token sees a later one."""
+        return self.attention_options.get("causal") is True
+
     @model_validator(mode="after")
     def _widths(self) -> TransformerConfig:
         if self.d_model % self.n_heads:
@@ -42,6 +52,8 @@ class TransformerConfig(ModelConfig):
     @model_validator(mode="after")
     def _attention_can_be_built(self) -> TransformerConfig:
         """An unknown mechanism or option is refused here, before anything is read or written."""
+        if "rotary" in self.attention_options:
+            raise ValueError("attention_options: rotary positions are named by positions: rotary")
         with torch.random.fork_rng(devices=[]):
             self.build_attention()
         return self
@@ -56,33 +68,39 @@ class TransformerConfig(ModelConfig):
         """True where marks of market time can become global tokens."""
         return "global_positions" in mechanism_class(self.attention).inputs
 
-    def build_attention(self, **shared: Any) -> Attention:
-        """One attention layer."""
+    def build_attention(self, **more: Any) -> Attention:
+        """One attention layer; `more` are options of this layer alone."""
         own = {
             "d_model": self.d_model,
             "n_heads": self.n_heads,
             "seq_len": self.n_tokens,
             "dropout": self.dropout,
+            "rotary": self.is_rotary,
         }
-        return build_attention(self.attention, **(own | self.attention_options), **shared)
+        return build_attention(self.attention, **(own | self.attention_options | more))
+
+
+def feed_forward(config: TransformerConfig) -> nn.Sequential:
+    """Two linear maps with GELU between them, d_model → d_ff → d_model."""
+    width = config.d_ff or 4 * config.d_model
+    return nn.Sequential(
+        nn.Linear(config.d_model, width),
+        nn.GELU(),
+        nn.Dropout(config.dropout),
+        nn.Linear(width, config.d_model),
+        nn.Dropout(config.dropout),
+    )
 
 
 class EncoderLayer(nn.Module):
     """Attention and a GELU feed-forward, each with a residual and a layer norm (before or after)."""
 
-    def __init__(self, config: TransformerConfig, **shared: Any) -> None:
+    def __init__(self, config: TransformerConfig, **more: Any) -> None:
         super().__init__()
         d = config.d_model
         self.pre_norm = config.norm == "pre"
-        self.attention = config.build_attention(**shared)
-        width = config.d_ff or 4 * d
-        self.feed_forward = nn.Sequential(
-            nn.Linear(d, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, d),
-            nn.Dropout(config.dropout),
-        )
+        self.attention = config.build_attention(**more)
+        self.feed_forward = feed_forward(config)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
     def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:

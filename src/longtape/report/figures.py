@@ -122,6 +122,14 @@ def forecast_fan(forecast: pl.DataFrame, level: float, percent: bool) -> go.Figu
     return figure
 
 
+def weights_decided(forecast: pl.DataFrame) -> go.Figure:
+    """The share of the equity that was decided on at each origin. One target's rows."""
+    figure = _figure("decided at (UTC)", "share of the equity, %")
+    tail = forecast.tail(400)
+    _line(figure, tail["known_at"].to_list(), (100 * tail["mean"]).to_list(), "weight", ACCENT, 2)
+    return figure
+
+
 def learning_curve(history: Sequence[Mapping[str, float]]) -> go.Figure:
     """Training and validation loss per epoch; epoch 0 is the skip alone."""
     figure = _figure("epoch (0 = closed-form skip alone)", "loss", 300)
@@ -138,7 +146,7 @@ def learning_curve(history: Sequence[Mapping[str, float]]) -> go.Figure:
     return figure
 
 
-def standing(draws: npt.NDArray[np.float64], own: float) -> go.Figure:
+def random_sharpes(draws: npt.NDArray[np.float64], own: float) -> go.Figure:
     """Histogram of the Sharpe ratios of random strategies, and where the strategy stands (a line)."""
     figure = _figure("Sharpe ratio", "random strategies", 280)
     known = draws[np.isfinite(draws)]

@@ -27,9 +27,12 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"{path}: a picture is written to a name that ends in .png or .svg")
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         figure.savefig(
-            beside, format=path.suffix[1:], dpi=120, metadata={"Date": None} if path.suffix == ".svg" else {}
+            temporary,
+            format=path.suffix[1:],
+            dpi=120,
+            metadata={"Date": None} if path.suffix == ".svg" else {},
         )
     return path
 
@@ -164,7 +167,7 @@ def _said(own: pl.DataFrame) -> list[str]:
         if len(p) in _CLASSES:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in zip(_CLASSES[len(p)], p, strict=True))
             lines.append(f"{row['target']}: {shares}")
-        elif row["price"] is None and row["kind"] == "return" and row["lower"] is None:
+        elif row["kind"] == "weight":
             lines.append(f"{row['target']}: weight {row['mean']:+.2f}")
     return lines
 

@@ -17,7 +17,7 @@ from longtape.core.files import atomic_path
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a run stands: the next step of the next epoch, the best epoch, and what was measured so far."""
 
     epoch: int = 0
@@ -31,8 +31,8 @@ class Progress:
 
 def save_weights(path: str | Path, state: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file."""
-    with atomic_path(path) as beside:
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in state.items()}, beside)
+    with atomic_path(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in state.items()}, temporary)
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
-    at: Progress,
+    at: TrainingState,
 ) -> None:
     """Write model, optimiser, best weights, random state and progress."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -53,14 +53,14 @@ def save_checkpoint(
     for index, entries in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
     tensors["random"] = torch.get_rng_state()
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        save_file(plain, beside, metadata={"progress": json.dumps(vars(at))})
+        save_file(plain, temporary, metadata={"progress": json.dumps(vars(at))})
 
 
 def load_checkpoint(
     path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], Progress]:
+) -> tuple[dict[str, Tensor], TrainingState]:
     """Restore model, optimiser and random state; return the best weights and the progress."""
     tensors, metadata = _read(path)
     model.load_state_dict(_under("model.", tensors))
@@ -70,7 +70,7 @@ def load_checkpoint(
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random"])
-    return _under("best.", tensors), Progress(**json.loads(metadata["progress"]))
+    return _under("best.", tensors), TrainingState(**json.loads(metadata["progress"]))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

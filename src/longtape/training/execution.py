@@ -33,4 +33,4 @@ class Execution:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
             prediction = model(batch)
-        return prediction.loss(batch.y, batch.y_present)
+        return prediction.training_loss(batch)

@@ -17,11 +17,11 @@ from longtape.features.panel import Panel, Rows
 from longtape.features.windows import Sampler
 from longtape.models.base import Model
 from longtape.models.batch import Batch
-from longtape.training.batches import BatchSource, in_order
-from longtape.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from longtape.training.batches import BatchSource, in_blocks, in_order
+from longtape.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from longtape.training.config import TrainingConfig
 from longtape.training.execution import Execution
-from longtape.training.interrupt import Stop, polite_interrupt
+from longtape.training.interrupt import Stop, graceful_interrupt
 from longtape.training.schedule import rate_factor
 
 
@@ -41,8 +41,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.execution = Execution.of(self.config)
-        size = self.config.batch_size * self.config.accumulate
-        self.sampler = Sampler(len(self.train), size, self.seed)
+        block = self.model.config.block
+        self.blocks, self.checked = in_blocks(self.train, block), in_blocks(self.validation, block)
+        size = max(1, self.config.batch_size // block) * self.config.accumulate
+        self.sampler = Sampler(len(self.blocks), size, self.seed)
         self.steps = max(1, len(self.sampler) // self.config.stride)
 
     def fit(self, resume: bool = False) -> list[dict[str, float]]:
@@ -50,7 +52,7 @@ class Trainer:
         going_on = resume and self.checkpoint.exists()
         if not going_on:
             self.model.fit(self.panel, self.train, self.validation)
-        self.source = BatchSource(self.model, self.panel)
+        self.source = BatchSource(self.model, self.panel, self.model.config.block, self.train)
         self.model.to(self.execution.device)
         if not self.model.is_trained:
             return self._begun().history
@@ -59,13 +61,14 @@ class Trainer:
             best, at = load_checkpoint(self.checkpoint, self.model, self.optimizer)
         else:
             best, at = self._copy(), self._begun()
-        with polite_interrupt() as stop:
+        with graceful_interrupt() as stop:
             while at.epoch < self.config.epochs and at.epoch - at.best_epoch < self.config.patience:
                 self._epoch(at, best, stop)
                 best = self._judge(at, best)
                 save_checkpoint(self.checkpoint, self.model, self.optimizer, best, at)
         self.model.load_state_dict(best)
         self.model.eval()
+        self.model.calibrate(self.source.batches(in_order(self.checked, self.config.batch_size)))
         return at.history
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
@@ -74,14 +77,14 @@ class Trainer:
             self.model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
 
-    def _begun(self) -> Progress:
+    def _begun(self) -> TrainingState:
         """Epoch 0 is the closed-form baseline alone: the network is kept only where it beats that."""
         torch.manual_seed(self.seed)
-        at = Progress(best_loss=self.validate())
+        at = TrainingState(best_loss=self.validate())
         at.history.append({"epoch": 0, "validation": at.best_loss, "seconds": 0.0})
         return at
 
-    def _epoch(self, at: Progress, best: dict[str, Tensor], stop: Stop) -> None:
+    def _epoch(self, at: TrainingState, best: dict[str, Tensor], stop: Stop) -> None:
         self.model.train()
         started = saved = time.monotonic()
         coming = self.source.batches(self._order(at.epoch, at.step))
@@ -98,9 +101,9 @@ class Trainer:
                         raise KeyboardInterrupt
         at.seconds += time.monotonic() - started
 
-    def _save_running(self, at: Progress, best: dict[str, Tensor], seconds: float) -> None:
+    def _save_running(self, at: TrainingState, best: dict[str, Tensor], seconds: float) -> None:
         at.seconds += seconds
-        after = Progress(**{**vars(at), "step": at.step + 1})
+        after = TrainingState(**{**vars(at), "step": at.step + 1})
         save_checkpoint(self.checkpoint, self.model, self.optimizer, best, after)
 
     def _order(self, epoch: int, start: int) -> Iterator[Rows]:
@@ -108,7 +111,7 @@ class Trainer:
         cycle, part = divmod(epoch, self.config.stride)
         for step in range(start, self.steps):
             at = min(step * self.config.stride + part, len(self.sampler) - 1)
-            yield self.train[self.sampler.batch(cycle, at)]
+            yield self.blocks[self.sampler.batch(cycle, at)].ravel()
 
     def _step(self, batch: Batch, number: int) -> float:
         config = self.config
@@ -134,14 +137,14 @@ class Trainer:
     def validate(self) -> float:
         """Mean loss over the validation windows."""
         self.model.eval()
-        order = in_order(self.validation, self.config.batch_size, self.config.validation_stride)
+        order = in_order(self.checked, self.config.batch_size, self.config.validation_stride)
         total, count = 0.0, 0
         for batch in self.source.batches(order):
             total += float(self._loss(batch)) * len(batch)
             count += len(batch)
         return total / max(1, count)
 
-    def _judge(self, at: Progress, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _judge(self, at: TrainingState, best: dict[str, Tensor]) -> dict[str, Tensor]:
         started = time.monotonic()
         loss = self.validate()
         at.epoch, at.step, trained = at.epoch + 1, 0, at.epoch_loss / self.steps

@@ -178,8 +178,8 @@ class RunFolder:
         """Keep the forecasts of the test period, and say inside the file of which data they are."""
         table = frame.to_arrow()
         metadata = {**(table.schema.metadata or {}), _FINGERPRINT: _digest(fingerprints)}
-        with atomic_path(self.path("forecast.parquet")) as beside:
-            pq.write_table(table.replace_schema_metadata(metadata), beside, compression="zstd")
+        with atomic_path(self.path("forecast.parquet")) as temporary:
+            pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
 
     def read_forecast(self, fingerprints: Fingerprints) -> pl.DataFrame | None:
         """The kept forecasts, if they are of these data."""

@@ -34,7 +34,7 @@ from longtape.forecasting.baselines import baseline_forecast
 from longtape.forecasting.predict import predict
 from longtape.models.registry import title_of
 from longtape.models.transformer import TransformerConfig
-from longtape.report.text import table
+from longtape.report.text import TextTable
 from longtape.training.execution import Execution
 from longtape.training.run_folder import RunFolder
 from longtape.workflow.data import RunData
@@ -153,8 +153,8 @@ def run_cell(document: str, longest: int, out: str, cell: Cell) -> None:
         one.name: one.losses() for one in scored(fitted.model.inputs, data.panel, split.test, predicted)
     }
     frame = pl.DataFrame({"timestamp": data.panel.timestamps[split.test], **losses})
-    with atomic_path(folder / f"{cell.name}.parquet") as beside:
-        frame.write_parquet(beside)
+    with atomic_path(folder / f"{cell.name}.parquet") as temporary:
+        frame.write_parquet(temporary)
     best = min(entry["validation"] for entry in fitted.histories[0])
     costs = {
         "validation": best,
@@ -186,10 +186,8 @@ class Comparison:
     def text(self) -> str:
         """A table for each target, and how to read it."""
         targets = list(dict.fromkeys(row["target"] for row in self.rows))
-        tables = [
-            table([_but_target(row) for row in self.rows if row["target"] == t], f"Loss of {t}")
-            for t in targets
-        ]
+        rows = {name: [_but_target(row) for row in self.rows if row["target"] == name] for name in targets}
+        tables = [str(TextTable(own, f"Loss of {name}")) for name, own in rows.items()]
         return "\n\n".join([*tables, "\n".join(self.notes)])
 
 

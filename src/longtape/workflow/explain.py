@@ -32,7 +32,7 @@ from longtape.explain.attention import (
     row_weights,
 )
 from longtape.explain.effects import Effect, Effects
-from longtape.explain.queries import graph, queries
+from longtape.explain.queries import Queries, graph, queries
 from longtape.explain.spectrum import (
     ENERGY,
     effective_rank,
@@ -48,7 +48,7 @@ from longtape.models.base import Model
 from longtape.models.batch import Batch
 from longtape.report import explain_pictures as draw
 from longtape.report.pictures import save
-from longtape.report.text import table
+from longtape.report.text import TextTable
 from longtape.training.batches import BatchSource
 
 Records = list[dict[str, Any]]
@@ -83,7 +83,7 @@ class Explanation:
 
     def text(self) -> str:
         """Every table, then what there is none of."""
-        tables = [table(rows, title) for title, rows in self.parts.items()]
+        tables = [str(TextTable(rows, title)) for title, rows in self.parts.items()]
         missing = [f"- {reason}" for reason in self.missing.values()]
         return "\n\n".join([*tables, "\n".join(["Not for this run", *missing]), *self.notes])
 
@@ -107,6 +107,14 @@ class Study:
         """What each layer was given of it. UserError for a model without attention."""
         layers_of(self.model)
         return record(self.model, self.newest)
+
+    @property
+    def has_bars(self) -> bool:
+        """True where the model's tokens are bars of the window."""
+        try:
+            return len(self.model.token_bars()) > 0
+        except UserError:
+            return False
 
     @cached_property
     def rows(self) -> Rows:
@@ -271,7 +279,7 @@ def _pattern(study: Study) -> Part:
     weights = one.weights(keep)[0].amax(0)
     fixed = one.layer.capabilities.fixed_pattern
     shown = (weights > 0).float() if fixed else (weights / weights.amax()).sqrt()
-    name = type(one.layer).__name__.removesuffix("Attention").lower()
+    name = one.mechanism
     rows = [{"mechanism": name, "tokens": one.n_tokens, "columns": weights.shape[1], "fixed pattern": fixed}]
     return Part(
         rows, {"pattern": draw.pattern(shown.numpy(), f"{name}: {'who sees whom' if fixed else '√ weight'}")}
@@ -329,10 +337,13 @@ def _queries(study: Study) -> Part:
     rows = [{"layer": n + 1, "mean M": float(q.m.mean()), "largest M": float(q.m.max()), "mean KL": float(q.kl.mean()),
              "active": q.share_active, "chosen by": "the layer" if q.chosen else "rank of M"}
             for n, q in enumerate(found)]  # fmt: skip
-    active = found[0].active.double().mean(0).numpy()
-    closes = study.panel.closes[study.rows, 0]
+    return Part(rows, {"queries": _active_picture(study, found[0])} if study.has_bars else {})
+
+
+def _active_picture(study: Study, found: Queries) -> Figure:
     title = "Active queries of the first layer, by the share of heads in which they are"
-    return Part(rows, {"queries": draw.on_price(study.times(study.rows), closes, {"active": active}, title)})
+    active = {"active": found.active.double().mean(0).numpy()}
+    return draw.on_price(study.times(study.rows), study.panel.closes[study.rows, 0], active, title)
 
 
 def _graph(study: Study) -> Part:

@@ -12,6 +12,7 @@ import polars as pl
 from longtape.backtest.judgement import Judgement
 from longtape.evaluation.skill import MODEL
 from longtape.experiment import Experiment
+from longtape.features.target_kinds import WEIGHT
 from longtape.report import figures
 from longtape.report.page import Block, Facts, Figure, Figures, Table, write
 from longtape.workflow.results import Results
@@ -82,7 +83,7 @@ def _money(results: Results) -> list[Block]:
     judgement, account = results.judgement, results.account
     if judgement is None or account is None:
         return []
-    curves = {MODEL: account.equity} | {name: one.equity for name, one in judgement.beside.items()}
+    curves = {MODEL: account.equity} | {name: one.equity for name, one in judgement.benchmarks.items()}
     equity = Figure("Equity", "Marked at the close of every bar, after all costs.", figures.equity(curves))
     shape = [
         Figure("Drawdown", "Loss from the highest equity so far.", figures.drawdown(account.equity)),
@@ -112,7 +113,7 @@ def _judgement(judgement: Judgement) -> list[Block]:
     bars = figures.bars(costs, "cost", "return", "total return, %")
     caption = "Total return if fees, spread and slippage together came to so many basis points a side."
     draws = np.asarray(judgement.random.sharpe)
-    chance = figures.standing(draws, judgement.random.own_sharpe)
+    chance = figures.random_sharpes(draws, judgement.random.own_sharpe)
     shown = "The strategy (line) among random ones with its turnover and exposure."
     pair = [Figure("Cost sensitivity", caption, bars), Figure("Luck", shown, chance)]
     return [
@@ -126,8 +127,7 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
     for name, rows in results.skills.items():
         symbol, target = name.split(" ", 1)
         own = results.forecasts.filter((pl.col("symbol") == symbol) & (pl.col("target") == target))
-        fan = figures.forecast_fan(own, experiment.forecast.level, percent=True)
-        blocks.append(Figures([Figure(f"Forecast of {name}", _FAN_CAPTION, fan)]))
+        blocks.append(Figures([_forecast_figure(name, own, experiment.forecast.level)]))
         blocks.append(
             Table(f"Skill on {name}", "Every window of the test period is scored.", rows, own_first=True)
         )
@@ -141,6 +141,12 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
     blocks.append(Table("Coverage of the intervals", caption, results.coverage))
     blocks.append(Table("Newest forecast", "Past the end of the data, in original units.", ahead))
     return blocks
+
+
+def _forecast_figure(name: str, own: pl.DataFrame, level: float) -> Figure:
+    if own["kind"][0] == WEIGHT.name:
+        return Figure(f"Weights for {name}", "The newest 400 decisions.", figures.weights_decided(own))
+    return Figure(f"Forecast of {name}", _FAN_CAPTION, figures.forecast_fan(own, level, percent=True))
 
 
 def _training(

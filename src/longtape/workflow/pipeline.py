@@ -22,14 +22,16 @@ from longtape.core.files import read_json, write_json
 from longtape.experiment import Experiment
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
-from longtape.features.panel import Panel, Rows
+from longtape.features.panel import Panel, Rows, TargetColumn
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
+from longtape.features.target_kinds import target_kind
 from longtape.forecasting.fitted import FittedForecaster, History, calibrated
 from longtape.forecasting.intervals import Calibration
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
 from longtape.models.registry import build_model
+from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
 from longtape.training.loop import Trainer
@@ -55,6 +57,7 @@ class ExperimentPipeline:
     def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features, targets and marks of `bars`."""
         panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
+        panel = replace(panel, target_columns=self._forecast_as(panel.target_columns))
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
 
     def newest_panel(self, bars: Sequence[MarketRows], need: int, guess: int = 0) -> Panel:
@@ -77,9 +80,19 @@ class ExperimentPipeline:
                     return panel
             rows *= 2
 
+    def _forecast_as(self, targets: Sequence[TargetColumn]) -> tuple[TargetColumn, ...]:
+        """Targets as the model forecasts them: their labels, or weights that earn them."""
+        gives = self.experiment.model.gives_weights
+        return tuple(replace(target, as_weight=gives(target_kind(target.kind))) for target in targets)
+
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
         """Training, validation, calibration and test origins, as configured or at the borders of `periods`."""
         return chronological(panel, self.lookback, periods or self.experiment.split)
+
+    def refuse_short(self, split: Split) -> None:
+        """UserError where a period holds no whole block of the windows that the loss takes together."""
+        for rows in (split.train, split.validation) if self.experiment.model.trains else ():
+            in_blocks(rows, self.experiment.model.block)
 
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
         """The test period of the experiment's split, block by block."""

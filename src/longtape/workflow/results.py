@@ -12,6 +12,7 @@ import polars as pl
 from longtape.backtest import BacktestResult
 from longtape.backtest.judgement import Judgement, judge
 from longtape.core.clock import iso
+from longtape.core.files import nan_to_null
 from longtape.evaluation.coverage import coverage
 from longtape.evaluation.skill import MODEL, P_VALUE, Rows, skills
 from longtape.features.panel import Panel
@@ -19,7 +20,7 @@ from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.market.rows import Rows as MarketRows
-from longtape.report.text import table
+from longtape.report.text import TextTable
 from longtape.workflow.pipeline import ExperimentPipeline
 
 
@@ -50,7 +51,7 @@ class Results:
         """The model and the simple strategies on the same bars and terms."""
         if self.judgement is None:
             return []
-        everyone = {MODEL: self.judgement.result, **self.judgement.beside}
+        everyone = {MODEL: self.judgement.result, **self.judgement.benchmarks}
         return [_row(name, one) for name, one in everyone.items()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,19 +64,23 @@ class Results:
             "coverage": self.coverage,
             "verdict": list(self.verdict),
         }
-        plain: dict[str, Any] = _without_nan(content)
+        plain: dict[str, Any] = nan_to_null(content)
         return plain
 
-    def text(self) -> str:
-        """The results next to the baselines, and the verdict."""
-        parts = []
+    def blocks(self) -> list[TextTable | str]:
+        """The results next to the baselines, and the verdict: what the terminal shows."""
+        tables = []
         if self.judgement is not None:
-            parts.append(table(self.strategies, "Backtest of the test period"))
-            parts.append(table(self.judgement.costs.rows, "The same at other costs a side"))
-        parts += [table(rows, f"Forecast of {name}") for name, rows in self.skills.items()]
+            tables.append(TextTable(self.strategies, "Backtest of the test period"))
+            tables.append(TextTable(self.judgement.costs.rows, "The same at other costs a side"))
+        tables += [TextTable(rows, f"Forecast of {name}") for name, rows in self.skills.items()]
         if self.coverage:
-            parts.append(table(self.coverage, "Intervals"))
-        return "\n\n".join([*parts, "Verdict\n" + "\n".join(f"- {line}" for line in self.verdict)])
+            tables.append(TextTable(self.coverage, "Intervals"))
+        return [*tables, "Verdict\n" + "\n".join(f"- {line}" for line in self.verdict)]
+
+    def text(self) -> str:
+        """The same as plain text."""
+        return "\n\n".join(map(str, self.blocks()))
 
 
 def judge_run(
@@ -138,7 +143,7 @@ def _row(name: str, result: BacktestResult) -> dict[str, Any]:
         "turnover a year": m["turnover"],
         "costs paid": m["costs"],
         "fills": int(m["n_fills"]),
-        "final equity": float(result.books.equity[-1]),
+        "final equity": float(result.history.equity[-1]),
     }
 
 
@@ -185,13 +190,3 @@ def _clock_line(panel: Panel, origins: Any, judgement: Judgement | None) -> str:
     account = judgement.result
     span = f"{iso(int(account.clock[0]))} to {iso(int(account.clock[-1]))}"
     return f"Test period {span}; annualised with {account.periods_per_year:,.0f} bars a year ({account.calendar})."
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

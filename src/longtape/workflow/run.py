@@ -63,6 +63,7 @@ def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = F
     Execution.of(experiment.training)  # a device that is not there is said before anything is read
     data = RunData.of(experiment)
     say(data.summary())
+    data.pipeline.refuse_short(data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
     data.require_funding()
@@ -322,8 +323,8 @@ def write_frame(frame: pl.DataFrame, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         if path.suffix == ".csv":
-            frame.write_csv(beside)
+            frame.write_csv(temporary)
         else:
-            frame.write_parquet(beside, compression="zstd")
+            frame.write_parquet(temporary, compression="zstd")

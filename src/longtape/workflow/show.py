@@ -35,7 +35,7 @@ def show_forecast(
         return "\n".join(notes)
     if frame.height > _ROWS:
         notes.insert(0, f"The newest {_ROWS:,} of {frame.height:,} forecasts; --out FILE writes all of them.")
-    return "\n".join([frame_table(_columns(frame.tail(_ROWS))), *notes])
+    return "\n".join([str(frame_table(_columns(frame.tail(_ROWS)))), *notes])
 
 
 def draw_forecast(made: Run, frame: pl.DataFrame, path: Path) -> None:

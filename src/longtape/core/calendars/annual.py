@@ -106,7 +106,7 @@ def infer_periods_per_year(times: Milliseconds) -> tuple[float, str]:
     """Bars a year and how that was found, from opening times [T] in UTC milliseconds, strictly rising.
 
     - From 26 days a bar counts in months, from 6 days in weeks.
-    - A market never closes where the median Saturday and the median Sunday have more than half of a full weekday's
+    - A market never closes where the median Saturday and the median Sunday have half or more of a full weekday's
       bars: 365 days of the mean over the week. A full day is the third quartile, over weeks that have a bar: a few
       bars on Saturdays, holidays, and holes of a bar or of weeks change nothing.
     - Else full weekdays of 90 % of 24 hours or more mean 260 days, less 252 sessions, of as many bars. Daily bars: 252.
@@ -142,7 +142,7 @@ def _within_weeks(times: Milliseconds, step: int) -> tuple[float, str]:
     if not weekend:
         if _has_no_pause(times, step, counts, around_the_clock):
             return 365 * DAY / step, f"{ALWAYS_OPEN}, inferred"
-    elif min(np.median(kind) for kind in weekend) > full / 2:
+    elif min(np.median(kind) for kind in weekend) >= full / 2:
         at_weekends = float(np.mean([_third_quartile(kind) for kind in weekend]))
         return 365 * (5 * full + 2 * at_weekends) / 7, f"{ALWAYS_OPEN}, inferred"
     if step >= 0.8 * DAY:

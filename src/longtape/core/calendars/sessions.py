@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,10 @@ from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, WEEKDAYS_ONLY, Mil
 from longtape.core.errors import UserError
 
 NEW_YORK = "America/New_York"
-FX_TURN = 17 * HOUR  # where one day of foreign exchange ends and the next begins, New York
+FX_ROLLOVER = 17 * HOUR  # where one day of foreign exchange ends and the next begins, New York
+# CME Globex stops for maintenance from 16:00 to 17:00 in Chicago, the last hour of what its calendars in
+# exchange_calendars call a session of 24 hours.
+_MAINTENANCE = {"CMES": HOUR, "us_futures": HOUR}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +79,8 @@ def last_known(calendar: str) -> int:
 def _foreign_exchange(first_year: int, last_year: int) -> Sessions:
     days = np.arange(f"{first_year:04}-01-01", f"{last_year + 1:04}-01-01", dtype="datetime64[D]")
     dates = days[_is_fx_day(days)].astype(np.int64)
-    opens = from_wall_clock((dates - 1) * DAY + FX_TURN, NEW_YORK)
-    closes = from_wall_clock(dates * DAY + FX_TURN, NEW_YORK)
+    opens = from_wall_clock((dates - 1) * DAY + FX_ROLLOVER, NEW_YORK)
+    closes = from_wall_clock(dates * DAY + FX_ROLLOVER, NEW_YORK)
     return Sessions(dates, opens, closes, closes, closes)
 
 
@@ -92,16 +96,23 @@ def _is_fx_day(
 def _exchange(code: str, first_year: int, last_year: int) -> Sessions:
     known = exchange(code)
     first_day, last_day = _days(known.first, known.end, first_year, last_year)
-    schedule = build(code, first_day, last_day).schedule
+    calendar = build(code, first_day, last_day)
+    schedule = calendar.schedule
     dates = schedule.index.to_numpy().astype("datetime64[D]").astype(np.int64)
     columns = {
         name: schedule[name].dt.tz_localize(None).to_numpy("datetime64[ms]") for name in schedule.columns
     }
-    closes = columns["close"]
+    closes = columns["close"] - _maintenance(calendar.name, columns["close"] - columns["open"])
     breaks = [
         np.where(np.isnat(columns[name]), closes, columns[name]) for name in ("break_start", "break_end")
     ]
     return Sessions(dates, *(moments.astype(np.int64) for moments in (columns["open"], closes, *breaks)))
+
+
+def _maintenance(name: str, lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """How long before its end [S] a session that leaves no hour of the day free stops trading."""
+    pause = np.timedelta64(_MAINTENANCE.get(name, 0), "ms")
+    return np.where(lengths == np.timedelta64(DAY, "ms"), pause, np.timedelta64(0, "ms"))
 
 
 def _days(first: int, end: int, first_year: int, last_year: int) -> tuple[str, str]:

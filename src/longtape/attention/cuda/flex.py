@@ -1,6 +1,6 @@
 """The pattern mechanisms on CUDA: compiled FlexAttention with a block mask made from block lists.
 
-Dong et al. 2024, "Flex Attention". Lists (`flex_lists.py`) and mask function are tested against the definition on a
+Dong et al. 2024, "Flex Attention". Lists (`block_lists.py`) and mask function are tested against the definition on a
 CPU, the compiled kernels where there is a GPU; `benchmarks/attention_cuda.py` measures them. A compilation serves every
 length; patterns of one dtype and head width differ in tensors, but for their links and the need of a mask. A compiled
 model breaks its graph here, so that this holds within one too.
@@ -18,17 +18,15 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention, noop_mask
 
 from longtape.attention.base import mask_heads
-from longtape.attention.flex_lists import (
+from longtape.attention.cuda.block_lists import (
     ABSENT,
     DEFAULT_BLOCK,
     BlockLists,
     BlockRules,
-    MaskLists,
     Tables,
     block_lists,
-    mask_lists,
-    mask_padded_keys,
 )
+from longtape.attention.cuda.block_masks import MaskLists, mask_lists, mask_padded_keys
 from longtape.attention.pattern import Pattern, check_positions
 
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile: the kernel's tiles are chosen by measuring, once
@@ -69,7 +67,7 @@ def flex_pattern_attention(
         global_qkv is None,
         differentiable,
     )
-    lists, mask = _kept_lists(rules, q.device)
+    lists, mask = _cached_lists(rules, q.device)
     tables = None if lists.whole else lists.tables
     if visible is not None:
         codes, tables = mask_padded_keys(lists, visible)
@@ -98,7 +96,7 @@ def _rows_of(positions: Tensor | None, n_tokens: int) -> tuple[tuple[int, ...], 
 
 
 @lru_cache(maxsize=32)
-def _kept_lists(rules: BlockRules, device: torch.device) -> tuple[BlockLists, MaskLists]:
+def _cached_lists(rules: BlockRules, device: torch.device) -> tuple[BlockLists, MaskLists]:
     lists = block_lists(rules).to(device)
     mask = mask_lists(lists, lists.codes, rules.copies_keys, lists.whole)
     return lists, mask
@@ -122,7 +120,7 @@ def _attend_listed(
 
 
 def prepend_copies(x: Tensor, lists: BlockLists, copies: int, learned: Tensor | None = None) -> Tensor:
-    """x [B, H, N, D] in whole blocks; in front of it its hot blocks, `copies` times, and learned tokens [H, E, D]."""
+    """x [B, H, N, D] in whole blocks, in front its global blocks, `copies` times, and learned tokens [H, E, D]."""
     filling = -x.shape[2] % lists.block
     if learned is not None:
         learned = F.pad(learned, (0, 0, 0, -learned.shape[1] % lists.block)).repeat(
@@ -132,7 +130,7 @@ def prepend_copies(x: Tensor, lists: BlockLists, copies: int, learned: Tensor | 
     if not copies and not filling and learned is None:
         return x
     extended: Tensor = _PrependCopies.apply(
-        x, lists.hot_tokens.clamp(max=x.shape[2] - 1), copies, learned, filling
+        x, lists.global_block_tokens.clamp(max=x.shape[2] - 1), copies, learned, filling
     )
     return extended
 
@@ -142,11 +140,16 @@ class _PrependCopies(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, hot: Tensor, copies: int, learned: Tensor | None, filling: int
+        ctx: Any, x: Tensor, tokens: Tensor, copies: int, learned: Tensor | None, filling: int
     ) -> Tensor:
-        index = hot[:, None, :, None].expand(len(x), x.shape[1], -1, x.shape[3])
+        index = tokens[:, None, :, None].expand(len(x), x.shape[1], -1, x.shape[3])
         ctx.save_for_backward(index)
-        ctx.sizes = [copies * hot.shape[1], 0 if learned is None else learned.shape[2], x.shape[2], filling]
+        ctx.sizes = [
+            copies * tokens.shape[1],
+            0 if learned is None else learned.shape[2],
+            x.shape[2],
+            filling,
+        ]
         ctx.copies = copies
         front = [x.gather(2, index).repeat(1, 1, copies, 1)] if copies else []
         last = [x.new_zeros(*x.shape[:2], filling, x.shape[3])] if filling else []
@@ -170,11 +173,11 @@ def _cat_tokens(parts: list[Tensor]) -> Tensor:
 
 def _merge_copies(out: Tensor, lse: Tensor, lists: BlockLists) -> Tensor:
     """[B, H, copies + sequence, D] and log-sum-exp → [B, H, sequence, D]: copies joined into the rows they are of."""
-    tokens = lists.query_copies * lists.hot.shape[1] * lists.block
+    tokens = lists.query_copies * lists.global_blocks.shape[1] * lists.block
     copies, own = out.split([tokens, out.shape[2] - tokens], 2)
     weight = lse[:, :, :tokens].unflatten(2, (lists.query_copies, -1)).clamp(min=_NO_LSE).softmax(2)
     rows = (copies.unflatten(2, (lists.query_copies, -1)) * weight[..., None]).sum(2).to(out.dtype)
-    index = lists.hot_tokens[:, None, :, None].expand_as(rows)
+    index = lists.global_block_tokens[:, None, :, None].expand_as(rows)
     return own.scatter(2, index, rows) if torch.is_grad_enabled() else own.scatter_(2, index, rows)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtape.attention.favor_tensors import favor_causal_in_tensors, favor_in_tensors
-from longtape.attention.memory_layout import empty_by_tokens
+from longtape.attention.operators.memory_layout import empty_by_tokens
+from longtape.attention.tensors.favor import favor_causal_in_tensors, favor_in_tensors
 
 
 def favor(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, visible: Tensor | None = None) -> Tensor:

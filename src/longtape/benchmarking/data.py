@@ -12,10 +12,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.clock import DAY, MINUTE, Interval
 from longtape.core.files import write_text
 from longtape.core.instrument import Instrument
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.core.markdown import markdown_table
 from longtape.market import quality
 from longtape.market.bars import COLUMNS, TIME_TYPE, Bars
 from longtape.market.store import Store
@@ -31,6 +32,11 @@ Timing = tuple[str, int, list[float]]  # what, rows touched, seconds of each run
 def bench(rows: int = ROWS, repeats: int = 5, out: Path | None = None) -> str:
     """Time the store and bars from trades with `rows` rows each; the table, also written to `out`/data.md."""
     timings = [*_store(rows, repeats), *_trades(rows, repeats)]
+    rows_of_table = []
+    for label, touched, times in timings:
+        middle = statistics.median(times)
+        cells = [f"{touched:,}", f"{middle:.3f}", f"{min(times):.3f}", f"{touched / middle:,.0f}"]
+        rows_of_table.append([label, *cells])
     lines = [
         "# Data",
         "",
@@ -38,12 +44,8 @@ def bench(rows: int = ROWS, repeats: int = 5, out: Path | None = None) -> str:
         "page cache, and compilation by numba is done before. `longtape bench data`, `python benchmarks/data.py`.",
         f"Machine: {machine_line(describe_machine())}; polars {pl.__version__}, pyarrow {pa.__version__}.",
         "",
-        "| | rows | median s | least s | rows per second |",
-        "|---|---:|---:|---:|---:|",
+        markdown_table(["", "rows", "median s", "least s", "rows per second"], rows_of_table),
     ]
-    for label, touched, times in timings:
-        middle = statistics.median(times)
-        lines.append(f"| {label} | {touched:,} | {middle:.3f} | {min(times):.3f} | {touched / middle:,.0f} |")
     text = "\n".join(lines) + "\n"
     if out is not None:
         write_text(out / "data.md", text)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from longtape.core.errors import UserError
-from longtape.features.ett import Ett, load_ett, ols, repeat, score, seasonal_naive
+from longtape.evaluation.ett import Ett, load_ett, ols, repeat, score, seasonal_naive
 from tests.shared_data import shared
 
 

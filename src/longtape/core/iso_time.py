@@ -17,4 +17,4 @@ def _as_text(when: object) -> object:
     return text
 
 
-When = Annotated[str, BeforeValidator(_as_text)]
+IsoTime = Annotated[str, BeforeValidator(_as_text)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from longtape.attention.lsh_order import chunks_of, sort_tokens
+from longtape.attention.operators.lsh_buckets import chunks_of, sort_tokens
 
 _MASKED_SCORE = -1e30  # score of a key that is not there or that an earlier round showed
 _SELF_SCORE = -1e20  # score of a token's own key: beaten by any other, beats hidden ones
@@ -49,20 +49,26 @@ def _attend_round(
         token[:, :, size:].unflatten(2, (-1, size))[..., None]
         == token.unfold(2, 2 * size, size)[..., None, :]
     )
-    masked = filling.unfold(2, 2 * size, size)[..., None, :]
-    for chunk in chunks_of(order[:, :, :r], size).unbind(2):
-        there = chunk.gather(2, token)
-        behind = (
-            there[:, :, size:].unflatten(2, (-1, size))[..., None]
-            - there.unfold(2, 2 * size, size)[..., None, :]
-        )
-        masked = masked | (behind == 0) | (behind == 1)
+    masked = filling.unfold(2, 2 * size, size)[..., None, :] | _seen_earlier(order[:, :, :r], token, size)
     scores = scores.masked_fill(own_key, _SELF_SCORE).masked_fill(masked, _MASKED_SCORE)
     found = (scores.softmax(-1) @ values.transpose(-2, -1)).flatten(2, 3)
     place = torch.empty_like(order_r).scatter_(
         2, order_r, torch.arange(n, device=q.device).expand_as(order_r)
     )
     return _gather(found, place), scores.logsumexp(-1).flatten(2).gather(2, place)
+
+
+def _seen_earlier(order: Tensor, token: Tensor, size: int) -> Tensor:
+    """Which keys of each query's window [B, H, chunks, size, 2·size] a round of `order` [B, H, r, N] shows already."""
+    seen = torch.zeros((), dtype=torch.bool, device=order.device)
+    for chunk in chunks_of(order, size).unbind(2):
+        there = chunk.gather(2, token)
+        behind = (
+            there[:, :, size:].unflatten(2, (-1, size))[..., None]
+            - there.unfold(2, 2 * size, size)[..., None, :]
+        )
+        seen = seen | (behind == 0) | (behind == 1)
+    return seen
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:

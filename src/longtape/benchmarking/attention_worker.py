@@ -1,6 +1,6 @@
 """One measurement of one attention layer in a process of its own: a job as JSON on standard input, facts as JSON out.
 
-`python -m longtape.evaluation.attention_worker < job.json`
+`python -m longtape.benchmarking.attention_worker < job.json`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from longtape.attention import Attention, build_attention
 from longtape.attention.cpu.layout import pattern_layout
-from longtape.evaluation.attention_peers import PEERS, Projected, Shape
+from longtape.benchmarking.attention_peers import PEERS, Projected, Shape
 
 MIB = 2**20
 WARM_UP = 1024  # tokens: enough for every peer's blocks
@@ -70,7 +70,7 @@ def build_layer(job: Job) -> nn.Module:
     return layer.to(job.device, getattr(torch, job.dtype)).eval()
 
 
-class Peak:
+class PeakMemory:
     """Extra peak memory in MiB over what the process (or the GPU) held at the start."""
 
     def __init__(self, device: str) -> None:
@@ -123,19 +123,19 @@ def seconds_per_call(run: Callable[[], None], job: Job) -> float:
     return statistics.median(times)
 
 
-def work(job: Job) -> dict[str, float]:
+def run_job(job: Job) -> dict[str, float]:
     """Run the job in this process."""
     facts: dict[str, float] = {}
     warm_up(job)
     start = time.perf_counter()
     layer = build_layer(job)
     if BUILD in job.parts and isinstance(layer, Attention):
-        facts["build_mib"] = Peak(job.device).measure(lambda: lay_pattern(layer, job.tokens))
+        facts["build_mib"] = PeakMemory(job.device).measure(lambda: build_layout(layer, job.tokens))
         facts["build_s"] = time.perf_counter() - start
     x = torch.randn(job.batch, job.tokens, job.d_model, dtype=getattr(torch, job.dtype), device=job.device)
     gradient = torch.randn_like(x)
-    peak = Peak(job.device)
-    for part, run in runs(layer, x, gradient).items():
+    peak = PeakMemory(job.device)
+    for part, run in measured_calls(layer, x, gradient).items():
         if part in job.parts:
             facts[f"{part}_mib"] = peak.measure(run)
             facts[f"{part}_s"] = seconds_per_call(run, job)
@@ -154,14 +154,14 @@ def warm_up(job: Job) -> None:
         y.sum().backward()
 
 
-def lay_pattern(layer: Attention, n_tokens: int) -> None:
+def build_layout(layer: Attention, n_tokens: int) -> None:
     """Lay out what each query sees, for a mechanism with a pattern of its own."""
     patterns = getattr(layer, "patterns", None) or [getattr(layer, "pattern", None)]
     for pattern in {pattern for pattern in patterns if pattern is not None}:
         pattern_layout(pattern, n_tokens, None, 0)
 
 
-def runs(layer: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Callable[[], None]]:
+def measured_calls(layer: nn.Module, x: Tensor, gradient: Tensor) -> dict[str, Callable[[], None]]:
     """What to call for each part."""
     wanted = x.clone().requires_grad_()
 
@@ -213,7 +213,7 @@ def main() -> None:
     job = Job.from_json(sys.stdin.read())
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
-        facts = work(job)
+        facts = run_job(job)
     print(json.dumps(facts), file=out, flush=True)
 
 

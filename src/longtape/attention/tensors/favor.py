@@ -152,36 +152,28 @@ class _FavorCausal(torch.autograd.Function):
 
     @staticmethod
     def differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Onward with the state for q and for what happens within a chunk, then back with the gradient of the state."""
         q, k, v, directions, visible, run = ctx.saved_tensors
         features = Features.of(directions, q)
         d_q, d_k, d_v = _empty_like(q), _empty_like(k), _empty_like(v)
         groups, width, _ = features.weight.shape
         d_totals = features.weight.new_empty(groups, q.shape[2], width + 1)
         state, top = _no_past(features)
-        for rows in _causal_chunks(q):
+        for rows in _causal_chunks(q):  # onward: q, and what happens within a chunk
             part = _CausalChunk.of(features, q, k, v, visible, rows, top)
             d_total = _quotient_backward(part.totals(state), _take(grads[0], rows))
             d_totals[:, rows] = d_total
-            d_within = torch.baddbmm(d_total[..., -1:], d_total[..., :-1], part.v.transpose(1, 2)).mul_(
-                part.decay
-            )
-            d_phi_q = torch.bmm(d_total, state.transpose(1, 2)).mul_(part.past).baddbmm_(d_within, part.phi_k)
+            d_phi_q, d_log_k, d_values = part.within_backward(d_total, state)
             _put(d_q, rows, features.back_to_queries(d_phi_q.mul_(part.phi_q)))
-            d_log_k = torch.bmm(d_within.transpose(1, 2), part.phi_q).mul_(part.phi_k)
             _put(d_k, rows, features.back_to_keys(d_log_k, part.k))
-            _put(d_v, rows, torch.bmm(part.within.transpose(1, 2), d_total[..., :-1]))
+            _put(d_v, rows, d_values)
             state, top = part.grow(state, top), part.run[:, -1:]
         d_state = torch.zeros_like(state)
-        for rows in reversed(list(_causal_chunks(q))):
+        for rows in reversed(list(_causal_chunks(q))):  # and back: k and v of later chunks' states
             top = run[:, rows.start - 1 : rows.start] if rows.start else _no_past(features)[1]
             part = _CausalChunk.of(features, q, k, v, visible, rows, top)
-            phi_k, d_values = part.carried(), d_state[..., :-1]
-            d_log_k = torch.baddbmm(d_state[..., -1].unsqueeze(1), part.v, d_values.transpose(1, 2)).mul_(
-                phi_k
-            )
+            d_log_k, d_values = part.carried_backward(d_state)
             _add(d_k, rows, features.back_to_keys(d_log_k, part.k))
-            _add(d_v, rows, torch.bmm(phi_k, d_values))
+            _add(d_v, rows, d_values)
             d_state = d_state * torch.exp2(top - part.run[:, -1:])[..., None]
             d_state.baddbmm_((part.phi_q * part.past).transpose(1, 2), d_totals[:, rows])
         return d_q, d_k, d_v, None, None
@@ -243,6 +235,21 @@ class _CausalChunk(NamedTuple):
     def carried(self) -> Tensor:
         """φ(k) relative to the end of the chunk."""
         return self.phi_k * torch.exp2(self.largest - self.run[:, -1:])[..., None]
+
+    def within_backward(self, d_total: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of φ(q), and of ln φ(k) and v as keys of their own chunk, from that of `totals`."""
+        d_within = torch.baddbmm(d_total[..., -1:], d_total[..., :-1], self.v.transpose(1, 2)).mul_(
+            self.decay
+        )
+        d_phi_q = torch.bmm(d_total, state.transpose(1, 2)).mul_(self.past).baddbmm_(d_within, self.phi_k)
+        d_log_k = torch.bmm(d_within.transpose(1, 2), self.phi_q).mul_(self.phi_k)
+        return d_phi_q, d_log_k, torch.bmm(self.within.transpose(1, 2), d_total[..., :-1])
+
+    def carried_backward(self, d_state: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of ln φ(k) and v from that of the state after this chunk."""
+        phi_k, d_values = self.carried(), d_state[..., :-1]
+        d_log_k = torch.baddbmm(d_state[..., -1].unsqueeze(1), self.v, d_values.transpose(1, 2)).mul_(phi_k)
+        return d_log_k, torch.bmm(phi_k, d_values)
 
     def grow(self, state: Tensor, top: Tensor) -> Tensor:
         """The state after this chunk."""

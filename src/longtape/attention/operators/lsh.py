@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtape.attention.lsh_tensors import lsh_in_tensors
-from longtape.attention.memory_layout import wide_contiguous
+from longtape.attention.operators.memory_layout import wide_contiguous
+from longtape.attention.tensors.lsh import lsh_in_tensors
 
 
 def lsh_attention(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None, size: int) -> Tensor:

@@ -70,7 +70,7 @@ def _change_events(
         column[rows] *= together if "price" in name else own
 
 
-def telling_rows(panel_times: Milliseconds, series: Sequence[Rows], limit: int) -> list[int]:
+def resume_rows(panel_times: Milliseconds, series: Sequence[Rows], limit: int) -> list[int]:
     """Panel rows after which data resume: the last row of holes in a clock and of runs without volume.
 
     Filling backwards shows there and nowhere else. At most `limit`, spread evenly.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longtape.attention.flex import flex_pattern_attention, flex_table_attention
-from longtape.attention.operator_inputs import Inputs
+from longtape.attention.cuda.flex import flex_pattern_attention, flex_table_attention
+from longtape.attention.operators.inputs import Inputs
 from longtape.attention.pattern import Pattern
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 from longtape.attention import MECHANISMS
+from longtape.benchmarking.attention_peers import PEERS
+from longtape.benchmarking.attention_worker import ERROR, FORWARD, TRAIN, Job
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.errors import CheckFailed, UserError, unknown_name
 from longtape.core.files import atomic_path, write_json, write_text
+from longtape.core.markdown import markdown_table
 from longtape.core.progress import progress
-from longtape.evaluation.attention_peers import PEERS
-from longtape.evaluation.attention_worker import ERROR, FORWARD, TRAIN, Job
-from longtape.evaluation.machine import describe_machine, machine_line
 
 # The settings in which mechanisms are compared; those of the peers are the same.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -69,7 +70,7 @@ class Row:
         return {**asdict(self.job), "label": self.label, "rounds": self.rounds, "failure": self.failure}
 
 
-def plan(
+def planned_rows(
     lengths: Sequence[int],
     mechanisms: Sequence[str],
     *,
@@ -124,7 +125,7 @@ def measure_once(row: Row, environment: Mapping[str, str], limit: float) -> None
     """One child process; what goes wrong in it becomes the row's `failure`."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "longtape.evaluation.attention_worker"],
+            [sys.executable, "-m", "longtape.benchmarking.attention_worker"],
             input=row.job.to_json(),
             capture_output=True,
             text=True,
@@ -156,12 +157,6 @@ def number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned to the right."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *lines])
-
-
 def table(rows: Sequence[Row], *, gains: bool = True) -> str:
     """Time, memory, error, and how many times faster than exact fused attention (`flash`) at the same length."""
     header = ["layer", "tokens", "forward ms", "fwd+bwd ms", "forward MiB", "fwd+bwd MiB"]
@@ -175,11 +170,11 @@ def table(rows: Sequence[Row], *, gains: bool = True) -> str:
             continue
         cells += [milliseconds(row.median(f"{part}_s")) for part in (FORWARD, TRAIN)]
         cells += [number(row.median(f"{part}_mib")) for part in (FORWARD, TRAIN)]
-        lines.append(cells + (_against(exact.get(row.job.tokens), row) if gains else []))
-    return markdown(header, lines)
+        lines.append(cells + (_flash_ratios(exact.get(row.job.tokens), row) if gains else []))
+    return markdown_table(header, lines)
 
 
-def _against(flash: Row | None, row: Row) -> list[str]:
+def _flash_ratios(flash: Row | None, row: Row) -> list[str]:
     ratios = [row.ratio(flash, f"{part}_s") if flash else None for part in (FORWARD, TRAIN)]
     return [number(row.median("error"), ".2g"), *(number(ratio, ".2f") for ratio in ratios)]
 
@@ -213,10 +208,10 @@ def peer_table(rows: Sequence[Row]) -> str:
         "faster fwd+bwd",
         "memory fwd+bwd, of theirs",
     ]
-    return markdown(header, lines) if lines else ""
+    return markdown_table(header, lines) if lines else ""
 
 
-def picture(rows: Sequence[Row], path: str | Path) -> None:
+def plot(rows: Sequence[Row], path: str | Path) -> None:
     """PNG: time and memory of forward + backward (or forward alone) against length, or bars at a single length."""
     from matplotlib.figure import Figure
 
@@ -228,8 +223,8 @@ def picture(rows: Sequence[Row], path: str | Path) -> None:
         axes.set_title("forward + backward" if part == TRAIN else "forward")
         (axes.set_xlabel if axes.get_yscale() == "linear" else axes.set_ylabel)(unit)
     figure.axes[0].legend(fontsize=8) if figure.axes[0].get_legend_handles_labels()[0] else None
-    with atomic_path(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _lines(axes: Any, rows: Sequence[Row], fact: str) -> None:
@@ -279,7 +274,7 @@ def bench(
     """
     base = Job("full", 1, parts=(FORWARD, TRAIN, ERROR), **shape)
     check_request(base, repeats)
-    rows = plan(lengths, mechanisms, peers=peers, base=base)
+    rows = planned_rows(lengths, mechanisms, peers=peers, base=base)
     measure(rows, repeats)
     machine = describe_machine()
     settings = f"{base.dtype}, batch {base.batch}, d_model {base.d_model}, {base.n_heads} heads"
@@ -288,7 +283,7 @@ def bench(
     if out is not None:
         write_text(out / "attention.md", "# Attention on this machine\n\n" + text)
         write_json(out / "attention.json", {"machine": machine, "rows": [row.to_dict() for row in rows]})
-        picture(rows, out / "attention.png")
+        plot(rows, out / "attention.png")
     if all(row.failure for row in rows):
         raise CheckFailed(f"nothing could be measured: {rows[0].failure}")
     return text
