@@ -106,23 +106,26 @@ def forecast(
     history: Annotated[
         bool, typer.Option("--history", help="every test window too, not only the newest")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="with those of training, validation and calibration, marked as such")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG or SVG file to draw: the price, then the forecasts and their intervals"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the forecasts as JSON")] = False,
 ) -> None:
     """Forecast past the end of the data, with intervals and future timestamps.
 
-    Example: longtape forecast runs/btc --history --out forecast.parquet
+    Example: longtape forecast runs/btc --picture forecast.png
     """
     from longtape.workflow import load_run
-    from longtape.workflow.run import write_frame
+    from longtape.workflow.show import show_forecast
 
-    frame = load_run(run_folder).forecast(history=history)
-    if out is not None:
-        write_frame(frame, out)
-        typer.echo(f"{out}: {frame.height:,} forecasts")
-    else:
-        from longtape.report.text import frame_table, print_blocks
-
-        print_blocks(frame_table(frame.tail(40)))
+    made = load_run(run_folder)
+    frame = made.forecast(history=history, everything=everything)
+    typer.echo(show_forecast(made, frame, out, picture, as_json))
 
 
 def backtest(run_folder: RunFolderArgument) -> None:

@@ -60,6 +60,11 @@ class TransformerConfig(ModelConfig):
         return self
 
     @property
+    def has_dropout(self) -> bool:
+        """True with dropout of features or of attention weights."""
+        return self.dropout > 0 or self.attention_options.get("attention_dropout", 0) > 0
+
+    @property
     def has_global_tokens(self) -> bool:
         """True where marks of market time can become global tokens."""
         return "global_positions" in mechanism_class(self.attention).inputs
