@@ -38,6 +38,7 @@ from longtape.market.frames import as_frame
 from longtape.market.load import describe
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
+from longtape.models.base import ALL_ROWS
 from longtape.report.text import table
 from longtape.training.execution import Execution, uses_cuda
 from longtape.training.processes import Processes, is_one_of_several, joined_processes
@@ -252,7 +253,7 @@ class Run(Shown):
 
     def _newest_panel(self, bars: Sequence[MarketRows]) -> Panel:
         """What the newest forecast takes: the last rows, or, where it follows earlier ones, all of them."""
-        if self.fitted.calibration.uses("adaptive"):
+        if self.fitted.calibration.uses("adaptive") or self.fitted.reach == ALL_ROWS:
             return self.data.panel if bars is self.data.bars else self.pipeline.panel(bars)
         need = max(self.pipeline.lookback, self.fitted.reach)
         panel = self.pipeline.newest_panel(bars, need, self._rows_enough)
@@ -317,7 +318,9 @@ class Run(Shown):
 
     def _first_row(self, panel: Panel) -> int:
         """The first row whose forecast reads nothing from before the data. UserError where there is none."""
-        first = max(first_origin(panel, self.pipeline.lookback), self.fitted.reach - 1)
+        first = first_origin(panel, self.pipeline.lookback)
+        if self.fitted.reach < ALL_ROWS:
+            first = max(first, self.fitted.reach - 1)
         if first >= len(panel):
             raise UserError(f"the run's forecasts read {first + 1} rows, and {len(panel)} were given")
         return first
