@@ -130,7 +130,7 @@ class Experiment(BaseModel):
     def _intervals_fit_the_heads(self) -> Experiment:
         for kind in self.kinds.values():
             if self.model.forecast_kind(kind).error is not None:
-                self.forecast.method(self.model.head_of(kind))
+                self.forecast.method(self.model.head_of(kind), self.model)
         return self
 
     @model_validator(mode="after")

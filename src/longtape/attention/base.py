@@ -12,6 +12,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
 from longtape.attention.rotary import rotate
 
 
@@ -85,7 +86,7 @@ class Attention(nn.Module, ABC):
             self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @classmethod
     def why_not_causal(cls) -> str:
@@ -130,6 +131,10 @@ class Attention(nn.Module, ABC):
         raise ValueError(
             f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input"
         )
+
+    def global_flags(self, n_tokens: int, global_positions: Tensor | None = None) -> Tensor | None:
+        """Bool [1 or B, N]: the tokens that see, and are seen by, all; None where the mechanism has no such tokens."""
+        return None
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """X → q, k, v as [B, H, N, D] views of the projections."""

@@ -13,11 +13,14 @@ from typer.core import TyperGroup
 
 from longtape.cli import bench, data, runs
 from longtape.cli.audit import audit
+from longtape.cli.compare import compare
+from longtape.cli.explain import explain
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
 from longtape.core.errors import LongtapeError
 from longtape.core.files import is_full
 from longtape.core.progress import set_silent
+from longtape.core.threads import wait_passively
 
 INTERRUPTED = 130
 
@@ -71,15 +74,18 @@ app.command("import")(import_file)
 app.add_typer(data.app, name="data")
 app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
+app.command("explain")(explain)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
 app.command("walk-forward")(runs.walk_forward)
+app.command("compare")(compare)
 app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
     """Entry point of the `longtape` command."""
+    wait_passively()
     sys.exit(execute(sys.argv[1:]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,12 +60,16 @@ def train(
     """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
 
     Example: longtape train examples/btc_hourly.yaml --out runs/btc -o training.epochs=3
+
+    Several processes: torchrun --nproc-per-node 2 -m longtape train EXPERIMENT --out RUN
     """
     from longtape.experiment import load_experiment
     from longtape.report.text import TextTable, print_blocks
     from longtape.workflow import train as train_experiment
 
     made = train_experiment(load_experiment(experiment, override), out, resume=resume)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first of several processes speaks for all
     print_blocks(*(TextTable(history, "training") for history in made.folder.histories))
     typer.echo(f"run: {made.root}")
 
@@ -105,28 +110,32 @@ def forecast(
     history: Annotated[
         bool, typer.Option("--history", help="every test window too, not only the newest")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="with those of training, validation and calibration, marked as such")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG or SVG file to draw: the price, then the forecasts and their intervals"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the forecasts as JSON")] = False,
     data: NewerData = None,
     override: Override = None,
 ) -> None:
     """Forecast past the end of the data, with intervals and future timestamps.
 
-    Example: longtape forecast runs/btc --history --out forecast.parquet
+    Example: longtape forecast runs/btc --picture forecast.png
     """
     from longtape.workflow import load_run
-    from longtape.workflow.run import refuse_ending, write_frame
+    from longtape.workflow.run import refuse_ending
+    from longtape.workflow.show import show_forecast
     from longtape.workflow.varied import varied
 
     if out is not None:
         refuse_ending(out)
-    frame = varied(load_run(run_folder), data, override or (), "forecast").forecast(history=history)
-    if out is not None:
-        write_frame(frame, out)
-        typer.echo(f"{out}: {frame.height:,} forecasts")
-    else:
-        from longtape.report.text import frame_table, print_blocks
-
-        print_blocks(frame_table(frame.tail(40)))
+    made = varied(load_run(run_folder), data, override or (), "forecast")
+    frame = made.forecast(history=history, everything=everything)
+    typer.echo(show_forecast(made, frame, out, picture, as_json))
 
 
 def backtest(run_folder: RunFolderArgument, data: NewerData = None, override: Override = None) -> None:

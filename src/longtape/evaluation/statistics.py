@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,6 +99,17 @@ def student_two_sided(statistic: float, freedom: int) -> float:
     series = 1 + np.cumprod(ratios * cosine**2).sum()
     inside = 2 / np.pi * (angle + (sine * cosine * series if freedom > 1 else 0.0)) if odd else sine * series
     return float(np.clip(1 - inside, 0.0, 1.0))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that all of them together err with the level of one (Holm 1979)."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    largest = 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[at])))
+        adjusted[at] = largest
+    return [float(p) for p in adjusted]
 
 
 def mean_difference_interval(

@@ -65,7 +65,7 @@ def walk_forward(
     out = Path(out)
     panel = pipeline.panel(bars)
     folds = pipeline.folds(panel, config)
-    _begin(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
+    begin_plan(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
     parts = []
     for number, fold in enumerate(folds, 1):
         path = out / f"fold-{number:02}.parquet"
@@ -89,7 +89,8 @@ def _fitted(pipeline: Pipeline, panel: Panel, fold: Split, out: Path, number: in
         ) from None
 
 
-def _begin(out: Path, identity: dict[str, Any], resume: bool) -> None:
+def begin_plan(out: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Write what a folder of many results is made by; with `resume`, UserError where it was made by something else."""
     # A hidden file is what a killed writer left: it is no part of a record.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
         write_json(out / IDENTITY_FILE, identity)

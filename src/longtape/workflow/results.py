@@ -14,7 +14,8 @@ from longtape.backtest.judgement import MOST_R2, Judgement, implausible, judge
 from longtape.core.clock import iso
 from longtape.core.files import nan_to_null
 from longtape.core.shown import Shown
-from longtape.evaluation.skill import MODEL, P_VALUE, Rows, coverage, skills
+from longtape.evaluation.coverage import coverage
+from longtape.evaluation.skill import MODEL, P_VALUE, Rows, skills
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
@@ -118,11 +119,13 @@ def judge_run(
     of_test = forecasts.filter(_between(first, last))
     judgement = _judged(pipeline, of_test, bars, first, last)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
-    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored)
+    config = pipeline.experiment.forecast
+    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored, config.level, config.levels)
     verdict = _doubts(judgement, found, bars)
     verdict += [] if judgement is None else judgement.statements
     verdict += [_skill_line(name, rows) for name, rows in found.items()]
-    verdict += _interval_lines(pipeline.experiment.forecast.level, covered, fitted)
+    usual = [row for row in covered if row["level"] == config.level]
+    verdict += _interval_lines(config.level, usual, fitted)
     verdict.append(_clock_line(panel, origins, judgement))
     return Results(judgement, found, covered, forecasts, verdict)
 
@@ -203,13 +206,7 @@ def _interval_lines(level: float, covered: Rows, fitted: FittedForecaster | None
         shares = ", ".join(f"{_named(row, covered)} {row['coverage']:.1%}" for row in covered)
         lines.append(f"Intervals of {level:.0%} held in the test period: {shares}.")
     if fitted is not None:
-        made = zip(fitted.model.inputs.targets, fitted.calibration.targets, strict=True)
-        lines += [
-            f"The interval of {target.asset} {target.name} is infinite: {one.rows} calibration rows are too few for"
-            f" {level:.0%}."
-            for target, one in made
-            if np.isinf(one.lower) or np.isinf(one.upper)
-        ]
+        lines += fitted.calibration.shortages(fitted.model.inputs.targets)
     return lines
 
 
