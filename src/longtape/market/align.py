@@ -152,8 +152,8 @@ def _report(
     what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} (first at {first}"
     if policy == "error":
         raise UserError(
-            f"{what}{more}); get them (longtape data repair, or import what is missing), or choose what to do about them"
-            " with missing: forward_fill, drop or mask"
+            f"{what}{more}); get them (longtape data repair, or import what is missing), or choose what to do about"
+            " them with missing: forward_fill, drop or mask"
         )
     say(f"{what}); {_DONE[policy]}")
 
