@@ -289,3 +289,15 @@ def test_bounds_of_a_share_are_wider_where_misses_cluster():
     narrow, wide = (np.diff(share_bounds(flags, 1))[0] for flags in (apart, together))
     assert wide > 2 * narrow
     assert np.isnan(share_bounds(np.ones(50), 1)).all()
+
+
+def test_errors_of_every_step_are_scaled_by_the_volatility_forecast_of_the_nearest_horizon():
+    sigma, n = np.random.default_rng(0).uniform(0.5, 2, 400), 400
+    steps = [replace(RETURN, name="path(24)", kind="path", horizon=h) for h in (1, 8, 24)]
+    volatilities = [replace(RETURN, name=f"volatility({h})", kind="volatility", horizon=h) for h in (24, 4)]
+    other = replace(volatilities[0], asset="OTHER", horizon=1)
+    targets = [*steps, *volatilities, other]
+    mean = np.column_stack([np.zeros((n, 3)), sigma, sigma, sigma])
+    y = np.column_stack([normal(h, n) * sigma for h in range(3)] + [sigma] * 3)
+    kept = calibrate(targets, ["conformal"] * 6, Predicted(mean, {}, None), y, [0.9])
+    assert [one.scaled_by for one in kept.targets] == [4, 4, 3, None, None, None]
