@@ -12,6 +12,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
 from longtape.attention.rotary import rotate
 
 
@@ -85,7 +86,7 @@ class Attention(nn.Module, ABC):
             self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @classmethod
     def why_not_causal(cls) -> str:

@@ -206,7 +206,7 @@ def _check_split(check: Check, study: _Study) -> None:
         decisions = [int(panel.known_at[other].min()) for other in later if len(other)]
         if not decisions or not len(rows):
             continue
-        ends = label_ends(panel, rows)
+        ends = label_ends(panel, rows, auxiliary=name != "calibration")
         late = ends > min(decisions)
         if late.any():
             row = rows[int(late.argmax())]

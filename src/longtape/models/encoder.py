@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from longtape.attention import Attention
+from longtape.attention.dropout import Dropout
 from longtape.core.calendars import CALENDAR_COLUMNS
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.expression import parse
@@ -159,7 +160,7 @@ class EncoderForecaster(Network):
             nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.pooling == "class" else None
         )
         self.positions = Positions(config.positions, config.n_tokens, config.d_model)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.transformer = Transformer(config)
         self.pooling = build_pooling(config.pooling, config.d_model)
         self.build_heads(config.d_model)
@@ -278,3 +279,15 @@ class EncoderForecaster(Network):
 def _feature_of(column: str, features: set[str]) -> bool:
     """Whether a column is one of these features, or one of their several outputs (`hour.sin`)."""
     return column in features or any(column.startswith(f"{name}.") for name in features)
+
+
+class ChannelsConfig(EncoderConfig):
+    """The encoder by the name that it has beside a portfolio of tokens (asset, time)."""
+
+    kind: Literal["channels"] = "channels"  # type: ignore[assignment]
+
+
+class Channels(EncoderForecaster):
+    """All assets' features side by side as channels of one token for each bar, one output row for each asset."""
+
+    Config = ChannelsConfig

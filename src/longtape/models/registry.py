@@ -10,6 +10,8 @@ MODELS = Registry(
     "model",
     {
         "encoder": "longtape.models.encoder:EncoderForecaster",
+        "channels": "longtape.models.encoder:Channels",
+        "portfolio": "longtape.models.portfolio:Portfolio",
         "informer": "longtape.models.informer:Informer",
         "zero": "longtape.models.closed_forms:Zero",
         "mean": "longtape.models.closed_forms:Mean",
@@ -17,6 +19,7 @@ MODELS = Registry(
         "last_value": "longtape.models.closed_forms:LastValue",
         "ar1": "longtape.models.closed_forms:Ar1",
         "log_har": "longtape.models.closed_forms:LogHarModel",
+        "log_har_mean": "longtape.models.closed_forms:LogHarMean",
     },
 )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longtape.attention import Attention, build_attention, mechanism_class
+from longtape.attention.dropout import Dropout, GeluDropout
 from longtape.models.base import ModelConfig
 
 
@@ -85,10 +86,9 @@ def feed_forward(config: TransformerConfig) -> nn.Sequential:
     width = config.d_ff or 4 * config.d_model
     return nn.Sequential(
         nn.Linear(config.d_model, width),
-        nn.GELU(),
-        nn.Dropout(config.dropout),
+        GeluDropout(config.dropout),
         nn.Linear(width, config.d_model),
-        nn.Dropout(config.dropout),
+        Dropout(config.dropout),
     )
 
 
@@ -103,36 +103,41 @@ class EncoderLayer(nn.Module):
         self.feed_forward = feed_forward(config)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
-        """[B, N, d_model] and global positions [B, G] → [B, N, d_model]."""
+    def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """[B, N, d_model], global positions [B, G] and visible [B, N] (False: no token) → [B, N, d_model]."""
         extra = {} if marks is None else {"global_positions": marks}
         if self.pre_norm:
-            x = x + self.attention(self.norm1(x), **extra)
+            x = x + self.attention(self.norm1(x), visible, **extra)
             return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self.attention(x, **extra))
+        x = self.norm1(x + self.attention(x, visible, **extra))
         return self.norm2(x + self.feed_forward(x))
 
 
 class Transformer(nn.Module):
     """L layers; with pre-norm, one more norm at the end."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, **more: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(config.n_layers):
             layerwise = config.attention_options.get("sharing") == "layerwise" and len(self.layers) > 0
             shared = {"shared": self.layers[0].attention} if layerwise else {}
-            self.layers.append(EncoderLayer(config, **shared))
+            self.layers.append(EncoderLayer(config, **shared, **more))
         self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.checkpointing = config.gradient_checkpointing
 
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> list[Tensor]:
-        """[B, N, d_model] and global positions [B, G] → tokens after each layer, [B, N, d_model] each."""
+    def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
+        """Tokens, marks and visible as for a layer → tokens after each layer, [B, N, d_model] each."""
         states = []
         for layer in self.layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, marks, use_reentrant=False)
-            else:
-                x = layer(x, marks)
+            x = saving(self.checkpointing, layer, x, marks, visible)
             states.append(x)
         return [*states[:-1], self.norm(states[-1])]
+
+
+def saving(memory: bool, layer: nn.Module, *inputs: Any) -> Tensor:
+    """`layer(*inputs)`; to save memory, what it keeps for the backward pass is computed again there."""
+    if memory and layer.training and torch.is_grad_enabled():
+        out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+        return out
+    return layer(*inputs)

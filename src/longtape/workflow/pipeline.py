@@ -35,6 +35,7 @@ from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
 from longtape.training.loop import Trainer
+from longtape.training.processes import ALONE, Processes
 from longtape.training.run_folder import RunFolder
 
 _WARM_UP = 512  # rows that features may need before their first value, at the first try
@@ -125,11 +126,13 @@ class ExperimentPipeline:
         with tempfile.TemporaryDirectory(prefix="longtape-") as folder:
             return self.fit_in(RunFolder(folder), panel, split)
 
-    def fit_in(self, folder: RunFolder, panel: Panel, split: Split) -> FittedForecaster:
+    def fit_in(
+        self, folder: RunFolder, panel: Panel, split: Split, processes: Processes = ALONE
+    ) -> FittedForecaster:
         """Train in a folder, going on from whatever checkpoints it holds to the same numbers."""
         inputs = self.inputs(panel, split.train)
         trained = [
-            self._member(folder, number, inputs, panel, split)
+            self._member(folder, number, inputs, panel, split, processes)
             for number in range(self.experiment.training.seeds)
         ]
         model = joined([model for model, _ in trained])
@@ -153,10 +156,16 @@ class ExperimentPipeline:
         return joined([build_model(self.experiment.model, inputs) for _ in seeds])
 
     def _member(
-        self, folder: RunFolder, number: int, inputs: ModelInputs, panel: Panel, split: Split
+        self,
+        folder: RunFolder,
+        number: int,
+        inputs: ModelInputs,
+        panel: Panel,
+        split: Split,
+        processes: Processes,
     ) -> tuple[Model, History]:
         """The model of one seed: as it waits for the others, or trained."""
-        seed = self.experiment.seed + number
+        seed, config = self.experiment.seed + number, self.experiment.training
         torch.manual_seed(seed)
         model = build_model(self.experiment.model, inputs)
         if model.is_trained and not len(split.validation):
@@ -172,12 +181,14 @@ class ExperimentPipeline:
             panel,
             split.train,
             split.validation,
-            self.experiment.training,
+            config,
             seed,
             folder.checkpoint(number),
+            folder.observers(number, config.tensorboard) if processes.is_first else (),
+            processes,
         )
         history = trainer.fit(resume=True)
-        if self.experiment.training.seeds > 1:
+        if config.seeds > 1 and processes.is_first:
             save_weights(kept, model.state_dict())
             write_json(losses, history)
         return model, history
