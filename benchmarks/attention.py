@@ -11,21 +11,21 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from longtape.core.files import read_json, write_json, write_text
-from longtape.evaluation.attention_peers import PEERS
-from longtape.evaluation.attention_worker import ATTEND, BUILD, FORWARD, TRAIN, Job
-from longtape.evaluation.bench_attention import (
+from longtape.benchmarking.attention import (
     REUSE_LARGE_BLOCKS,
     SETTINGS,
     Row,
-    markdown,
     measure,
     milliseconds,
     number,
-    picture,
+    plot,
     table,
 )
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.benchmarking.attention_peers import PEERS
+from longtape.benchmarking.attention_worker import ATTEND, BUILD, FORWARD, TRAIN, Job
+from longtape.benchmarking.machine import describe_machine, machine_line
+from longtape.core.files import read_json, write_json, write_text
+from longtape.core.markdown import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 SPARSE = ("local", "longformer", "bigbird", "linformer", "performer", "reformer", "probsparse")
@@ -207,7 +207,9 @@ def layers_table(rows: Sequence[Row]) -> str:
         memory = number(row.median("train_mib"))
         lines.append([row.label, settings, *times, memory, *(["", "", ""] if own else [*gains, share])])
     header = ["layer", "settings", "forward ms", "fwd+bwd ms", "fwd+bwd MiB"]
-    return markdown([*header, "ours faster forward", "ours faster fwd+bwd", "our memory of theirs"], lines)
+    return markdown_table(
+        [*header, "ours faster forward", "ours faster fwd+bwd", "our memory of theirs"], lines
+    )
 
 
 def settings_of(row: Row) -> str:
@@ -232,7 +234,7 @@ def scaling_part(results: dict, prefix: str) -> str:
                 ]
             )
     header = ["mechanism", "forward ms at 16,384", "at 65,536", "× time forward", "× time fwd+bwd"]
-    return markdown([*header, "× memory forward", "× memory fwd+bwd"], lines) if lines else ""
+    return markdown_table([*header, "× memory forward", "× memory fwd+bwd"], lines) if lines else ""
 
 
 def crossover(rows: Sequence[Row], name: str, fact: str) -> str:
@@ -263,7 +265,7 @@ def short_part(results: dict) -> str:
             continue
         ends = [crossover(rows, name, fact) for fact in ("forward_s", "train_s")]
         lines.append([name, number(1 / slower, ".2f", "×"), *ends])
-    return markdown(
+    return markdown_table(
         ["mechanism", "forward time of flash's at 512", "faster than flash from, forward", "fwd+bwd"], lines
     )
 
@@ -298,7 +300,7 @@ def rate_part(results: dict) -> str:
         "of dense SDPA's FLOP rate",
         "training step, of the same rate",
     ]
-    return head + markdown(header, lines)
+    return head + markdown_table(header, lines)
 
 
 def build_part(results: dict) -> str:
@@ -306,7 +308,7 @@ def build_part(results: dict) -> str:
         [row.label, milliseconds(row.median("build_s")), number(row.median("build_mib"))]
         for row in rows_of(results, "build")
     ]
-    return markdown(["pattern for 262,144 tokens", "ms", "extra MiB"], lines)
+    return markdown_table(["pattern for 262,144 tokens", "ms", "extra MiB"], lines)
 
 
 def plain(results: dict, prefix: str) -> str:
@@ -350,7 +352,7 @@ def draw(results: dict) -> None:
         ("attention_lengths", rows_of(results, "short-")),
     ):
         if rows:
-            picture(rows, RESULTS / f"{name}.png")
+            plot(rows, RESULTS / f"{name}.png")
 
 
 def main(sections: Sequence[str]) -> None:

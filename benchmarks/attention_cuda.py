@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longtape.attention import Attention, build_attention, flex
+from longtape.attention import Attention, build_attention
+from longtape.attention.cuda import flex
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.files import write_text
-from longtape.evaluation.machine import describe_machine, machine_line
 
 D_MODEL, BLOCK = 2048, 128
 WIDTHS = (64, 128)

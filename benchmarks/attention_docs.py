@@ -10,7 +10,7 @@ from pathlib import Path
 from attention import load, short_part  # the script beside this one
 from longtape.attention import MECHANISMS, AttentionConfig, mechanism_class
 from longtape.core.files import write_text
-from longtape.evaluation.bench_attention import markdown
+from longtape.core.markdown import markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "attention.md"
 COMMON = {field.name for field in dataclasses.fields(AttentionConfig)}
@@ -30,7 +30,7 @@ def capabilities() -> str:
     for name in MECHANISMS:
         declared = dataclasses.asdict(mechanism_class(name).capabilities)
         rows.append([f"`{name}`", *("yes" if declared[ability] else "–" for ability in ABILITIES)])
-    return markdown(["mechanism", *ABILITIES.values()], rows)
+    return markdown_table(["mechanism", *ABILITIES.values()], rows)
 
 
 def options() -> str:
@@ -39,7 +39,7 @@ def options() -> str:
     for name in MECHANISMS:
         own = [f for f in dataclasses.fields(mechanism_class(name).Config) if f.name not in COMMON]
         rows.append([f"`{name}`", ", ".join(f"`{f.name}={f.default!r}`" for f in own) or "–"])
-    return markdown(["mechanism", "options"], rows).replace("---:", "---")
+    return markdown_table(["mechanism", "options"], rows, numbers=False)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -19,9 +19,10 @@ import numpy as np
 import polars as pl
 
 from longtape.backtest import BacktestResult, Costs, run_backtest
-from longtape.backtest.engine import simulate
+from longtape.backtest.engine import simulate_account
 from longtape.backtest.sweep import sweep
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.benchmarking.machine import describe_machine, machine_line
+from longtape.core.markdown import markdown_table
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULT = Path(__file__).parent / "results" / "backtest.md"
@@ -65,7 +66,7 @@ def ours(frame: pl.DataFrame, weights: pl.DataFrame) -> BacktestResult:
 
 def kernel(result: BacktestResult) -> float:
     """The account alone, from checked arrays."""
-    return float(simulate(*result.setup[:3]).equity[-1])
+    return float(simulate_account(*result.setup[:3]).equity[-1])
 
 
 def vectorbt(engine: str, opens: np.ndarray, close: np.ndarray, decided: np.ndarray) -> float:
@@ -121,7 +122,7 @@ def one_asset(lines: list[str]) -> None:
     weights = target(frame, decided, ["A"])
     mine = ours(frame, weights)
     for engine in ("numba", "rust"):
-        np.testing.assert_allclose(vectorbt(engine, *arrays), mine.books.equity[-1], rtol=1e-9)
+        np.testing.assert_allclose(vectorbt(engine, *arrays), mine.history.equity[-1], rtol=1e-9)
     runs = {
         "longtape `run_backtest`": lambda: ours(frame, weights),
         "longtape, the account alone": lambda: kernel(mine),
@@ -132,10 +133,10 @@ def one_asset(lines: list[str]) -> None:
     took |= paired(1, {"backtesting.py": lambda: backtesting(frame, decided[:, 0])})
     base = took["longtape `run_backtest`"]
     lines += ["", f"## {BARS:,} bars, one asset, {mine.fills.height:,} fills", ""]
-    lines += ["| | ms | of longtape |", "|---|---|---|"]
-    lines += [f"| {name} | {ms:,.1f} | {ms / base:.1f}× |" for name, ms in took.items()]
+    rows = [[name, f"{ms:,.1f}", f"{ms / base:.1f}×"] for name, ms in took.items()]
     measures = paired(5, {"metrics": lambda: forget(mine).metrics})["metrics"]
-    lines += [f"| all measures of the result, beside the run | {measures:.1f} | {measures / base:.2f}× |"]
+    rows.append(["all measures of the result, beside the run", f"{measures:.1f}", f"{measures / base:.2f}×"])
+    lines.append(markdown_table(["", "ms", "of longtape"], rows))
 
 
 def forget(result: BacktestResult) -> BacktestResult:
@@ -170,8 +171,8 @@ def many_assets(lines: list[str]) -> None:
         run()
     took = paired(15, runs)
     lines += ["", f"## {len(symbols)} stocks × {days:,} days, new weights every day", ""]
-    lines += ["| | ms | of longtape |", "|---|---|---|"]
-    lines += [f"| {label} | {ms:.1f} | {ms / took[name]:.1f}× |" for label, ms in took.items()]
+    rows = [[label, f"{ms:.1f}", f"{ms / took[name]:.1f}×"] for label, ms in took.items()]
+    lines.append(markdown_table(["", "ms", "of longtape"], rows))
 
 
 def parameter_sets(lines: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longtape.evaluation.bench_data import bench
+from longtape.benchmarking.data import bench
 
 if __name__ == "__main__":
     print(bench(out=Path(__file__).parent / "results"))

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from longtape.core.clock import ALWAYS_OPEN, HOUR, Interval
+from longtape.core.markdown import markdown_table
 from longtape.features.evaluate import Evaluator
 from longtape.features.expression import parse
 from longtape.features.table import Table
@@ -92,14 +93,14 @@ def main() -> None:
         np.testing.assert_allclose(ours[1000:], theirs[1000:], rtol=1e-6, atol=1e-9)
     pairs = [(name, PANDAS[name], [name]) for name in names]
     pairs.append(("all seven", lambda f: [PANDAS[name](f) for name in names], names))
-    lines = ["| feature | pandas ms | longtape ms | times faster |", "|---|---|---|---|"]
+    rows = []
     for label, theirs, wanted in pairs:
         times = [
             (seconds(lambda f=theirs: f(frame)), seconds(lambda w=wanted: compute(columns, w)))
             for _ in range(REPEATS)
         ]
         slow, fast = (1e3 * statistics.median(side) for side in zip(*times, strict=True))
-        lines.append(f"| `{label}` | {slow:.1f} | {fast:.1f} | {slow / fast:.1f} |")
+        rows.append([f"`{label}`", f"{slow:.1f}", f"{fast:.1f}", f"{slow / fast:.1f}"])
     machine = (
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}"
     )
@@ -111,7 +112,7 @@ def main() -> None:
             f"{ROWS:,} rows, float64, one thread; medians of {REPEATS} paired runs; `python benchmarks/features.py`.",
             f"Machine: {machine}; {versions}.",
             "",
-            *lines,
+            markdown_table(["feature", "pandas ms", "longtape ms", "times faster"], rows),
         ]
     )
     RESULT.parent.mkdir(exist_ok=True)

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.files import write_text
-from longtape.evaluation.machine import describe_machine, machine_line
 
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parent / "examples" / "btc_hourly.yaml"

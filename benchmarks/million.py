@@ -18,9 +18,10 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.clock import MINUTE, to_milliseconds
 from longtape.core.files import write_text
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.core.markdown import markdown_table
 from longtape.experiment import Experiment, parse_experiment
 from longtape.workflow import train
 from longtape.workflow.data import RunData
@@ -96,9 +97,9 @@ def main() -> None:
         windows = made.folder.facts["windows"]
     lines = ["# A whole run over one million minutes", "", machine_line(describe_machine()), ""]
     lines += [f"{n:,} bars; windows: " + ", ".join(f"{v:,} {k}" for k, v in windows.items()) + ".", ""]
-    lines += ["| step | seconds | peak MiB so far |", "|---|---:|---:|"]
-    lines += [f"| {what} | {seconds:,.0f} | {peak:,.0f} |" for what, seconds, peak in rows]
-    lines += [f"| all | {sum(row[1] for row in rows):,.0f} | {rows[-1][2]:,.0f} |"]
+    rows.append(("all", sum(row[1] for row in rows), rows[-1][2]))
+    cells = [[what, f"{seconds:,.0f}", f"{peak:,.0f}"] for what, seconds, peak in rows]
+    lines.append(markdown_table(["step", "seconds", "peak MiB so far"], cells))
     write_text(RESULT, "\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from longtape.benchmarking.machine import describe_machine, machine_line
 from longtape.core.clock import Interval
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.core.markdown import markdown_table
 from longtape.features.panel import Column, Panel, TargetColumn
 from longtape.features.windows import Sampler, Windows, prefetch
 
@@ -211,8 +212,8 @@ def main() -> None:
     for name in parts:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows += pool.apply(PARTS[name])
-    table = "\n".join(f"| {what} | {value} |" for what, value in rows)
-    text = f"# Windows\n\n{machine_line(describe_machine())}\n\n| | |\n|---|---|\n{table}\n"
+    table = markdown_table(["", ""], rows, numbers=False)
+    text = f"# Windows\n\n{machine_line(describe_machine())}\n\n{table}\n"
     print(text)
     if len(parts) == len(PARTS):
         RESULT.parent.mkdir(exist_ok=True)

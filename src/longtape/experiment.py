@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from longtape.backtest.config import AccountConfig
-from longtape.backtest.selection import Target, misfit
+from longtape.backtest.selection import Target, mismatch
 from longtape.backtest.signals import SignalConfig
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import PERPETUALS
@@ -120,7 +120,7 @@ class Experiment(BaseModel):
                 for one in expressions
                 for horizon in target_horizons(one)
             ]
-            line = misfit(self.backtest.signal, targets, self.symbols or self.data.symbols)
+            line = mismatch(self.backtest.signal, targets, self.symbols or self.data.symbols)
             if line is not None:
                 raise ValueError(f"backtest.{line}")
         return self
@@ -129,7 +129,7 @@ class Experiment(BaseModel):
     def _intervals_fit_the_heads(self) -> Experiment:
         for kind in self.kinds.values():
             if self.model.forecast_kind(kind).error is not None:
-                self.forecast.method(self.model.head_of(kind))
+                self.forecast.method(self.model.head_of(kind), self.model)
         return self
 
     @model_validator(mode="after")
@@ -238,12 +238,12 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     for override in overrides or []:
         _override(document, override)
     experiment = parse_experiment(document, str(path))
-    return _beside(experiment, path.parent)
+    return _resolve_paths(experiment, path.parent)
 
 
-def _beside(experiment: Experiment, folder: Path) -> Experiment:
+def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     """Relative paths become those beside the experiment file."""
-    moved: dict[str, Any] = {"data": experiment.data.beside(folder)}
+    moved: dict[str, Any] = {"data": experiment.data.resolve_paths(folder)}
     marks = experiment.marks
     if marks is not None and marks.events is not None:
         moved["marks"] = marks.model_copy(update={"events": (folder / marks.events).resolve()})
@@ -321,28 +321,30 @@ def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> 
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        return unknown_name(
-            "key",
-            location[-1],
-            _known_keys(document, location[:-1]),
-            ".".join([where + ": ", *location[:-1]]),
-        )
+        return _unknown_key(location, where, document)
     message = first["msg"].removeprefix("Value error, ")
     return UserError(f"{where}: {'.'.join(location)}: {message}".replace(": :", ":"))
 
 
-def _known_keys(document: type[BaseModel], section: list[str]) -> list[str]:
-    model: Any = document
-    for part in section:
-        field = model.model_fields.get(part)
-        if (
-            field is None
-            or not isinstance(field.annotation, type)
-            or not issubclass(field.annotation, BaseModel)
-        ):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+def _unknown_key(location: list[str], where: str, document: type[BaseModel]) -> UserError:
+    """Names the key's true place where it stands in the wrong section, else the nearest key of its section."""
+    *section, key = location
+    elsewhere = [path for path in _paths(document) if path.rpartition(".")[2] == key]
+    place = ": ".join([where, ".".join(section)]) if section else where
+    if elsewhere:
+        return UserError(f"{place}: unknown key '{key}'; did you mean '{elsewhere[0]}'?")
+    known = [path for path in _paths(document) if path.split(".")[:-1] == section]
+    return unknown_name("key", key, [path.rpartition(".")[2] for path in known], place)
+
+
+def _paths(document: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of the document with the sections it stands in, joined by dots."""
+    found = []
+    for name, field in document.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _paths(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 def experiment_schema() -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longtape.attention.block_sparse import block_sparse_attention, pattern_attention
 from longtape.attention.cpu import kernel
 from longtape.attention.full import full_attention
+from longtape.attention.operators.block_sparse import block_sparse_attention, pattern_attention
 from longtape.attention.pattern import Pattern
 
 BLOCKS = Pattern(block_size=16, window_size=3, n_random=1, n_global=1)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtape.attention import Attention, attention_weights, build_attention, flex
-from longtape.attention.block_sparse import block_sparse_attention
+from longtape.attention import Attention, attention_weights, build_attention
+from longtape.attention.cuda import flex
 from longtape.attention.full import full_attention
+from longtape.attention.operators.block_sparse import block_sparse_attention
 from longtape.attention.probsparse import Chosen
 from tests.contracts.attention_cases import CASES, MAIN, Case, gap, padding, tokens, values_and_gradients
 

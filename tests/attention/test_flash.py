@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longtape.attention import build_attention
+from longtape.attention import build_attention, flash
 from longtape.attention.base import masked_softmax
 from longtape.attention.flash import flash_attention
 from longtape.attention.full import full_attention, full_mask
@@ -86,13 +86,16 @@ def test_the_backward_of_dropout_meets_the_mask_of_the_forward() -> None:
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
-def test_attention_dropout_in_training_uses_tiles_and_keeps_the_mean() -> None:
+def test_attention_dropout_in_training_uses_tiles_and_keeps_the_mean(monkeypatch) -> None:
+    tiled = []
+    monkeypatch.setattr(flash, "tiled_attention", lambda *x, **y: tiled.append(y) or tiled_attention(*x, **y))
     layer = build_attention("flash", d_model=16, n_heads=2, attention_dropout=0.3)
     x = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     with torch.no_grad():
         mean = layer.train()(x.expand(300, -1, -1)).mean(0)
         assert (mean - layer.eval()(x)).abs().max() < 0.1
+    assert [call["dropout"] for call in tiled] == [0.3]  # in training, and not after it
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -9,19 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from longtape.attention import flex, flex_lists
-from longtape.attention.block_sparse import block_sparse_attention, pattern_attention
-from longtape.attention.flex import flex_pattern_attention, flex_table_attention, mask_function
-from longtape.attention.flex_lists import (
-    ABSENT,
-    BlockLists,
-    BlockRules,
-    MaskLists,
-    Tables,
-    block_lists,
-    mask_lists,
-    mask_padded_keys,
-)
+from longtape.attention.cuda import block_lists as lists_module
+from longtape.attention.cuda import flex
+from longtape.attention.cuda.block_lists import ABSENT, BlockLists, BlockRules, Tables, block_lists
+from longtape.attention.cuda.block_masks import MaskLists, mask_lists, mask_padded_keys
+from longtape.attention.cuda.flex import flex_pattern_attention, flex_table_attention, mask_function
+from longtape.attention.operators.block_sparse import block_sparse_attention, pattern_attention
 from longtape.attention.pattern import Pattern
 
 PATTERNS = [
@@ -57,8 +50,8 @@ def definition(pattern: Pattern, positions: Tensor | None, global_rows: bool) ->
 
 def places(lists: BlockLists, tables: Tables) -> tuple[Tensor, Tensor]:
     """The token [P, places] of every query and key of the kernel; N = filling, N + 1 = learned."""
-    own = torch.arange(-(-N // lists.block) * lists.block).clamp(max=N).expand(len(lists.hot), -1)
-    queries = torch.cat([lists.hot_tokens.clamp(max=N).repeat(1, lists.query_copies), own], 1)
+    own = torch.arange(-(-N // lists.block) * lists.block).clamp(max=N).expand(len(lists.global_blocks), -1)
+    queries = torch.cat([lists.global_block_tokens.clamp(max=N).repeat(1, lists.query_copies), own], 1)
     key = lists.tables.key.long()
     return queries, torch.where(key < 0, N + 1, key.clamp(max=N))
 
@@ -92,12 +85,12 @@ def dense(mask: MaskLists, tables: Tables | None, sizes: tuple[int, int], by_key
 
 @pytest.fixture(params=[1, 2, 32], ids="pieces of {}".format)
 def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Blocks in a piece: with 6 blocks, hot ones are copied 6 times, 3 times, not at all."""
-    monkeypatch.setattr(flex_lists, "PIECE", request.param)
-    monkeypatch.setattr(flex_lists, "FEW", 9.0)
-    flex._kept_lists.cache_clear()
+    """Blocks in a piece: with 6 blocks, global ones are copied 6 times, 3 times, not at all."""
+    monkeypatch.setattr(lists_module, "PIECE", request.param)
+    monkeypatch.setattr(lists_module, "FEW", 9.0)
+    flex._cached_lists.cache_clear()
     yield request.param
-    flex._kept_lists.cache_clear()
+    flex._cached_lists.cache_clear()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -158,8 +151,8 @@ def test_long_rows_and_columns_are_cut_into_pieces() -> None:
     )
     for copies_keys in (False, True):
         lists = block_lists(rules._replace(copies_keys=copies_keys))
-        assert lists.codes.shape[1:] == (2048 + 64 * 2, flex_lists.PIECE)
-    assert lists.most_queries <= flex_lists.PIECE + 32
+        assert lists.codes.shape[1:] == (2048 + 64 * 2, lists_module.PIECE)
+    assert lists.most_queries <= lists_module.PIECE + 32
     mask = mask_lists(lists, lists.codes, True, lists.whole)
     assert sum(x.numel() for x in mask if x is not None) < 1_000_000
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from longtape.attention import Attention, attention_weights, build_attention
 from longtape.attention.cpu.favor_tiles import TASK_TOKENS
-from longtape.attention.favor import favor, favor_causal
-from longtape.attention.favor_tensors import favor_causal_in_tensors, favor_in_tensors
+from longtape.attention.operators.favor import favor, favor_causal
 from longtape.attention.performer import orthogonal_directions
+from longtape.attention.tensors.favor import favor_causal_in_tensors, favor_in_tensors
 
 HEADS, WIDTH = 2, 16
 CAUSAL = (favor_causal, favor_causal_in_tensors)
@@ -123,8 +123,8 @@ def test_operator_is_registered_as_torch_wants_it() -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients(function, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of a few tokens each."""
-    monkeypatch.setattr("longtape.attention.favor_tensors._CHUNK", 48)
-    monkeypatch.setattr("longtape.attention.favor_tensors._CAUSAL_CHUNK", 3)
+    monkeypatch.setattr("longtape.attention.tensors.favor._CHUNK", 48)
+    monkeypatch.setattr("longtape.attention.tensors.favor._CAUSAL_CHUNK", 3)
     inputs = [heads(7, seed, 4).requires_grad_() for seed in range(3)]
     visible = torch.arange(7) < torch.tensor([[7], [5]]) if padded else None
     directions = orthogonal_directions(4, 4, seed=4)

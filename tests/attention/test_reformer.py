@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from longtape.attention import Attention, attention_weights, build_attention
-from longtape.attention.lsh import lsh_attention
-from longtape.attention.lsh_tensors import lsh_in_tensors
+from longtape.attention.operators.lsh import lsh_attention
 from longtape.attention.reformer import nearest_axis
+from longtape.attention.tensors.lsh import lsh_in_tensors
 
 HEADS, WIDTH, SIZE, ROUNDS = 2, 16, 4, 3
 

@@ -30,9 +30,9 @@ for name in MECHANISMS:
 
 OTHER_DEVICES = """
 from longtape.attention import build_attention
-from longtape.attention.favor_tensors import favor_causal_in_tensors, favor_in_tensors
-from longtape.attention.flex import flex_pattern_attention
-from longtape.attention.lsh_tensors import lsh_in_tensors
+from longtape.attention.tensors.favor import favor_causal_in_tensors, favor_in_tensors
+from longtape.attention.cuda.flex import flex_pattern_attention
+from longtape.attention.tensors.lsh import lsh_in_tensors
 x = torch.randn(1, 90, 16, dtype=torch.float64)
 
 def joined(layer, y):

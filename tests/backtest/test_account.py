@@ -35,7 +35,7 @@ def path(rng, n, count, leverage, changes):
 def balance(result):
     a = result.account
     paid = a["fees"] + a["spread"] + a["slippage"] + a["funding"] + a["borrow"]
-    size = max(abs(a["start"]), abs(a["profit"]), paid, np.abs(result.books.cash).max())
+    size = max(abs(a["start"]), abs(a["profit"]), paid, np.abs(result.history.cash).max())
     assert abs(a["start"] + a["profit"] - paid - a["end"]) <= 1e-9 * size
 
 
@@ -94,7 +94,7 @@ def test_every_account_balances_at_every_bar(
         instruments={"A": Instrument("test", "linear", "A")},
     )
     balance(result)
-    size = np.abs(result.books.cash).max() + np.abs(result.books.equity).max()
+    size = np.abs(result.history.cash).max() + np.abs(result.history.equity).max()
     value = marked(result, frame)
     assert (
         np.abs(result.ledger["cash"].to_numpy() + value - result.equity["equity"].to_numpy()).max()
@@ -124,7 +124,7 @@ def test_the_compiled_account_is_the_slow_account(
         rebalance="every_bar" if every_bar else "on_change",
     )
     slow = slow_account(target, frame, 0.001, 0.0005, 0.0002, every_bar, at_close)
-    scale = np.maximum(np.abs(ours.books.cash), np.abs(slow)).max()
+    scale = np.maximum(np.abs(ours.history.cash), np.abs(slow)).max()
     assert np.abs(ours.equity["equity"].to_numpy() - slow).max() <= 1e-8 * scale
 
 

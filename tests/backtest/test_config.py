@@ -67,7 +67,7 @@ def test_the_document_and_the_keywords_keep_the_same_account(market):
 def test_every_choice_has_an_effect(market, name):
     changed = run_account(AccountConfig.model_validate({name: CHOICES[name]}), *market)
     plain = run_account(AccountConfig(), *market)
-    measures = [{**result.metrics, "equity": result.books.equity.sum()} for result in (changed, plain)]
+    measures = [{**result.metrics, "equity": result.history.equity.sum()} for result in (changed, plain)]
     assert any(measures[0][key] != pytest.approx(value, nan_ok=True) for key, value in measures[1].items())
 
 
@@ -121,7 +121,7 @@ def test_every_sharpe_counts_from_the_same_risk_free_rate(market):
     plain = run_backtest(*market)
     found, periods = result.metrics, result.periods_per_year
     assert found["risk_free_rate"] == rate
-    assert np.array_equal(result.books.equity, plain.books.equity)  # cash earns nothing
+    assert np.array_equal(result.history.equity, plain.history.equity)  # cash earns nothing
     for name in ("sharpe", "sortino"):
         for convention in ("arithmetic", "geometric"):
             expected = getattr(metrics, name)(result.returns, periods, rate, convention)
@@ -138,7 +138,7 @@ def test_every_sharpe_counts_from_the_same_risk_free_rate(market):
     assert judged.deflated.probabilistic_sharpe == pytest.approx(found["probabilistic_sharpe"])
     assert judged.trials.sharpes[0] * np.sqrt(periods) == pytest.approx(found["sharpe"])
     assert judged.costs.rows[2]["sharpe"] == pytest.approx(found["sharpe"])
-    for one in judged.beside.values():
+    for one in judged.benchmarks.values():
         own = metrics.sharpe(one.returns, periods, rate)
         assert one.metrics["sharpe"] == pytest.approx(own, nan_ok=True)
     assert "after costs and 5% a year free of risk" in judged.verdict[0]

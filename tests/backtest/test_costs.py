@@ -61,7 +61,7 @@ def test_spot_pays_no_funding_whatever_is_named():
 def test_a_flat_rate_is_paid_by_the_long_side_at_00_08_and_16(side):
     frame = bars([100.0] * 8 + [110.0] * 10)  # 00:00 to 17:00; flat at 00:00, so two payments of 1,100
     result = run([side] * 18, frame, Costs(funding="rate", funding_rate=0.001))
-    paid = np.flatnonzero(np.diff(result.books.cash, prepend=1000)[2:]) + 2
+    paid = np.flatnonzero(np.diff(result.history.cash, prepend=1000)[2:]) + 2
     assert list(paid) == [8, 16]
     assert result.account["funding"] == pytest.approx(side * 2 * 10 * 110 * 0.001)
     assert result.trades.height == 0
@@ -70,7 +70,7 @@ def test_a_flat_rate_is_paid_by_the_long_side_at_00_08_and_16(side):
 def test_the_recorded_history_is_paid_when_it_was_due():
     frame = bars([100.0] * 17)
     result = run([1] * 17, frame, Costs(funding="history"), funding_history=history([0.5, 0.001, -0.003]))
-    cash = np.diff(result.books.cash)
+    cash = np.diff(result.history.cash)
     assert cash[7] == pytest.approx(-1.0)  # 08:00, and 16:00 pays the long
     assert cash[15] == pytest.approx(3.0)
     assert result.account["funding"] == pytest.approx(-2.0)
@@ -110,7 +110,7 @@ def test_a_position_held_over_a_gap_pays_at_the_next_open(funding):
         target, frame, costs=costs, instruments=PERPETUAL, initial_capital=1010, funding_history=recorded
     )
     # Ten units from 01:00; 08:00, 16:00 and 00:00 are paid at each next open, and none after the last close.
-    paid = -np.diff(result.books.cash)
+    paid = -np.diff(result.history.cash)
     assert np.flatnonzero(paid[1:]).tolist() == [1, 4]
     assert paid[[2, 5]] == pytest.approx([3 * 10 * 103 * 0.001, 3 * 10 * 106 * 0.001])
 

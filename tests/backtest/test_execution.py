@@ -228,6 +228,6 @@ def test_a_ruined_account_has_no_turnover_to_speak_of():
     assert np.isnan(metrics["turnover"])
     assert 0 < metrics["exposure"] < 1
     long = run_backtest(weights([-1.0] * 9), bars([100] * 7 + [210] * 2), costs=Costs(), initial_capital=1000)
-    assert long.books.equity.mean() > 0
+    assert long.history.equity.mean() > 0
     assert np.isnan(long.metrics["turnover"])  # a mean over money and debt is no base
     assert np.isnan(random_strategies(long, 3, 0).turnover).any()

@@ -78,15 +78,15 @@ def test_replaying_its_own_weights_gives_the_same_books(fill, rebalance):
         lot_size=0.1,
     )
     again = with_weights(result, weights_in_force(result))
-    assert np.array_equal(again.books.equity, result.books.equity)
-    assert np.array_equal(again.books.fills, result.books.fills)
+    assert np.array_equal(again.history.equity, result.history.equity)
+    assert np.array_equal(again.history.fills, result.history.fills)
 
 
 def test_other_weights_meet_the_leverage_cap_too():
     capped = run_backtest(weights([1.0] * 50), calm(50), limits=Limits(max_leverage=0.5))
     asked = run_backtest(weights([0.5] * 50), calm(50))
     again = with_weights(capped, np.ones((50, 1)))
-    assert np.array_equal(again.books.equity, asked.books.equity)
+    assert np.array_equal(again.history.equity, asked.history.equity)
 
 
 # What stands beside it
@@ -97,37 +97,37 @@ def test_buy_and_hold_pays_the_same_costs_and_is_left_alone_even_if_the_strategy
     result = run_backtest(
         weights([0.3] * 200).with_columns(B=pl.lit(-0.3)), frame, costs=costs, rebalance="every_bar"
     )
-    hold = judge(result, n_random=1, n_bootstrap=1).beside["buy & hold"]
+    hold = judge(result, n_random=1, n_bootstrap=1).benchmarks["buy & hold"]
     by_hand = run_backtest(weights([0.5] * 200).with_columns(B=pl.lit(0.5)), frame, costs=costs)
-    assert np.array_equal(hold.books.equity, by_hand.books.equity)
+    assert np.array_equal(hold.history.equity, by_hand.history.equity)
     assert hold.metrics["n_fills"] == 2
 
 
 def test_buy_and_hold_knows_no_stop():
     result = run_backtest(weights([1.0] * 200), calm(200), limits=Limits(stop_loss=0.001, take_profit=0.001))
     assert result.trades.height == 1
-    hold = judge(result, n_random=1, n_bootstrap=1).beside["buy & hold"]
+    hold = judge(result, n_random=1, n_bootstrap=1).benchmarks["buy & hold"]
     free = run_backtest(weights([1.0] * 200), calm(200))
-    assert np.array_equal(hold.books.equity, free.books.equity)
+    assert np.array_equal(hold.history.equity, free.history.equity)
 
 
 def test_momentum_and_reversion_hold_the_sign_of_the_past_return_at_the_next_open():
     frame, costs = market(120, missing=0.2), Costs(fee=0.001)
     result = run_backtest(weights([0.0] * 120).with_columns(B=pl.lit(0.0)), frame, costs=costs)
-    judged = judge(result, n_random=1, n_bootstrap=1, lookbacks=Lookbacks(10, 3)).beside
+    judged = judge(result, n_random=1, n_bootstrap=1, lookbacks=Lookbacks(10, 3)).benchmarks
     wide = frame.pivot(on="symbol", index="timestamp", values="close").sort("timestamp")
     wide = wide.with_columns(pl.exclude("timestamp").forward_fill())
     for name, lookback, side in (("momentum", 10, 0.5), ("mean reversion", 3, -0.5)):
         past = pl.exclude("timestamp") - pl.exclude("timestamp").shift(lookback)
         signs = wide.with_columns(past.sign().fill_null(0.0) * side)
         by_hand = run_backtest(signs, frame, costs=costs, rebalance="every_bar")
-        assert np.array_equal(judged[name].books.equity, by_hand.books.equity)
+        assert np.array_equal(judged[name].history.equity, by_hand.history.equity)
         assert judged[name].metrics["n_fills"] > 0
 
 
 def test_flat_keeps_its_capital():
     judged = judge(run_backtest(weights([1.0] * 30), calm(30)), n_random=1, n_bootstrap=1)
-    assert (judged.beside["flat"].books.equity == 100_000).all()
+    assert (judged.benchmarks["flat"].history.equity == 100_000).all()
 
 
 def test_funding_of_a_perpetual_falls_on_buy_and_hold_as_well():
@@ -135,7 +135,7 @@ def test_funding_of_a_perpetual_falls_on_buy_and_hold_as_well():
     costs = Costs(funding="rate", funding_rate=0.001)
     result = run_backtest(weights([-1.0] * 40), calm(40), costs=costs, instruments=known)
     judged = judge(result, n_random=1, n_bootstrap=1)
-    assert result.account["funding"] < 0 < judged.beside["buy & hold"].account["funding"]
+    assert result.account["funding"] < 0 < judged.benchmarks["buy & hold"].account["funding"]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_break_even_at_that_cost_ends_where_it_began():
     result = run_backtest(weights(np.clip(blocks_of_signs(300, 6) + 1, 0, 1)), frame)
     cost = break_even_cost(result)
     assert cost > 0
-    assert at_cost(result, cost * 1e-4).books.equity[-1] == pytest.approx(100_000, abs=1)
+    assert at_cost(result, cost * 1e-4).history.equity[-1] == pytest.approx(100_000, abs=1)
 
 
 def test_no_break_even_where_nothing_was_gained_or_nothing_traded():

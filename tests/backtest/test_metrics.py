@@ -98,7 +98,9 @@ def test_one_trade_by_hand():
     assert result.metrics["profit_factor"] == math.inf
     assert result.trade_returns == pytest.approx([(110 - 11 - 12.1) / 1100])
     assert result.metrics["costs"] == result.metrics["fees"] == pytest.approx(11 + 12.1)
-    assert result.metrics["turnover"] == pytest.approx((1100 + 1210) / np.mean(result.books.equity) * 365 / 5)
+    assert result.metrics["turnover"] == pytest.approx(
+        (1100 + 1210) / np.mean(result.history.equity) * 365 / 5
+    )
 
 
 def test_nothing_but_losses():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longtape.backtest.selection import Target, candidates, misfit
+from longtape.backtest.selection import Target, candidates, mismatch
 from longtape.backtest.signals import SignalConfig
 
 ONE, FIVE = Target("return(1)", "return", 1), Target("return( 5 )", "return", 5)
@@ -44,7 +44,7 @@ SCALED = {"name": "volatility_target", "options": {"volatility": 0.2}}
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line(signal, targets, symbols, message):
-    found = misfit(SignalConfig(**signal), targets, symbols)
+    found = mismatch(SignalConfig(**signal), targets, symbols)
     if message is None:
         assert found is None
     else:

@@ -23,7 +23,7 @@ VALUES = {
     "str": ['""', '"day"', '"month"', '"bid"', '"ask"', '"UTC"', '"Asia/Tokyo"', '"2024-01-03"', '"nonsense"'],
     "Series": ["close", "volume", "side", "log_return", "std(close, 2)", 'of("B").close', 'resample("4h").body'],
 }  # fmt: skip
-VALUES["Everyone"] = VALUES["Series"]
+VALUES["CrossSection"] = VALUES["Series"]
 
 
 def flat(rows: int) -> dict[str, np.ndarray]:

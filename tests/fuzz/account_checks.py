@@ -138,7 +138,7 @@ def fill_prices(trial: Trial) -> Faults:
 
 @check(
     "the same bars get the same weight",
-    lambda trial: trial.case.market.plan.twins and trial.walked.has_account,
+    lambda trial: trial.case.market.spec.twins and trial.walked.has_account,
 )
 def twins(trial: Trial) -> Faults:
     """Two symbols with the same bars and, to the bit, the same forecasts."""

@@ -305,7 +305,7 @@ def _mean_variance(trial: Trial, symbol: str, target: str, horizon: int, ratio: 
     drawn = (trial.walked.windows("training") or 0) / horizon
     if not trial.case.market.exchangeable or drawn < 100:
         return
-    luck = 0.3 + 4 * np.sqrt((2 if trial.case.market.plan.law == "normal" else 5) / drawn)
+    luck = 0.3 + 4 * np.sqrt((2 if trial.case.market.spec.law == "normal" else 5) / drawn)
     mean = float(np.mean(ratio**2))
     if abs(np.log(mean)) > luck:
         yield f"{symbol} {target}: the variance is forecast {mean:.3g}× too large on average"
@@ -328,12 +328,12 @@ def volatility_ratios(trial: Trial) -> list[tuple[tuple[str, str, int], Floats]]
 @check(
     "a planted edge is seen",
     lambda trial: (
-        trial.case.market.plan.law.startswith("lag")
+        trial.case.market.spec.law.startswith("lag")
         and trial.case.option("model.skip", True)
         and trial.case.option("model.kind", "encoder") == "encoder"
         and not gives_weights(trial)
         and len(trial.symbols) == 1
-        and not trial.case.market.plan.gaps
+        and not trial.case.market.spec.gaps
         and (trial.walked.windows("training") or 0) > 300
         and (trial.walked.windows("validation") or 0) > 60  # which choose the penalty
     ),

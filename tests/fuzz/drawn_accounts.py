@@ -23,7 +23,7 @@ def drawn_account(trial: Trial) -> Faults:
     )
     weights = _drawn_weights(trial)
     yield from _inferred_year(trial, weights, bars)
-    if trial.case.market.plan.calendar == "24/7":
+    if trial.case.market.spec.calendar == "24/7":
         yield from _funding_ends(trial, weights, bars)
     yield from _stops(weights, bars)
 

@@ -16,7 +16,7 @@ from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
 from longtape.models.registry import config_of
 from tests.fuzz import schema
-from tests.fuzz.markets import Market, Plan, describe, draw_plan, make_market
+from tests.fuzz.markets import Market, MarketSpec, describe, draw_spec, make_market
 
 Document = dict[str, Any]
 Rng = np.random.Generator
@@ -108,33 +108,33 @@ def kind_of(target: str) -> str:
 def draw(seed: int) -> Case:
     """The case of a seed."""
     rng = np.random.default_rng([seed, 0])
-    plan = draw_plan(rng, seed)
-    market = make_market(plan, seed)
+    spec = draw_spec(rng, seed)
+    market = make_market(spec, seed)
     document: Document = {
         "name": f"fuzz {seed}",
         "seed": int(rng.integers(0, 1000)),
-        "data": _data(rng, plan),
+        "data": _data(rng, spec),
     }
     document["targets"] = _targets(rng)
-    document["model"] = _model(rng, plan)
-    document["features"] = _features(rng, plan, market, document)
-    document["missing"] = _missing(rng, plan)
+    document["model"] = _model(rng, spec)
+    document["features"] = _features(rng, spec, market, document)
+    document["missing"] = _missing(rng, spec)
     document["training"] = _training(rng)
     document["forecast"] = {"level": float(rng.choice([0.5, 0.8, 0.9, 0.95]))}
     document["audit"] = bool(rng.random() < 0.8)
     _split(rng, market, document)
     _heads(rng, document)
-    _backtest(rng, plan, document)
-    _marks(rng, plan, document)
+    _backtest(rng, spec, document)
+    _marks(rng, spec, document)
     least = 3 if schema.get(document, "backtest.signal.name") == "rank" else 2
-    if plan.symbols > 1 and rng.random() < 0.15 and plan.symbols >= least and not plan.twins:
+    if spec.symbols > 1 and rng.random() < 0.15 and spec.symbols >= least and not spec.twins:
         document["symbols"] = market.symbols[:-1]
     _weights(np.random.default_rng([seed, 3]), document)
     _other_model(np.random.default_rng([seed, 4]), document)
     document, refused = _with_extras(document, _extras(rng, document))
     options = _options_of_model(np.random.default_rng([seed, 5]), document)
     document, refused_options = _with_extras(document, options)
-    return Case(seed, market, document, refused + refused_options, _said(plan, document))
+    return Case(seed, market, document, refused + refused_options, _said(spec, document))
 
 
 def with_document(case: Case, **changes: Any) -> Case:
@@ -148,21 +148,21 @@ def with_document(case: Case, **changes: Any) -> Case:
 # --- sections ---
 
 
-def _data(rng: Rng, plan: Plan) -> Document:
+def _data(rng: Rng, spec: MarketSpec) -> Document:
     ending = str(rng.choice(["parquet", "csv"]))
-    symbols = ["AAA", "BBB", "CCC"][: plan.symbols]
+    symbols = ["AAA", "BBB", "CCC"][: spec.symbols]
     data: Document = {
         "source": "file",
         "path": f"{{symbol}}.{ending}",
         "symbols": symbols,
-        "interval": plan.interval,
+        "interval": spec.interval,
     }
-    if plan.calendar != "24/7":
-        data["calendar"] = plan.calendar
+    if spec.calendar != "24/7":
+        data["calendar"] = spec.calendar
     category = (
-        rng.choice(["none", "spot", "linear"]) if plan.calendar == "24/7" else rng.choice(["none", "stock"])
+        rng.choice(["none", "spot", "linear"]) if spec.calendar == "24/7" else rng.choice(["none", "stock"])
     )
-    if category != "none" and plan.calendar != "24/5":
+    if category != "none" and spec.calendar != "24/5":
         data["category"] = str(category)
     if data.get("category") == "linear" and rng.random() < 0.4:
         del data["path"]
@@ -186,10 +186,10 @@ def _targets(rng: Rng) -> list[str]:
     return list(sets[int(rng.choice(len(sets), p=chances / chances.sum()))])
 
 
-def _model(rng: Rng, plan: Plan) -> Document:
+def _model(rng: Rng, spec: MarketSpec) -> Document:
     mechanism = str(rng.choice(sorted(MECHANISMS)))
     model: Document = {
-        "lookback": int(rng.choice([16, 24, 40] if plan.bars < 400 else [16, 24, 40, 64, 96])),
+        "lookback": int(rng.choice([16, 24, 40] if spec.bars < 400 else [16, 24, 40, 64, 96])),
         "attention": mechanism,
         "d_model": 8,
         "n_heads": int(rng.choice([1, 2])),
@@ -205,25 +205,25 @@ def _model(rng: Rng, plan: Plan) -> Document:
     return model
 
 
-def _features(rng: Rng, plan: Plan, market: Market, document: Document) -> list[str]:
+def _features(rng: Rng, spec: MarketSpec, market: Market, document: Document) -> list[str]:
     usable = [
-        name for name in FEATURES if not (plan.interval == "1d" and name.startswith(("hour", "resample")))
+        name for name in FEATURES if not (spec.interval == "1d" and name.startswith(("hour", "resample")))
     ]
-    usable = [name for name in usable if plan.calendar == "24/7" or not name.startswith("resample")]
+    usable = [name for name in usable if spec.calendar == "24/7" or not name.startswith("resample")]
     chosen = [str(name) for name in rng.choice(usable, int(rng.integers(1, 5)), replace=False)]
-    chosen = [name.replace("{longer}", LONGER[plan.interval]) for name in chosen]
-    if plan.symbols > 1 and rng.random() < 0.3:
+    chosen = [name.replace("{longer}", LONGER[spec.interval]) for name in chosen]
+    if spec.symbols > 1 and rng.random() < 0.3:
         chosen.append(
             str(rng.choice(['of("BBB").volume_ratio(5)', "relative(log_return)", "average(log_return)"]))
         )
-    if plan.law == "lag of volume":
+    if spec.law == "lag of volume":
         chosen = ["log_volume", *(name for name in chosen if name != "log_volume")]
     return ["log_return", *chosen]
 
 
-def _missing(rng: Rng, plan: Plan) -> str:
+def _missing(rng: Rng, spec: MarketSpec) -> str:
     policies = [policy for policy in schema.choices("missing") if policy != "error"]
-    if plan.gaps or rng.random() < 0.2:
+    if spec.gaps or rng.random() < 0.2:
         return str(rng.choice(policies))
     return "error"
 
@@ -283,14 +283,14 @@ def _heads(rng: Rng, document: Document) -> None:
         document["model"]["heads"] = chosen
 
 
-def _backtest(rng: Rng, plan: Plan, document: Document) -> None:
+def _backtest(rng: Rng, spec: MarketSpec, document: Document) -> None:
     perpetual = document["data"].get("category") == "linear"
     backtest: Document = {}
     costs = _costs(rng, perpetual, document["data"]["source"] == "store")
     if costs is not None:
         backtest["costs"] = costs
     if any(kind_of(target) != "volatility" for target in document["targets"]):
-        backtest["signal"] = _signal(rng, plan, document)
+        backtest["signal"] = _signal(rng, spec, document)
         if backtest["signal"]["name"] in ("threshold", "equal") and rng.random() < 0.3:
             backtest["traded"] = 0.3
         if rng.random() < 0.15:
@@ -314,10 +314,10 @@ def _costs(rng: Rng, perpetual: bool, stored: bool) -> Document | None:
     return costs | {"funding": funding} | ({"funding_rate": 0.0001} if funding == "rate" else {})
 
 
-def _signal(rng: Rng, plan: Plan, document: Document) -> Document:
+def _signal(rng: Rng, spec: MarketSpec, document: Document) -> Document:
     targets = [target for target in document["targets"] if kind_of(target) in ("return", "path")]
     traded = str(rng.choice(targets))
-    name = str(rng.choice(_signals(plan, document, traded)))
+    name = str(rng.choice(_signals(spec, document, traded)))
     signal: Document = {"name": name}
     options = {key: _option(rng, key, default) for key, default in signal_options(name).items()}
     if chosen := {key: value for key, value in options.items() if value is not None}:
@@ -341,7 +341,7 @@ def _signal(rng: Rng, plan: Plan, document: Document) -> Document:
     return signal | {key: value for key, value in limits.items() if rng.random() < 0.12}
 
 
-def _signals(plan: Plan, document: Document, traded: str) -> list[str]:
+def _signals(spec: MarketSpec, document: Document, traded: str) -> list[str]:
     """Signals that this experiment can have; weights of an allocation come from a model of weights only."""
     unfit = {"allocation"}
     if len(document.get("symbols", document["data"]["symbols"])) < 2:
@@ -407,10 +407,10 @@ def _option(rng: Rng, name: str, default: float | None) -> float | None:
     return float(rng.choice(OPTIONS[name])) if name in OPTIONS else default
 
 
-def _marks(rng: Rng, plan: Plan, document: Document) -> None:
+def _marks(rng: Rng, spec: MarketSpec, document: Document) -> None:
     if document["model"]["attention"] not in ("bigbird", "longformer") or rng.random() > 0.4:
         return
-    kinds = ["day", "week"] + (["session_open"] if plan.calendar in ("XNYS", "CMES") else [])
+    kinds = ["day", "week"] + (["session_open"] if spec.calendar in ("XNYS", "CMES") else [])
     document["marks"] = {"kinds": [str(rng.choice(kinds))], "limit": 4}
 
 
@@ -490,12 +490,12 @@ def _values(path: str, document: Document) -> list[Any]:
 # --- what the summary counts ---
 
 
-def _said(plan: Plan, document: Document) -> Document:
+def _said(spec: MarketSpec, document: Document) -> Document:
     model, backtest = document["model"], document.get("backtest", {})
     heads = model.get("heads", {})
     targets = sorted({target.split("(")[0] for target in document["targets"]})
     split = document.get("split", {})
-    return describe(plan) | {
+    return describe(spec) | {
         "targets": "+".join(targets),
         "heads": [
             f"{kind}: {head['name'] if isinstance(head, dict) else head}" for kind, head in heads.items()

@@ -19,9 +19,9 @@ def aggregate_figures(trial: Trial) -> dict[str, Any]:
     """What the summary adds up over runs."""
     market = trial.case.market
     found: dict[str, Any] = {
-        "no edge": market.no_edge and market.plan.jump == 1.0,
+        "no edge": market.no_edge and market.spec.jump == 1.0,
         "claims": claims_edge(trial) if trial.walked.has_account else None,
-        "planted": market.plan.law.startswith("lag"),
+        "planted": market.spec.law.startswith("lag"),
         "exchangeable": market.exchangeable,
         "variance": [],
         "coverage": [],

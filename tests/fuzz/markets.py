@@ -36,7 +36,7 @@ FAT = 6.0  # degrees of freedom of the Student t
 
 
 @dataclass(frozen=True)
-class Plan:
+class MarketSpec:
     """What kind of market is made."""
 
     calendar: str = "24/7"
@@ -99,7 +99,7 @@ class Asset:
 class Market:
     """Assets on one clock."""
 
-    plan: Plan
+    spec: MarketSpec
     assets: dict[str, Asset]
     bars_per_year: float = field(default=float("nan"))
 
@@ -111,24 +111,24 @@ class Market:
     @property
     def step(self) -> int:
         """Length of a bar in milliseconds."""
-        return STEPS[self.plan.interval]
+        return STEPS[self.spec.interval]
 
     @property
     def whole(self) -> bool:
         """No bar is missing and each one can be traded on."""
-        plan = self.plan
-        return not (plan.gaps or plan.silent or plan.late or plan.stray)
+        spec = self.spec
+        return not (spec.gaps or spec.silent or spec.late or spec.stray)
 
     @property
     def no_edge(self) -> bool:
         """Nothing foretells a return."""
-        return not self.plan.law.startswith("lag")
+        return not self.spec.law.startswith("lag")
 
     @property
     def exchangeable(self) -> bool:
         """Returns are alike at all times, so that coverage is promised and not only hoped for."""
-        plan = self.plan
-        return plan.law in ("normal", "student") and not plan.pattern and not plan.gaps and plan.jump == 1.0
+        spec = self.spec
+        return spec.law in ("normal", "student") and not spec.pattern and not spec.gaps and spec.jump == 1.0
 
     def shared_opens(self) -> Times:
         """Opens from when the last symbol is there, of all bars that some file holds."""
@@ -216,38 +216,38 @@ def bars_per_year(calendar: str, interval: str) -> float:
     return len(opens_of(calendar, interval, first, last)) / 4
 
 
-def _clock(plan: Plan, rng: np.random.Generator) -> Times:
-    """Opens of WARM + plan.bars bars."""
-    wanted = WARM + plan.bars
-    if plan.calendar == "24/7":
+def _clock(spec: MarketSpec, rng: np.random.Generator) -> Times:
+    """Opens of WARM + spec.bars bars."""
+    wanted = WARM + spec.bars
+    if spec.calendar == "24/7":
         start = int(np.datetime64("2021-01-01", "ms").astype(np.int64)) + int(rng.integers(0, 700)) * DAY
-        return start + STEPS[plan.interval] * np.arange(wanted, dtype=np.int64)
+        return start + STEPS[spec.interval] * np.arange(wanted, dtype=np.int64)
     days = ["2021-03-14", "2021-11-07", "2022-03-13", "2022-11-06"]
-    change = np.datetime64(str(rng.choice(days[1::2] if plan.clock_change > 1 else days)), "ms")
+    change = np.datetime64(str(rng.choice(days[1::2] if spec.clock_change > 1 else days)), "ms")
     middle = int(change.astype(np.int64))
-    reach = int(2.2 * wanted / bars_per_year(plan.calendar, plan.interval) * 366 + 30) * DAY
-    opens = opens_of(plan.calendar, plan.interval, middle - reach, middle + reach)
-    first = int(np.searchsorted(opens, middle)) - WARM - round(plan.clock_change * plan.bars)
+    reach = int(2.2 * wanted / bars_per_year(spec.calendar, spec.interval) * 366 + 30) * DAY
+    opens = opens_of(spec.calendar, spec.interval, middle - reach, middle + reach)
+    first = int(np.searchsorted(opens, middle)) - WARM - round(spec.clock_change * spec.bars)
     return opens[max(first, 0) :][:wanted]
 
 
 # --- bars ---
 
 
-def make_market(plan: Plan, seed: int) -> Market:
-    """The market of `plan` and `seed`."""
+def make_market(spec: MarketSpec, seed: int) -> Market:
+    """The market of `spec` and `seed`."""
     rng = np.random.default_rng([seed, 1])
-    opens = _clock(plan, rng)
-    if plan.stray:
+    opens = _clock(spec, rng)
+    if spec.stray:
         opens = _with_stray(opens)
     common = rng.standard_normal(len(opens))
     assets: dict[str, Asset] = {}
-    for number, symbol in enumerate(SYMBOLS[: plan.symbols]):
-        if plan.twins and number == 1:
+    for number, symbol in enumerate(SYMBOLS[: spec.symbols]):
+        if spec.twins and number == 1:
             assets[symbol] = assets[SYMBOLS[0]]
             continue
-        assets[symbol] = _asset(plan, opens, common, number, np.random.default_rng([seed, 2, number]))
-    return Market(plan, assets, bars_per_year(plan.calendar, plan.interval))
+        assets[symbol] = _asset(spec, opens, common, number, np.random.default_rng([seed, 2, number]))
+    return Market(spec, assets, bars_per_year(spec.calendar, spec.interval))
 
 
 def _with_stray(opens: Times) -> Times:
@@ -257,52 +257,52 @@ def _with_stray(opens: Times) -> Times:
     return np.unique(np.append(opens, saturday + opens[0] % DAY))
 
 
-def _asset(plan: Plan, opens: Times, common: Floats, number: int, rng: np.random.Generator) -> Asset:
+def _asset(spec: MarketSpec, opens: Times, common: Floats, number: int, rng: np.random.Generator) -> Asset:
     count = len(opens)
-    pattern = _pattern(plan, opens)
-    u, volume = _shocks(plan, common, number, rng)
-    state = _garch(u) if plan.law == "garch" else np.ones(count)
+    pattern = _pattern(spec, opens)
+    u, volume = _shocks(spec, common, number, rng)
+    state = _garch(u) if spec.law == "garch" else np.ones(count)
     returns = np.sqrt(pattern * state) * u
-    frame = _candles(plan, opens, returns, np.sqrt(pattern * state), volume, number, rng)
-    start = WARM + (plan.bars // 4 if plan.late and number == plan.symbols - 1 and number else 0)
+    frame = _candles(spec, opens, returns, np.sqrt(pattern * state), volume, number, rng)
+    start = WARM + (spec.bars // 4 if spec.late and number == spec.symbols - 1 and number else 0)
     kept = np.ones(count, bool)
-    if plan.gaps and number == 0:
-        kept = _holes(count, WARM, plan.gaps, rng)
-    if plan.late and number and number == plan.symbols - 1:
+    if spec.gaps and number == 0:
+        kept = _holes(count, WARM, spec.gaps, rng)
+    if spec.late and number and number == spec.symbols - 1:
         kept[:start] = False
-    return Asset(opens, opens + STEPS[plan.interval], frame, kept, pattern, state, start)
+    return Asset(opens, opens + STEPS[spec.interval], frame, kept, pattern, state, start)
 
 
-def _pattern(plan: Plan, opens: Times) -> Floats:
-    """s²: the plan's variance, in a U over the trading day or a wave over 24 hours, and higher after a jump."""
-    level = np.full(len(opens), plan.volatility**2)
-    if plan.pattern and STEPS[plan.interval] < DAY:
-        if plan.calendar in ("24/7", "24/5"):
+def _pattern(spec: MarketSpec, opens: Times) -> Floats:
+    """s²: the spec's variance, in a U over the trading day or a wave over 24 hours, and higher after a jump."""
+    level = np.full(len(opens), spec.volatility**2)
+    if spec.pattern and STEPS[spec.interval] < DAY:
+        if spec.calendar in ("24/7", "24/5"):
             level *= np.exp(0.8 * np.sin(2 * np.pi * (opens % DAY) / DAY))
         else:
-            begins = np.flatnonzero(np.diff(opens, prepend=opens[0] - DAY) > STEPS[plan.interval])
+            begins = np.flatnonzero(np.diff(opens, prepend=opens[0] - DAY) > STEPS[spec.interval])
             place = (
                 np.arange(len(opens))
                 - begins[np.searchsorted(begins, np.arange(len(opens)), side="right") - 1]
             )
             level *= np.exp(1.2 - 0.5 * np.minimum(place, 4))
-    if plan.jump != 1.0:
-        level[WARM + plan.bars // 2 :] *= plan.jump**2
+    if spec.jump != 1.0:
+        level[WARM + spec.bars // 2 :] *= spec.jump**2
     return level
 
 
-def _shocks(plan: Plan, common: Floats, number: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _shocks(spec: MarketSpec, common: Floats, number: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """u [T] of unit variance, and the logarithm of the volume [T]."""
     count = len(common)
     own = rng.standard_normal(count)
-    z = own if plan.symbols == 1 else np.sqrt(0.4) * common + np.sqrt(0.6) * own
-    if plan.law == "student":
+    z = own if spec.symbols == 1 else np.sqrt(0.4) * common + np.sqrt(0.6) * own
+    if spec.law == "student":
         z = z * np.sqrt((FAT - 2) / rng.chisquare(FAT, count))
     told = rng.standard_normal(count)  # the part of the volume that may tell of the next return
-    if plan.law == "lag of returns":
+    if spec.law == "lag of returns":
         for t in range(1, count):
             z[t] = STRENGTH * z[t - 1] + np.sqrt(1 - STRENGTH**2) * z[t]
-    if plan.law == "lag of volume":
+    if spec.law == "lag of volume":
         z[1:] = STRENGTH * told[:-1] + np.sqrt(1 - STRENGTH**2) * z[1:]
     return z, 3.0 + 0.7 * told
 
@@ -316,7 +316,7 @@ def _garch(u: Floats) -> Floats:
 
 
 def _candles(
-    plan: Plan,
+    spec: MarketSpec,
     opens: Times,
     returns: Floats,
     scale: Floats,
@@ -325,15 +325,15 @@ def _candles(
     rng: np.random.Generator,
 ) -> pl.DataFrame:
     """Bars that close where the returns lead; a part of each return is a step between close and open."""
-    price = plan.price * 7.3**number
+    price = spec.price * 7.3**number
     close = price * np.exp(np.cumsum(returns) - np.cumsum(returns)[0])
     before = np.append(price, close[:-1])
-    overnight = np.diff(opens, prepend=opens[0]) > STEPS[plan.interval]
+    overnight = np.diff(opens, prepend=opens[0]) > STEPS[spec.interval]
     share = np.where(overnight, 0.5, 0.02)
     step = share * returns + np.sqrt(share * (1 - share)) * scale * rng.standard_normal(len(opens))
     open_ = before * np.exp(step)
     reach = 0.3 * scale * np.abs(rng.standard_normal((2, len(opens))))
-    traded = np.where(rng.random(len(opens)) < plan.silent, 0.0, np.exp(volume))
+    traded = np.where(rng.random(len(opens)) < spec.silent, 0.0, np.exp(volume))
     return pl.DataFrame(
         {
             "timestamp": pl.Series(opens).cast(TIME),
@@ -362,7 +362,7 @@ def _holes(count: int, start: int, holes: int, rng: np.random.Generator) -> Flag
 # --- drawing ---
 
 
-def draw_plan(rng: np.random.Generator, seed: int) -> Plan:
+def draw_spec(rng: np.random.Generator, seed: int) -> MarketSpec:
     """A market at random; clock and law go round with the seed, so that a few seeds meet all of them."""
     calendar, interval = CLOCKS[seed % len(CLOCKS)]
     law = LAWS[seed % len(LAWS)]
@@ -372,7 +372,7 @@ def draw_plan(rng: np.random.Generator, seed: int) -> Plan:
         "XNYS",
         "4h",
     ) and rng.random() < 0.5  # a summer's bars, no clock change in them
-    return Plan(
+    return MarketSpec(
         calendar=calendar,
         interval=interval,
         law=law,
@@ -390,15 +390,15 @@ def draw_plan(rng: np.random.Generator, seed: int) -> Plan:
     )
 
 
-def describe(plan: Plan) -> dict[str, Any]:
+def describe(spec: MarketSpec) -> dict[str, Any]:
     """What the summary counts."""
     extras = {
-        "gaps": plan.gaps > 0, "silent bars": plan.silent > 0, "late listing": plan.late, "twins": plan.twins,
-        "stray bar": plan.stray, "daily pattern": plan.pattern,
+        "gaps": spec.gaps > 0, "silent bars": spec.silent > 0, "late listing": spec.late, "twins": spec.twins,
+        "stray bar": spec.stray, "daily pattern": spec.pattern,
     }  # fmt: skip
     return {
-        "market": f"{plan.calendar} {plan.interval}",
-        "law": plan.law,
-        "symbols": plan.symbols,
+        "market": f"{spec.calendar} {spec.interval}",
+        "law": spec.law,
+        "symbols": spec.symbols,
         "extras": [name for name, there in extras.items() if there],
     }

@@ -21,7 +21,7 @@ from longtape.core.errors import UserError
 from longtape.experiment import load_experiment, parse_experiment
 from tests.fuzz import schema
 from tests.fuzz.experiments import Document, signature_names
-from tests.fuzz.markets import Market, Plan, make_market, write_bars
+from tests.fuzz.markets import Market, MarketSpec, make_market, write_bars
 from tests.fuzz.runs import DATA, DOCUMENT, command, refused_unread, stage_of
 
 Frame = pl.DataFrame
@@ -207,7 +207,7 @@ def options_out_of_reach() -> list[str]:
 
 def plain_market(symbols: int = 1) -> Market:
     """Five hundred hours around the clock."""
-    return make_market(Plan(bars=500, symbols=symbols), 0)
+    return make_market(MarketSpec(bars=500, symbols=symbols), 0)
 
 
 def judge_mistake(mistake: Mistake, folder: Path) -> str | None:

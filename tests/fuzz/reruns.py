@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from tests.fuzz.experiments import Case, Document, with_document
-from tests.fuzz.markets import Floats, Plan, make_market
+from tests.fuzz.markets import Floats, MarketSpec, make_market
 from tests.fuzz.runs import NEWEST, Trial, Walked, command, each_target, iso, times, values, walk, write_case
 from tests.fuzz.scenarios import NUMBERS, Faults, from_files, scenario
 from tests.fuzz.scores import entry_of, qlike_of, training_mean
@@ -71,7 +71,7 @@ def lookbacks(trial: Trial) -> Faults:
 
 def _plain(trial: Trial, lookback: int) -> Case:
     """A volatility alone, started and not trained, on a market with a long memory."""
-    plan = Plan(law="garch", bars=2400)
+    spec = MarketSpec(law="garch", bars=2400)
     document: Document = {
         "name": "lookbacks", "audit": False,
         "data": {"source": "file", "path": "{symbol}.parquet", "symbols": ["AAA"], "interval": "1h"},
@@ -79,7 +79,7 @@ def _plain(trial: Trial, lookback: int) -> Case:
         "model": {"lookback": lookback, "attention": "flash", "d_model": 8, "n_heads": 1, "n_layers": 1},
         "training": {"epochs": 0},
     }  # fmt: skip
-    market = make_market(plan, trial.case.seed)
+    market = make_market(spec, trial.case.seed)
     opens = market.shared_opens()
     document["split"] = {"train_until": iso(opens[1900]), "validation_until": iso(opens[2100])}
     return Case(trial.case.seed, market, document)
@@ -133,7 +133,7 @@ def walk_forward_baselines(trial: Trial) -> Faults:
 
 def _jumping(trial: Trial) -> Case:
     case = _plain(trial, 24)
-    market = make_market(Plan(bars=1200, jump=3.0), trial.case.seed)
+    market = make_market(MarketSpec(bars=1200, jump=3.0), trial.case.seed)
     document = {key: value for key, value in case.document.items() if key != "split"}
     return with_document(Case(case.seed, market, document), targets=["volatility(3)"])
 

@@ -53,10 +53,10 @@ def write_case(case: Case, folder: Path) -> Path:
 
 def _write_store(case: Case, folder: Path) -> None:
     store = longtape.Store(folder)
-    plan, category = case.market.plan, case.document["data"]["category"]
+    spec, category = case.market.spec, case.document["data"]["category"]
     for symbol, asset in case.market.assets.items():
-        instrument = longtape.Instrument("fuzz", category, symbol, calendar=plan.calendar)
-        bars = longtape.Bars.checked(instrument, longtape.Interval.parse(plan.interval), asset.bars, "fuzz")
+        instrument = longtape.Instrument("fuzz", category, symbol, calendar=spec.calendar)
+        bars = longtape.Bars.checked(instrument, longtape.Interval.parse(spec.interval), asset.bars, "fuzz")
         store.append(bars)
         rates = funding_history(case, symbol)
         times = pl.Series("timestamp", list(rates)).cast(TIME)

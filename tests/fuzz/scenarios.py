@@ -110,7 +110,7 @@ def _same_bits(trial: Trial, made: pl.DataFrame, frame: pl.DataFrame) -> Faults:
         yield f"`end` of {row['target']} at {row['timestamp']}: {row['end_before']} → {row['end']}"
 
 
-@scenario("bars added in front change nothing", lambda trial: not trial.case.market.plan.late)
+@scenario("bars added in front change nothing", lambda trial: not trial.case.market.spec.late)
 def front(trial: Trial) -> Faults:
     frames = {s: trial.case.market.assets[s].bars_and_before for s in trial.bars}
     if trial.case.option("data.drop_last"):
@@ -179,7 +179,7 @@ def _others(trial: Trial) -> dict[str, Callable[[], list[longtape.Bars]]]:
 def _longer(trial: Trial) -> list[longtape.Bars]:
     """Every other bar, as bars of twice the length."""
     doubled = {"1m": "2m", "5m": "10m", "30m": "1h", "1h": "2h", "4h": "8h", "1d": "2d"}
-    interval = doubled[trial.case.market.plan.interval]
+    interval = doubled[trial.case.market.spec.interval]
     length = longtape.Interval.parse(interval).milliseconds
     frames = {s: bars.filter(pl.Series(times(bars) % length == 0)) for s, bars in trial.bars.items()}
     if any(frame.height < 100 for frame in frames.values()):  # bars that open at half past

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from longtape.evaluation.machine import describe_machine, machine_line
+from longtape.benchmarking.machine import describe_machine, machine_line
+from longtape.core.markdown import markdown_table
 from tests.fuzz.campaign import Outcome
 from tests.fuzz.mistakes import MISTAKES, Mistake, options_out_of_reach
 
@@ -199,5 +200,4 @@ def _short(text: str | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(head), ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return markdown_table(head, rows, numbers=False) + "\n"

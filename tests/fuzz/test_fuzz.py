@@ -11,7 +11,7 @@ from tests.fuzz import runs
 from tests.fuzz.__main__ import story
 from tests.fuzz.campaign import Outcome, walk_seed
 from tests.fuzz.experiments import draw, with_document
-from tests.fuzz.markets import Plan, make_market
+from tests.fuzz.markets import MarketSpec, make_market
 from tests.fuzz.mistakes import MISTAKES, judge_mistake, judge_spoiled, options_out_of_reach, spoiled_keys
 from tests.fuzz.summary import aggregate_faults
 
@@ -72,7 +72,7 @@ def test_every_option_of_the_account_can_be_written():
 @pytest.mark.parametrize("law", ["normal", "student", "garch"])
 def test_the_truth_of_a_market_is_the_truth(law):
     """Realised over expected variance of the next bars is 1 on average, holes and all."""
-    market = make_market(Plan(law=law, bars=20_000, gaps=40), 1)
+    market = make_market(MarketSpec(law=law, bars=20_000, gaps=40), 1)
     asset = market.assets["AAA"]
     closes = asset.bars["timestamp"].dt.timestamp("ms").to_numpy() + market.step
     squares = np.diff(np.log(asset.bars["close"].to_numpy())) ** 2

@@ -9,19 +9,13 @@ import pytest
 
 from longtape.core.clock import DAY, HOUR, MINUTE
 from longtape.core.errors import ServiceError, UserError
-from longtape.market.http import Limiter
+from longtape.market.http import RateLimiter
 from longtape.market.sources.bybit import Bybit
 from tests.market import bybit_server as wire
-from tests.market.bybit_server import START, BybitServer, synthetic
+from tests.market.bybit_server import START, synthetic
 from tests.shared_data import shared
 
 NAMES = ["timestamp", "open", "high", "low", "close", "volume"]
-
-
-@pytest.fixture
-def server():
-    with BybitServer() as running:
-        yield running
 
 
 @pytest.fixture
@@ -412,7 +406,7 @@ def test_a_mirror_that_serves_candles_alone(server, bybit):
 
 def test_a_call_is_never_made_faster_than_the_rate(monkeypatch, waits):
     monkeypatch.setattr("longtape.market.http.time", SimpleNamespace(monotonic=lambda: 100.0))
-    limiter = Limiter(10.0, waits.append)
+    limiter = RateLimiter(10.0, waits.append)
     for _ in range(4):
         limiter.wait()
     limiter.hold(5.0)

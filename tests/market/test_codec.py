@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtape.core.errors import UserError
-from longtape.market.codec import Damaged, decode, encode, time_range
+from longtape.market.codec import DamagedFile, decode, encode, time_range
 from tests.market.store_data import START, make_bars, make_trades
 
 FRAME = make_bars(0, 20).frame
@@ -43,20 +43,20 @@ def test_every_changed_byte_is_seen():
     for at in range(len(DATA)):
         changed = bytearray(DATA)
         changed[at] ^= 0x10
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedFile):
             decoded(bytes(changed))
 
 
 def test_every_cut_is_seen():
     for length in range(len(DATA)):
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedFile):
             decoded(DATA[:length])
 
 
 def test_a_changed_footer_is_seen_without_reading_the_body():
     changed = bytearray(DATA)
     changed[-200] ^= 0x01
-    with pytest.raises(Damaged, match="footer"):
+    with pytest.raises(DamagedFile, match="footer"):
         time_range(pa.BufferReader(bytes(changed)), "the file")
 
 

@@ -8,27 +8,13 @@ from longtape.core.clock import HOUR, Interval
 from longtape.core.errors import ServiceError, UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import Bars
-from longtape.market.fetch import Wanted, fetch
-from longtape.market.sources.bybit import Bybit
+from longtape.market.fetch import FetchRequest, fetch
 from longtape.market.store import Store
 from tests.market import bybit_server as wire
-from tests.market.bybit_server import START, BybitServer, synthetic
+from tests.market.bybit_server import START, synthetic
 
 HOURLY = Interval.parse("1h")
 NAMES = ["timestamp", "open", "high", "low", "close", "volume"]
-
-
-@pytest.fixture
-def server():
-    with BybitServer() as running:
-        yield running
-
-
-@pytest.fixture
-def bybit(server):
-    source = Bybit(server.url, rate=100_000.0, sleep=lambda seconds: None)
-    yield source
-    source.close()
 
 
 @pytest.fixture
@@ -37,7 +23,7 @@ def store(tmp_path):
 
 
 def hourly(since=START, until=START + 9_000 * HOUR, kind="candles"):
-    return Wanted(kind, HOURLY, since, until)
+    return FetchRequest(kind, HOURLY, since, until)
 
 
 def stored(store, symbol="BTCUSDT", **options):
@@ -87,9 +73,9 @@ def test_all_history_goes_on_to_its_beginning_after_a_break(server, bybit, store
     server.add("BTCUSDT", candles)
     server.fail(*[wire.dropped] * 8, after=2)
     with pytest.raises(ServiceError, match="the connection broke"):
-        fetch(bybit, store, ["BTCUSDT"], Wanted("candles", HOURLY), "linear")
+        fetch(bybit, store, ["BTCUSDT"], FetchRequest("candles", HOURLY), "linear")
     assert stored(store).equals(candles[-1_999:-1])
-    fetch(bybit, store, ["BTCUSDT"], Wanted("candles", HOURLY), "linear")
+    fetch(bybit, store, ["BTCUSDT"], FetchRequest("candles", HOURLY), "linear")
     assert stored(store).equals(candles[:-1])
 
 
@@ -169,14 +155,14 @@ def test_mark_price_funding_trades_and_books_are_series_of_their_own(server, byb
     fetch(bybit, store, ["BTCUSDT"], hourly(kind="mark"), "linear")
     assert stored(store, kind="mark")["close"].equals(synthetic(1_200, seed=5)["close"][:-1])
     until = START + 8 * HOUR * 120
-    fetch(bybit, store, ["BTCUSDT"], Wanted("funding", None, START, until), "linear")
-    fetch(bybit, store, ["BTCUSDT"], Wanted("funding", None, START), "linear")
+    fetch(bybit, store, ["BTCUSDT"], FetchRequest("funding", None, START, until), "linear")
+    fetch(bybit, store, ["BTCUSDT"], FetchRequest("funding", None, START), "linear")
     funding = store.read_table("funding", "BTCUSDT")
     expected = [(t, float(rate)) for t, rate in rates if t < server.now]
     assert list(zip(funding["timestamp"].dt.timestamp("ms"), funding["rate"], strict=True)) == expected
     for _ in range(2):
-        fetch(bybit, store, ["BTCUSDT"], Wanted("trades"), "linear")
-        fetch(bybit, store, ["BTCUSDT"], Wanted("books"), "linear")
+        fetch(bybit, store, ["BTCUSDT"], FetchRequest("trades"), "linear")
+        fetch(bybit, store, ["BTCUSDT"], FetchRequest("books"), "linear")
     assert store.read_table("trades", "BTCUSDT").height == 1_000
     assert store.read_table("books", "BTCUSDT").height == 1
 
@@ -193,11 +179,11 @@ def test_an_unfinished_bar_that_was_stored_is_noticed(server, bybit, store):
 
 def test_wishes_that_make_no_sense(bybit, store):
     for make, words in [
-        (lambda: Wanted("candles"), "candles need --interval"),
-        (lambda: Wanted("funding", HOURLY), "funding take no --interval"),
-        (lambda: Wanted("trades", None, START), "--since"),
-        (lambda: Wanted("candles", HOURLY, START, START), "not before"),
-        (lambda: Wanted("ticks"), "unknown kind 'ticks'"),
+        (lambda: FetchRequest("candles"), "candles need --interval"),
+        (lambda: FetchRequest("funding", HOURLY), "funding take no --interval"),
+        (lambda: FetchRequest("trades", None, START), "--since"),
+        (lambda: FetchRequest("candles", HOURLY, START, START), "not before"),
+        (lambda: FetchRequest("ticks"), "unknown kind 'ticks'"),
         (lambda: fetch(bybit, store, [], hourly(), "linear"), "no symbol"),
     ]:
         with pytest.raises(UserError, match=words):

@@ -124,10 +124,11 @@ def test_defaults_stand_where_they_have_an_effect():
 
 
 def test_a_relative_path_is_the_experiments(tmp_path):
-    found = DataConfig(**FILE, category="linear", funding_path="f.csv").beside(tmp_path)
+    found = DataConfig(**FILE, category="linear", funding_path="f.csv").resolve_paths(tmp_path)
     assert (found.path, found.funding_path) == (str(tmp_path / "x.parquet"), str(tmp_path / "f.csv"))
     assert (
-        DataConfig(source="store", store="s3://bucket", symbols=["A"]).beside(tmp_path).store == "s3://bucket"
+        DataConfig(source="store", store="s3://bucket", symbols=["A"]).resolve_paths(tmp_path).store
+        == "s3://bucket"
     )
 
 

@@ -5,28 +5,19 @@ import pytest
 from longtape.core.errors import LongtapeError, ServiceError, UserError
 from longtape.market import quality
 from longtape.market.bars import Bars
-from longtape.market.fetch import Wanted, fetch
+from longtape.market.fetch import FetchRequest, fetch
 from longtape.market.repair import repair
-from longtape.market.sources.bybit import Bybit
 from longtape.market.store import Store
-from tests.market.bybit_server import BybitServer, status, synthetic
+from tests.market.bybit_server import status, synthetic
 from tests.market.store_data import BTC, HOUR, START
 
 CANDLES = synthetic(12_001)  # the last one is still open at the server
 
 
 @pytest.fixture
-def server():
-    with BybitServer() as running:
-        running.add("BTCUSDT", CANDLES)
-        yield running
-
-
-@pytest.fixture
-def bybit(server):
-    source = Bybit(server.url, rate=100_000.0, sleep=lambda seconds: None)
-    yield source
-    source.close()
+def server(server):
+    server.add("BTCUSDT", CANDLES)
+    return server
 
 
 def stored(folder, *parts) -> Store:
@@ -106,7 +97,7 @@ def test_tables_without_a_step_cannot_be_repaired(tmp_path, bybit):
 
 @pytest.mark.parametrize("torn", ["2024", "2025"])
 def test_a_fetch_over_a_torn_file_is_stopped_once_and_then_brings_all_back(tmp_path, bybit, torn):
-    wanted = Wanted("candles", HOUR, since=START)
+    wanted = FetchRequest("candles", HOUR, since=START)
     store = Store(tmp_path)
     fetch(bybit, store, ["BTCUSDT"], wanted, "linear")
     path = tmp_path / f"bybit/linear/BTCUSDT/1h/{torn}.parquet"

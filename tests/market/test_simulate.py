@@ -6,7 +6,7 @@ import pytest
 
 from longtape.core.clock import HOUR, Interval
 from longtape.core.errors import UserError
-from longtape.market.fetch import Wanted, fetch
+from longtape.market.fetch import FetchRequest, fetch
 from longtape.market.sources.simulate import ORIGIN, Regime, Simulate, Simulation, simulate
 from longtape.market.store import Store
 
@@ -82,9 +82,9 @@ def test_every_interval(interval):
 
 def test_as_a_source(tmp_path):
     source, store = Simulate(), Store(tmp_path / "store")
-    wanted = Wanted("candles", Interval.parse("1h"), ORIGIN + 100 * HOUR, ORIGIN + 300 * HOUR)
+    wanted = FetchRequest("candles", Interval.parse("1h"), ORIGIN + 100 * HOUR, ORIGIN + 300 * HOUR)
     fetch(source, store, ["SIM1", "SIM2"], wanted, "synthetic")
-    later = Wanted("candles", Interval.parse("1h"), ORIGIN + 100 * HOUR, ORIGIN + 900 * HOUR)
+    later = FetchRequest("candles", Interval.parse("1h"), ORIGIN + 100 * HOUR, ORIGIN + 900 * HOUR)
     result = fetch(source, store, ["SIM1"], later, "synthetic")[0]
     assert (result.stored.added, result.stored.conflicts) == (600, 0)
     assert store.read("SIM1", "1h").frame.equals(simulate(900, Simulation(seed=1)).bars.frame[100:])

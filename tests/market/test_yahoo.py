@@ -1,9 +1,6 @@
 """Yahoo's recorded answers, served from a loopback address, through the code that reads the live ones."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 import polars as pl
@@ -12,9 +9,10 @@ import pytest
 from longtape.core.clock import DAY, Interval, to_milliseconds
 from longtape.core.errors import ServiceError, UserError
 from longtape.market.bars import Bars
-from longtape.market.fetch import Wanted, fetch
+from longtape.market.fetch import FetchRequest, fetch
 from longtape.market.sources.yahoo import Yahoo, adjusted, parse_chart
 from longtape.market.store import Store
+from tests.market.yahoo_server import NOT_FOUND, made, serve
 from tests.shared_data import shared
 
 FOLDER = "api_responses/yahoo_chart/"
@@ -42,49 +40,10 @@ def chart(name):
     return parse_chart(recorded(name)["chart"]["result"][0], name)
 
 
-def made(**options):
-    """An answer of the same shape with prices of our own: three days of a stock."""
-    days = [1704205800, 1704292200, 1704378600]  # 14:30 UTC, the opening in New York
-    quote = {name: [10.0, 11.0, 12.0] for name in ("open", "high", "low", "close")} | {"volume": [5, 6, 7]}
-    meta = {"instrumentType": "EQUITY", "exchangeName": "NMS", "exchangeTimezoneName": "America/New_York",
-            "dataGranularity": "1d", "currency": "USD"}  # fmt: skip
-    result = {
-        "meta": meta,
-        "timestamp": days,
-        "indicators": {"quote": [quote], "adjclose": [{"adjclose": [9.0, 10.0, 12.0]}]},
-    }
-    return {"chart": {"result": [result | options], "error": None}}
-
-
 @pytest.fixture
 def served():
-    """What the loopback server says next, and what it was asked."""
-    state = {"body": made(), "status": 200, "date": "Thu, 20 Feb 2025 11:47:40 GMT", "asked": []}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            url = urlsplit(self.path)
-            state["asked"].append((unquote(url.path), dict(parse_qsl(url.query))))
-            body = json.dumps(state["body"]).encode()
-            self.send_response_only(state["status"])
-            for name, value in {
-                "Content-Type": "application/json",
-                "Content-Length": len(body),
-                "Date": state["date"],
-            }.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    state["url"] = f"http://127.0.0.1:{http.server_port}"
-    yield state
-    http.shutdown()
-    http.server_close()
+    with serve() as state:
+        yield state
 
 
 @pytest.fixture
@@ -182,12 +141,7 @@ def test_days_without_any_price_are_no_bars_and_half_ones_an_error(served, yahoo
 
 def test_what_yahoo_refuses_is_the_users_to_mend(served, yahoo):
     served["status"] = 404
-    served["body"] = {
-        "chart": {
-            "result": None,
-            "error": {"code": "Not Found", "description": "No data found, symbol may be delisted"},
-        }
-    }
+    served["body"] = NOT_FOUND
     with pytest.raises(UserError, match="'NOSUCH': No data found"):
         yahoo.instrument("NOSUCH")
     assert len(served["asked"]) == 1
@@ -226,13 +180,13 @@ def test_minutes_are_asked_for_a_week_at_a_time(served, yahoo):
 def test_history_that_a_split_restates_is_fetched_and_stored_anew(served, yahoo, tmp_path):
     store, wanted = (
         Store(tmp_path / "store"),
-        Wanted("candles", Interval.parse("1d"), to_milliseconds("2024-01-01")),
+        FetchRequest("candles", Interval.parse("1d"), to_milliseconds("2024-01-01")),
     )
     assert fetch(yahoo, store, ["AAPL"], wanted, "any")[0].stored.added == 3
     result = made()["chart"]["result"][0]
     halved = {name: [x / 2 for x in values] for name, values in result["indicators"]["quote"][0].items()}
     served["body"] = made(indicators={"quote": [halved], "adjclose": [{"adjclose": [4.5, 5.0, 6.0]}]})
-    later = Wanted("candles", Interval.parse("1d"), to_milliseconds("2024-01-04"))
+    later = FetchRequest("candles", Interval.parse("1d"), to_milliseconds("2024-01-04"))
     outcome = fetch(yahoo, store, ["AAPL"], later, "any")[0]
     assert outcome.stored.conflicts == 3
     assert store.read("AAPL", "1d").frame["close"].to_list() == [5.0, 5.5, 6.0]

@@ -10,6 +10,7 @@ from longtape.core.errors import UserError
 from longtape.features.build import FeaturesConfig, build
 from longtape.features.target_kinds import target_kind
 from longtape.models.encoder import EncoderConfig, EncoderForecaster
+from longtape.models.har import HarDesign, fit_log_har
 from longtape.models.linear_baseline import LogHar, SpanRidge
 from longtape.training.batches import BatchSource
 from tests.candles import candles
@@ -54,18 +55,36 @@ def test_every_shape_of_model_gives_one_prediction_per_target(panel, pooling, po
 
 
 def test_an_untrained_model_is_the_closed_form_baseline(panel):
-    model = fitted(panel)
-    rows = np.arange(1150, 1200)
+    """Returns by a ridge, volatility by a log-HAR, both made anew from the panel alone."""
+    model, rows = fitted(panel), np.arange(1150, 1200)
     with torch.no_grad():
         out = model(batch_at(model, panel, rows)).mean().double().numpy()
-    scaled = np.clip((panel.values - model.inputs.mean) / model.inputs.deviation, -8, 8)
+    weights, intercept = ridge_by_hand(panel)
+    assert np.allclose(out[:, 0], span_means(panel, rows) @ weights + intercept, atol=1e-6)
+    design = HarDesign.of(panel.interval, panel.calendar)
+    har = fit_log_har(design, panel, 0, [1], TRAIN)
+    variance = np.exp(har.log_variance(design.lagged(panel, 0)[rows], design.cells(panel)[rows]))
+    assert np.allclose(out[:, 1], np.sqrt(variance[:, 0]), rtol=1e-5)
+
+
+def span_means(panel, rows):
+    """[n, F]: means of the scaled columns over the last 1, 4, 16 and 64 bars."""
+    values = panel.values.astype(np.float64)
+    scaled = np.clip((values - values[TRAIN].mean(0)) / values[TRAIN].std(0), -8, 8)
     means = [[scaled[row + 1 - span : row + 1].mean(axis=0) for span in (1, 4, 16, 64)] for row in rows]
-    ridge = model.baselines["return"]
-    expected = np.array(means).reshape(50, -1) @ ridge.weights[:, 0].numpy() + ridge.intercept[0].numpy()
-    assert np.allclose(out[:, 0], expected[:, 0], atol=1e-6)
-    y = panel.targets[rows, 1]
-    qlike, flat = (((y / f) ** 2 - 2 * np.log(y / f) - 1).mean() for f in (out[:, 1], 0.02))
-    assert qlike < flat
+    return np.array(means, np.float64).reshape(len(rows), -1)
+
+
+def ridge_by_hand(panel):
+    """Weights [F] and intercept by a direct solution of the centred problem, the penalty chosen by validation."""
+    x, v = (span_means(panel, rows) for rows in (TRAIN, VALID))
+    y, y_valid = panel.targets[TRAIN, 0], panel.targets[VALID, 0]
+    found = {}
+    for penalty in (0.01, 0.1, 1.0, 10.0, 100.0, np.inf):
+        x0, gram = x - x.mean(0), np.eye(x.shape[1]) * penalty * len(x)
+        w = np.linalg.solve(x0.T @ x0 + gram, x0.T @ (y - y.mean())) if penalty < np.inf else 0 * x[0]
+        found[((v - x.mean(0)) @ w + y.mean() - y_valid).__pow__(2).mean()] = (w, y.mean() - x.mean(0) @ w)
+    return found[min(found)]
 
 
 @pytest.mark.parametrize("lookback", [2, 64])
@@ -81,17 +100,9 @@ def test_sums_over_rows_are_the_windows_that_the_model_sees(panel, lookback):
 
 
 def test_the_ridge_is_the_least_squares_solution_of_its_penalty(panel):
-    """Against a direct solution of the centred problem, for the penalty that validation prefers."""
-    model = fitted(panel)
-    ridge = model.baselines["return"]
-    x, v = (ridge.design(panel, rows, model.scaling)[:, 1:] for rows in (TRAIN, VALID))
-    y, y_valid = panel.targets[TRAIN, 0], panel.targets[VALID, 0]
-    found = {}
-    for penalty in (0.01, 0.1, 1.0, 10.0, 100.0, np.inf):
-        x0, gram = x - x.mean(0), np.eye(x.shape[1]) * penalty * len(x)
-        w = np.linalg.solve(x0.T @ x0 + gram, x0.T @ (y - y.mean())) if penalty < np.inf else 0 * x[0]
-        found[((v - x.mean(0)) @ w + y.mean() - y_valid).__pow__(2).mean()] = (w, y.mean() - x.mean(0) @ w)
-    weights, intercept = found[min(found)]
+    ridge = fitted(panel).baselines["return"]
+    weights, intercept = ridge_by_hand(panel)
+    assert np.abs(weights).max() > 0
     assert np.allclose(ridge.weights[:, 0, 0].numpy(), weights, atol=1e-9)
     assert float(ridge.intercept[0, 0]) == pytest.approx(intercept, abs=1e-9)
 

@@ -189,13 +189,17 @@ def test_prices_carried_over_missing_bars_did_not_stand_still():
 
 
 def test_the_baseline_follows_a_market_whose_volatility_doubles():
-    draw = np.random.default_rng(0)
-    times = to_milliseconds("2024-01-01") + HOUR * np.arange(4_000)
-    moves = draw.normal(0, 0.01, 4_000) * np.where(np.arange(4_000) > 2_900, 2.0, 1.0)
-    panel = panel_of(bars_at(times, moves), 24)
+    """Before the test period it doubles and halves now and then; there it doubles once, and stays."""
+    draw, rows = np.random.default_rng(0), np.arange(6_000)
+    times = to_milliseconds("2024-01-01") + HOUR * rows
+    switches = np.cumsum(draw.random(6_000) < 1 / 200)
+    calm = np.where(rows < 4_800, switches % 2 == 0, rows <= 5_400)
+    panel = panel_of(bars_at(times, draw.normal(0, 1, 6_000) * np.where(calm, 0.01, 0.02)), 24)
     split = chronological(panel, 1, SplitConfig())
-    found = baseline_forecast("log_har", inputs_of(panel, split.train), panel, split).mean[-200:, 0]
-    assert found.mean() / (0.02 * np.sqrt(24)) == pytest.approx(1.0, abs=0.15)
+    found = baseline_forecast("log_har", inputs_of(panel, split.train), panel, split).mean[:, 0]
+    for period, truth in ((split.test < 5_400, 0.01), (split.test > 5_500, 0.02)):
+        assert period.sum() > 200
+        assert found[period].mean() / (truth * np.sqrt(24)) == pytest.approx(1.0, abs=0.15)
 
 
 def test_hourly_bitcoin_agrees_with_the_trials():

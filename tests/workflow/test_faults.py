@@ -291,7 +291,7 @@ def test_seeds_that_are_averaged_give_the_mean_of_their_variances(tmp_path):
 def test_a_run_of_an_older_version_is_refused(tmp_path):
     made = train(experiment(tmp_path), tmp_path / "out")
     path = made.path("run.json")
-    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    path.write_text(path.read_text().replace('"version": 3', '"version": 1'))
     with pytest.raises(UserError, match="version 1"):
         load_run(made.root)
 
@@ -334,3 +334,17 @@ def test_an_experiment_reads_back_what_it_writes(tmp_path):
             described = experiment(tmp_path, **changes)
         (tmp_path / "again.yaml").write_text(described.to_yaml())
         assert load_experiment(tmp_path / "again.yaml") == described
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"signal": {}}, "test.yaml: unknown key 'signal'; did you mean 'backtest.signal'?"),
+        ({"featurs": []}, "test.yaml: unknown key 'featurs'; did you mean 'features'?"),
+        ({"model": {"epochs": 1}}, "test.yaml: model: unknown key 'epochs'; did you mean 'training.epochs'?"),
+    ],
+)
+def test_an_unknown_key_names_the_place_where_it_stands(changes, said, tmp_path):
+    with pytest.raises(UserError) as raised:
+        experiment(tmp_path, **changes)
+    assert str(raised.value) == said

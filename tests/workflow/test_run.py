@@ -101,7 +101,7 @@ def test_new_bars_are_forecast_by_a_kept_model(made):
 
 def test_other_bars_are_traded_by_a_kept_model(made):
     account = load_run(made.root).backtest(candles(600, seed=9, category="linear"))
-    assert account.books.equity.shape == (600 - 20 - 64 + 1,)
+    assert account.history.equity.shape == (600 - 20 - 64 + 1,)
     assert account.fills.height > 0
 
 

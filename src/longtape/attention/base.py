@@ -12,6 +12,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
 from longtape.attention.rotary import rotate
 
 
@@ -63,7 +64,10 @@ class AttentionConfig:
 
 
 class Attention(nn.Module, ABC):
-    """Base of the mechanisms; each gives `attend` (fast), `attend_reference` (the definition), `attention_probs`."""
+    """Base of the mechanisms; each gives `attend` (fast) and `attention_probs`, from which the definition follows.
+
+    Where the definition is more than weights times values, a mechanism has an `attend_reference` of its own.
+    """
 
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
@@ -82,7 +86,7 @@ class Attention(nn.Module, ABC):
             self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @classmethod
     def why_not_causal(cls) -> str:
@@ -109,11 +113,12 @@ class Attention(nn.Module, ABC):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """Fast path. q [B, H, N, D], k and v [B, H, M, D], visible [B, M] → [B, H, N, D]."""
 
-    @abstractmethod
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
     ) -> Tensor:
-        """Dense maths of the definition; same arguments as `attend`."""
+        """The definition, all N×M weights in memory; same arguments as `attend`."""
+        rows = torch.arange(q.shape[2], device=q.device)
+        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
 
     @abstractmethod
     def attention_probs(
@@ -126,6 +131,10 @@ class Attention(nn.Module, ABC):
         raise ValueError(
             f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input"
         )
+
+    def global_flags(self, n_tokens: int, global_positions: Tensor | None = None) -> Tensor | None:
+        """Bool [1 or B, N]: the tokens that see, and are seen by, all; None where the mechanism has no such tokens."""
+        return None
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """X → q, k, v as [B, H, N, D] views of the projections."""

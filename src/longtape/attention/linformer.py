@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads, mask_padding
-from longtape.attention.block_sparse import dense_attention
+from longtape.attention.operators.block_sparse import dense_attention
 
 SHARINGS = ("none", "headwise", "key_value", "layerwise")
 PROJECTIONS = ("linear", "mean", "conv")

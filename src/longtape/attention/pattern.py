@@ -176,7 +176,7 @@ class Pattern:
         if not self.symmetric or drawn.shape[-1] == 0:
             return drawn
         return torch.nn.utils.rnn.pad_sequence(
-            [_both_ways(row).T for row in drawn], batch_first=True, padding_value=-1
+            [_symmetric(row).T for row in drawn], batch_first=True, padding_value=-1
         ).transpose(1, 2)
 
     def rows(self, n_tokens: int, queries: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -264,7 +264,7 @@ def token_flags(positions: Tensor, n_tokens: int) -> Tensor:
     return flags.scatter(1, index, True)[:, :n_tokens]
 
 
-def _both_ways(drawn: Tensor) -> Tensor:
+def _symmetric(drawn: Tensor) -> Tensor:
     """[units, r] → [units, L]: the links and their mirror images, each once."""
     n = drawn.shape[0]
     source = torch.arange(n)[:, None].expand_as(drawn)[drawn >= 0]

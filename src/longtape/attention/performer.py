@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads
-from longtape.attention.favor import favor, favor_causal
+from longtape.attention.base import Attention, AttentionConfig, Capabilities
+from longtape.attention.operators.favor import favor, favor_causal
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,6 @@ class PerformerAttention(Attention):
         with torch.autocast(q.device.type, enabled=False):
             function = favor_causal if self.config.causal else favor
             return function(q, k, v, self.features, visible)
-
-    def attend_reference(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
-    ) -> Tensor:
-        """The same quotient with all N×M products in memory."""
-        rows = torch.arange(q.shape[2], device=q.device)
-        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
 
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any

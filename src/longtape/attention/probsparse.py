@@ -113,13 +113,6 @@ class ProbSparseAttention(Attention):
         lazy = running_mean(v, visible) if self.config.causal else mean(v, visible).expand(q.shape)
         return _scatter_active(lazy, attended, chosen)
 
-    def attend_reference(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
-    ) -> Tensor:
-        """Every row of weights, dense: softmax where the query is active, uniform where it is lazy."""
-        rows = torch.arange(q.shape[2], device=q.device)
-        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
-
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
     ) -> Tensor:

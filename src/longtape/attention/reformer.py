@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, mask_heads, masked_softmax
-from longtape.attention.lsh import lsh_attention
-from longtape.attention.lsh_digits import AXES, digits_of
-from longtape.attention.lsh_hash import HAS_LOOPS, hash_tokens
-from longtape.attention.lsh_order import chunks_of, sort_tokens
+from longtape.attention.operators.lsh import lsh_attention
+from longtape.attention.operators.lsh_buckets import AXES, chunks_of, digits_of, sort_tokens
+from longtape.attention.operators.lsh_hash import HAS_LOOPS, hash_tokens
 
 _DIGITS = 4  # 2^24 buckets
 _ROTATED = 1 << 20  # rotated coordinates in flight
@@ -81,13 +80,6 @@ class ReformerAttention(Attention):
         """Chunk by chunk, round by round. `k` is not used: it is q."""
         with torch.autocast(q.device.type, enabled=False):
             return lsh_attention(q, v, self.hash(q, visible), visible, self.config.bucket_size)
-
-    def attend_reference(
-        self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any
-    ) -> Tensor:
-        """Softmax over the union of what the rounds show, with all N×N weights in memory."""
-        rows = torch.arange(q.shape[2], device=q.device)
-        return self.attention_probs(q, k, visible, rows, **extra) @ mask_heads(v, visible)
 
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any

@@ -1,5 +1,5 @@
 """The account, bar by bar: compiled, no frames, no names. `engine.run_account` prepares its arrays and reads
-its books. `keep_account` is the order of events in a bar, step by step as docs/backtest.md tells it.
+its history. `keep_account` is the order of events in a bar, step by step as docs/backtest.md tells it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from longtape.core.arrays import Floats, Ints
+
 Record = Any  # a row of a structured array, its fields as attributes where it is compiled
 Records = npt.NDArray[Any]
 
@@ -123,7 +123,7 @@ class Rules(NamedTuple):
     maintenance: float  # share of the gross position that equity must keep, 0 = no margin call
 
 
-class Books(NamedTuple):
+class AccountHistory(NamedTuple):
     """What the account wrote down. Rows of fills and trades beyond the counts in `totals` are unwritten."""
 
     equity: Floats  # [T] at the close
@@ -138,18 +138,18 @@ class Books(NamedTuple):
     def units(self) -> Floats:
         """Units held at each close [T, S], added up from the fills."""
         units = np.zeros((len(self.equity), len(self.positions)))
-        add_up(self.fills, units)
+        units_from_fills(self.fills, units)
         return units
 
 
-def new_books(bars: int, symbols: int, orders: int) -> Books:
-    """Empty books. An order can at most be followed by one forced exit, so 2 × orders rows are enough; the
+def new_history(bars: int, symbols: int, orders: int) -> AccountHistory:
+    """Empty history. An order can at most be followed by one forced exit, so 2 × orders rows are enough; the
     operating system gives pages only to rows that are written.
     """
     rows = 2 * orders + symbols
     curves = (np.empty(bars), np.empty(bars), np.empty(bars))
     written = (np.empty(rows, FILL), np.empty(rows, TRADE), np.zeros(symbols, POSITION))
-    return Books(*curves, *written, np.zeros(1, TOTALS)[0])
+    return AccountHistory(*curves, *written, np.zeros(1, TOTALS)[0])
 
 
 class State(NamedTuple):
@@ -195,7 +195,7 @@ def _close_trade(state: State, t: int, s: int, reason: int) -> None:
 
 
 @_compiled
-def _note_trade(state: State, t: int, s: int, delta: float, price: float, cost: float, reason: int) -> None:
+def _add_to_trade(state: State, t: int, s: int, delta: float, price: float, cost: float, reason: int) -> None:
     """Add a fill to the running round trip of symbol s; a reversal ends one and begins the next."""
     position = state.positions[s]
     size, held = abs(delta), abs(position.units)
@@ -245,7 +245,7 @@ def _fill(
     fill.fee = fee
     fill.spread = spread
     fill.slippage = slippage
-    _note_trade(state, t, s, delta, price, fee + spread + slippage, reason)
+    _add_to_trade(state, t, s, delta, price, fee + spread + slippage, reason)
     # From the old mark to the price of the fill the old units earn; from there on the new ones do.
     totals.profit += position.units * (price - position.mark)
     position.mark = price
@@ -253,7 +253,9 @@ def _fill(
 
 
 @_compiled
-def _leave(state: State, rules: Rules, t: int, s: int, price: float, volume: float, reason: int) -> None:
+def _close_position(
+    state: State, rules: Rules, t: int, s: int, price: float, volume: float, reason: int
+) -> None:
     """Sell what is held of symbol s, drop its order, and stay out of it until its weight changes."""
     position = state.positions[s]
     if position.units != 0:
@@ -263,7 +265,7 @@ def _leave(state: State, rules: Rules, t: int, s: int, price: float, volume: flo
 
 
 @_inlined
-def _decide(positions: Records, weights: Floats, row: int, every_bar: bool, t: int) -> bool:
+def _update_orders(positions: Records, weights: Floats, row: int, every_bar: bool, t: int) -> bool:
     """Take over row `row` of the weights, decided at bar t (−1 = none); True when some symbol is to be
     traded.
     """
@@ -286,7 +288,7 @@ def _decide(positions: Records, weights: Floats, row: int, every_bar: bool, t: i
 
 
 @_inlined
-def _move(positions: Records, totals: Record, prices: Floats, t: int) -> float:
+def _mark_to_market(positions: Records, totals: Record, prices: Floats, t: int) -> float:
     """Mark every symbol that has a price at bar t; returns the equity."""
     equity = totals.cash
     for s in range(len(positions)):
@@ -362,9 +364,9 @@ def _stops(state: State, prices: Prices, rules: Rules, t: int, at_open: bool) ->
         best = opened if at_open else (prices.high[t, s] if side > 0 else prices.low[t, s])
         # A level that the open is already beyond fills at the open, also after an order at that open.
         if rules.stop_loss > 0 and side * worst <= side * stop:
-            _leave(state, rules, t, s, side * min(side * stop, side * opened), volume, STOP)
+            _close_position(state, rules, t, s, side * min(side * stop, side * opened), volume, STOP)
         elif rules.take_profit > 0 and side * best >= side * target:
-            _leave(state, rules, t, s, side * max(side * target, side * opened), volume, TAKE_PROFIT)
+            _close_position(state, rules, t, s, side * max(side * target, side * opened), volume, TAKE_PROFIT)
 
 
 @_compiled
@@ -392,14 +394,14 @@ def _margin_call(state: State, prices: Prices, rules: Rules, t: int) -> None:
         held, mark = state.positions[s].units, state.positions[s].mark
         worst = prices.low[t, s] if held > 0 else prices.high[t, s]
         price = mark + part * (worst - mark) if worst == worst else mark
-        _leave(state, rules, t, s, price, prices.volume[t, s], MARGIN_CALL)
+        _close_position(state, rules, t, s, price, prices.volume[t, s], MARGIN_CALL)
 
 
 @_compiled
-def _end(state: State, prices: Prices, rules: Rules, t: int) -> None:
+def _liquidate(state: State, prices: Prices, rules: Rules, t: int) -> None:
     """Equity is gone: everything is sold at its mark and the account is closed."""
     for s in range(len(state.positions)):
-        _leave(state, rules, t, s, state.positions[s].mark, prices.volume[t, s], RUIN)
+        _close_position(state, rules, t, s, state.positions[s].mark, prices.volume[t, s], RUIN)
     state.totals.ended = True
 
 
@@ -408,38 +410,38 @@ def _settle_delisted(state: State, rules: Rules, t: int) -> None:
     for s in range(len(state.positions)):
         position = state.positions[s]
         if position.settled_at == t and position.units != 0:
-            _leave(state, rules, t, s, position.mark, 0.0, DELISTED)
+            _close_position(state, rules, t, s, position.mark, 0.0, DELISTED)
 
 
 @_inlined
-def _mark(positions: Records, totals: Record, books: Books, t: int) -> float:
+def _record_bar(positions: Records, totals: Record, history: AccountHistory, t: int) -> float:
     """Write the account at the close of bar t; returns the equity."""
     equity, gross = totals.cash, 0.0
     for s in range(len(positions)):
         value = positions[s].units * positions[s].mark
         equity += value
         gross += abs(value)
-    books.equity[t], books.cash[t], books.gross[t] = equity, totals.cash, gross
+    history.equity[t], history.cash[t], history.gross[t] = equity, totals.cash, gross
     return equity
 
 
 @_compiled
-def _open_books(plan: Plan, rules: Rules, books: Books) -> bool:
+def _begin_account(plan: Plan, rules: Rules, history: AccountHistory) -> bool:
     """The account before its first bar; True when some symbol is to be delisted."""
     delistings = False
-    for s in range(len(books.positions)):
-        position = books.positions[s]
+    for s in range(len(history.positions)):
+        position = history.positions[s]
         position.lot = plan.lots[s]
         position.borrow_rate = plan.borrow[s]
         position.last_bar = plan.last_bars[s]
         position.settled_at = plan.settled_at[s]
         delistings |= plan.settled_at[s] >= 0
-    books.totals.cash = rules.capital
+    history.totals.cash = rules.capital
     return delistings
 
 
 @_compiled
-def _close_books(state: State) -> None:
+def _end_account(state: State) -> None:
     """Count the orders that still wait; an order for nothing where nothing is held is none."""
     for s in range(len(state.positions)):
         position = state.positions[s]
@@ -448,11 +450,11 @@ def _close_books(state: State) -> None:
 
 
 @_compiled
-def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None:
-    """Run the account over all bars and fill `books`."""
-    delistings = _open_books(plan, rules, books)
-    positions, totals = books.positions, books.totals
-    state = State(positions, totals, books.fills, books.trades)
+def keep_account(prices: Prices, plan: Plan, rules: Rules, history: AccountHistory) -> None:
+    """Run the account over all bars and fill `history`."""
+    delistings = _begin_account(plan, rules, history)
+    positions, totals = history.positions, history.totals
+    state = State(positions, totals, history.fills, history.trades)
     dense, borrowing, funding = len(plan.row_of) == 0, len(plan.years) > 0, len(plan.funding_at_open) > 0
     stops = rules.stop_loss > 0 or rules.take_profit > 0
     for t in range(len(prices.close)):
@@ -460,16 +462,16 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
         if not totals.ended:
             if t > 0:
                 row = t - 1 if dense else plan.row_of[t - 1]
-                due = _decide(positions, plan.weights, row, rules.every_bar, t - 1)
+                due = _update_orders(positions, plan.weights, row, rules.every_bar, t - 1)
             # 1. Prices move to the open; what is due by then is paid.
             if borrowing:
                 _pay_borrow(positions, totals, plan.years[t])
-            equity = _move(positions, totals, prices.open, t)
+            equity = _mark_to_market(positions, totals, prices.open, t)
             if funding:
                 equity -= _pay_funding(positions, totals, plan.funding_at_open, t)
             # 2. An account worth nothing ends.
             if equity <= 0:
-                _end(state, prices, rules, t)
+                _liquidate(state, prices, rules, t)
         if not totals.ended:
             # 3. Gaps through a stop or a target fill at the open.
             if stops:
@@ -483,7 +485,7 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
             if rules.maintenance > 0:
                 _margin_call(state, prices, rules, t)
             # 6. Prices move to the close; what was due inside the bar is paid.
-            equity = _move(positions, totals, prices.close, t)
+            equity = _mark_to_market(positions, totals, prices.close, t)
             if funding:
                 equity -= _pay_funding(positions, totals, plan.funding_within, t)
             # 7. Orders fill at the close; delisted symbols are settled; the account is marked.
@@ -491,14 +493,14 @@ def keep_account(prices: Prices, plan: Plan, rules: Rules, books: Books) -> None
                 _trade(state, prices.close, prices.volume, rules, t, equity)
             if delistings and equity > 0:
                 _settle_delisted(state, rules, t)
-        if _mark(positions, totals, books, t) <= 0 and not totals.ended:
-            _end(state, prices, rules, t)
-            _mark(positions, totals, books, t)
-    _close_books(state)
+        if _record_bar(positions, totals, history, t) <= 0 and not totals.ended:
+            _liquidate(state, prices, rules, t)
+            _record_bar(positions, totals, history, t)
+    _end_account(state)
 
 
 @_compiled
-def add_up(fills: Records, units: Floats) -> None:
+def units_from_fills(fills: Records, units: Floats) -> None:
     """Units [T, S] held at each close, from the fills in order of time; `units` begins as zeros."""
     n = 0
     for t in range(len(units)):

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from longtape.backtest import metrics
 from longtape.backtest.summary import as_returns, summarise
+from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
 
-Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], float]
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A figure, and between which values it lies in `level` of the resampled series."""
 
     value: float
@@ -109,7 +108,7 @@ def bootstrap_metrics(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, Interval]:
+) -> dict[str, ConfidenceInterval]:
     """Percentile intervals of annual return, Sharpe ratio and deepest drawdown of simple returns [n].
 
     Blocks as long as `strategy_block_length` says; `risk_free` is a rate a year.
@@ -128,7 +127,7 @@ def bootstrap_metrics(
     names = ("annual_return", "sharpe", "max_drawdown")
     tail = (1 - level) / 2
     return {
-        name: Interval(own, *_between(column, tail), level, block, resamples)
+        name: ConfidenceInterval(own, *_between(column, tail), level, block, resamples)
         for name, own, column in zip(names, figures(series), drawn.T, strict=True)
     }
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from longtape.backtest import costs as costing
-from longtape.backtest.account import Books, Plan, Prices, Rules, keep_account, new_books
+from longtape.backtest.account import AccountHistory, Plan, Prices, Rules, keep_account, new_history
 from longtape.backtest.config import AccountConfig, Fill, Limits, LotSize, Rebalance, ZeroVolume
 from longtape.backtest.costs import DEFAULT_COSTS, Costs
 from longtape.backtest.frames import (
@@ -24,11 +24,10 @@ from longtape.backtest.frames import (
 )
 from longtape.backtest.result import BacktestResult, Setup
 from longtape.core import calendars
+from longtape.core.arrays import Floats
 from longtape.core.clock import DAY, Interval, Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import Instrument
-
-Floats = npt.NDArray[np.float64]
 
 
 def run_backtest(
@@ -108,19 +107,19 @@ def run_account(
     plan = _plan(matrix, row_of, market, funding, config, known)
     rules = _rules(config)
     setup = Setup(_scaled(market.prices, multipliers), plan, rules, config.limits.max_leverage)
-    books = simulate(setup.prices, plan, rules)
+    history = simulate_account(setup.prices, plan, rules)
     per_year, calendar = _per_year(periods_per_year, market.clock, known)
     return BacktestResult(
         market.clock,
         symbols,
-        books,
+        history,
         setup,
         config.costs,
         config.initial_capital,
         per_year,
         calendar,
         multipliers,
-        _notes(market, books, config, known, capped),
+        _notes(market, history, config, known, capped),
         config.risk_free_rate,
     )
 
@@ -141,14 +140,14 @@ def _config(**choices: Any) -> AccountConfig:
         raise UserError(f"{name}: {message} (given: {given!r})") from None
 
 
-def simulate(prices: Prices, plan: Plan, rules: Rules) -> Books:
-    """Arrays in, books out: the account itself, without frames or checks."""
+def simulate_account(prices: Prices, plan: Plan, rules: Rules) -> AccountHistory:
+    """Arrays in, history out: the account itself, without frames or checks."""
     bars, symbols = prices.close.shape
     orders = bars * symbols if rules.every_bar else min(plan.weights.size, bars * symbols) + symbols
-    books = new_books(bars, symbols, orders)
-    keep_account(prices, plan, rules, books)
-    fills, trades = int(books.totals["fills"]), int(books.totals["trades"])
-    return books._replace(fills=_used(books.fills, fills), trades=_used(books.trades, trades))
+    history = new_history(bars, symbols, orders)
+    keep_account(prices, plan, rules, history)
+    fills, trades = int(history.totals["fills"]), int(history.totals["trades"])
+    return history._replace(fills=_used(history.fills, fills), trades=_used(history.trades, trades))
 
 
 def _used(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
@@ -277,7 +276,7 @@ def _per_year(
 
 def _notes(
     market: Market,
-    books: Books,
+    history: AccountHistory,
     config: AccountConfig,
     known: Sequence[Instrument | None],
     capped: int,
@@ -288,7 +287,7 @@ def _notes(
         notes.append("funding of perpetuals is excluded")
     if capped:
         notes.append(f"{capped:,} rows of weights were scaled down to the leverage cap")
-    if unfilled := int(books.totals["unfilled"]):
+    if unfilled := int(history.totals["unfilled"]):
         notes.append(f"{unfilled} orders never filled: no later bar with volume")
     if config.zero_volume == "wait":
         most = np.nan_to_num(market.prices.volume).max(axis=0)
@@ -296,6 +295,6 @@ def _notes(
         notes += [
             f"{s} has no volume on any bar, so no order fills; zero_volume='fill' trades it" for s in silent
         ]
-    if calls := int(books.totals["margin_calls"]):
+    if calls := int(history.totals["margin_calls"]):
         notes.append(f"{calls} margin calls closed all positions")
     return tuple(notes)

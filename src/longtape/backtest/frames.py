@@ -11,12 +11,12 @@ import numpy.typing as npt
 import polars as pl
 from numba import njit
 
-from longtape.backtest.account import Ints, Prices
+from longtape.backtest.account import Prices
+from longtape.core.arrays import Floats, Ints
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.market.bars import Bars
 
-Floats = npt.NDArray[np.float64]
 PRICES = ("open", "high", "low", "close")
 FIELDS = (*PRICES, "volume")
 

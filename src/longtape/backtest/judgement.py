@@ -12,19 +12,20 @@ from longtape.backtest.benchmarks import (
     HOLD,
     Lookbacks,
     RandomStrategies,
-    beside,
+    benchmark_results,
     lookbacks_of,
     random_strategies,
 )
-from longtape.backtest.bootstrap import Interval, bootstrap_metrics
+from longtape.backtest.bootstrap import ConfidenceInterval, bootstrap_metrics
 from longtape.backtest.overfitting import Deflation, Overfitting, TrialSet, deflate, overfitting
 from longtape.backtest.result import BacktestResult
 from longtape.backtest.sensitivity import CostSensitivity, cost_sensitivity
 from longtape.core.errors import UserError
+from longtape.core.files import nan_to_null
 
 Rows = list[dict[str, Any]]
 ONE_SIDED = 1.645  # 95 % of a normal distribution
-MOST_SAID = 100.0  # the largest return a year that a sentence spells out
+MAX_STATED_RETURN = 100.0  # the largest return a year that a sentence spells out
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,10 @@ class Judgement:
     """A backtest and everything it was held against, all on the same bars and terms."""
 
     result: BacktestResult
-    beside: Mapping[str, BacktestResult]  # buy & hold, flat, momentum, mean reversion
+    benchmarks: Mapping[str, BacktestResult]  # buy & hold, flat, momentum, mean reversion
     lookbacks: Lookbacks
     random: RandomStrategies
-    bootstrap: Mapping[str, Interval]  # annual_return, sharpe, max_drawdown
+    bootstrap: Mapping[str, ConfidenceInterval]  # annual_return, sharpe, max_drawdown
     costs: CostSensitivity
     deflated: Deflation
     overfitting: (
@@ -46,7 +47,9 @@ class Judgement:
     def tables(self) -> dict[str, Rows]:
         """Plain rows by title: strategies, random, bootstrap, costs, selection."""
         return {
-            "strategies": [_row(name, one) for name, one in {"strategy": self.result, **self.beside}.items()],
+            "strategies": [
+                _row(name, one) for name, one in {"strategy": self.result, **self.benchmarks}.items()
+            ],
             "random": self._random_rows(),
             "bootstrap": [{"figure": name, **asdict(one)} for name, one in self.bootstrap.items()],
             "costs": self.costs.rows,
@@ -55,7 +58,7 @@ class Judgement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a figure that does not exist is None."""
-        plain: dict[str, Any] = _plain(
+        plain: dict[str, Any] = nan_to_null(
             {
                 **self.tables(),
                 "lookbacks": asdict(self.lookbacks),
@@ -68,8 +71,12 @@ class Judgement:
     @property
     def verdict(self) -> list[str]:
         """Sentences for a reader who trusts nothing."""
-        lines = [_edge(self.result, self.beside), _luck(self.random), _interval(self.bootstrap)]
-        lines += [_cost_line(self.costs), self._selection_line(), _paid(self.result)]
+        lines = [
+            _benchmark_line(self.result, self.benchmarks),
+            _random_line(self.random),
+            _bootstrap_line(self.bootstrap),
+        ]
+        lines += [_cost_line(self.costs), self._selection_line(), _paid_line(self.result)]
         return lines + [f"{note[0].upper()}{note[1:]}." for note in self.result.notes]
 
     def _random_rows(self) -> Rows:
@@ -128,7 +135,7 @@ def judge(
     kept = trials is not None and trials.returns is not None and len(trials) > 1
     return Judgement(
         result,
-        beside(result, lookbacks),
+        benchmark_results(result, lookbacks),
         lookbacks,
         random_strategies(result, n_random, seed),
         bootstrap_metrics(
@@ -152,7 +159,7 @@ def _row(name: str, result: BacktestResult) -> dict[str, Any]:
     return {"strategy": name, **{key: m[key] for key in names}, **rest, "end": m["end"]}
 
 
-def _edge(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
+def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
     sharpe, error = result.metrics["sharpe"], result.metrics["sharpe_standard_error"]
     if result.metrics["n_fills"] == 0 or not np.isfinite(sharpe):
         return "No edge: the strategy never traded."
@@ -171,7 +178,7 @@ def _edge(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
     return f"Gained after costs, more than {HOLD} and the simple rules: {figures}. One period is one draw."
 
 
-def _luck(random: RandomStrategies) -> str:
+def _random_line(random: RandomStrategies) -> str:
     if np.isnan(random.own_sharpe):
         return "No standing among random strategies: the account never moved."
     return (
@@ -180,7 +187,7 @@ def _luck(random: RandomStrategies) -> str:
     )
 
 
-def _interval(intervals: Mapping[str, Interval]) -> str:
+def _bootstrap_line(intervals: Mapping[str, ConfidenceInterval]) -> str:
     a, s, d = (intervals[name] for name in ("annual_return", "sharpe", "max_drawdown"))
     sharpe = "not defined" if np.isnan(s.lower) else f"{s.lower:.2f} to {s.upper:.2f}"
     return (
@@ -194,7 +201,7 @@ def _share(value: float) -> str:
     """A percentage; in words where there is none, or where a short record compounds to what nobody earns."""
     if np.isnan(value):
         return "not defined"
-    return f"{value:.1%}" if value <= MOST_SAID else f"more than {MOST_SAID:,.0%}"
+    return f"{value:.1%}" if value <= MAX_STATED_RETURN else f"more than {MAX_STATED_RETURN:,.0%}"
 
 
 def _cost_line(costs: CostSensitivity) -> str:
@@ -205,7 +212,7 @@ def _cost_line(costs: CostSensitivity) -> str:
     return f"Breaks even at {costs.break_even:.1f} bp a side; the run paid {costs.asked:.1f} bp."
 
 
-def _paid(result: BacktestResult) -> str:
+def _paid_line(result: BacktestResult) -> str:
     costs, paid = result.costs, result.metrics["costs"]
     funding: str = costs.funding or "none"
     if costs.funding_rate is not None:
@@ -223,13 +230,3 @@ def _percent(value: float) -> str:
 
 def _quantile(values: Any, percent: int) -> float:
     return float(np.quantile(values, percent / 100))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from longtape.backtest.account import Rules
-from longtape.backtest.engine import scaled_to, simulate
+from longtape.backtest.engine import scaled_to, simulate_account
 from longtape.backtest.frames import frozen
 from longtape.backtest.result import BacktestResult
-
-Floats = npt.NDArray[np.float64]
+from longtape.core.arrays import Floats
 
 
 def weights_in_force(result: BacktestResult) -> Floats:
@@ -30,8 +28,8 @@ def with_weights(result: BacktestResult, weights: Floats, rules: Rules | None = 
     capped, _ = scaled_to(np.asarray(weights, np.float64), setup.max_leverage)
     plan = setup.plan._replace(weights=frozen(capped), row_of=frozen(np.zeros(0, np.int64)))
     rules = rules or setup.rules
-    books = simulate(setup.prices, plan, rules)
-    return replace(result, books=books, setup=setup._replace(plan=plan, rules=rules), notes=())
+    history = simulate_account(setup.prices, plan, rules)
+    return replace(result, history=history, setup=setup._replace(plan=plan, rules=rules), notes=())
 
 
 def at_cost(result: BacktestResult, cost: float) -> BacktestResult:
@@ -42,5 +40,5 @@ def at_cost(result: BacktestResult, cost: float) -> BacktestResult:
     setup = result.setup
     rules = setup.rules._replace(fee=cost, spread=0.0, slippage=0.0)
     costs = result.costs.model_copy(update={"fee": cost, "spread": 0.0, "slippage": 0.0})
-    books = simulate(setup.prices, setup.plan, rules)
-    return replace(result, books=books, setup=setup._replace(rules=rules), costs=costs)
+    history = simulate_account(setup.prices, setup.plan, rules)
+    return replace(result, history=history, setup=setup._replace(rules=rules), costs=costs)

@@ -1,4 +1,4 @@
-"""What a backtest leaves behind: the account's books as frames, and its measures."""
+"""What a backtest leaves behind: the account's history as frames, and its measures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from longtape.backtest.account import REASONS, Books, Plan, Prices, Rules
+from longtape.backtest.account import REASONS, AccountHistory, Plan, Prices, Rules
 from longtape.backtest.costs import Costs
 from longtape.backtest.metrics import compute_metrics, equity_returns
+from longtape.core.arrays import Floats
 from longtape.core.clock import Milliseconds
 from longtape.market.bars import TIME_TYPE
-
-Floats = npt.NDArray[np.float64]
 
 
 class Setup(NamedTuple):
@@ -36,7 +34,7 @@ class BacktestResult:
 
     clock: Milliseconds  # [T]
     symbols: tuple[str, ...]
-    books: Books
+    history: AccountHistory
     setup: Setup
     costs: Costs
     initial_capital: float
@@ -49,12 +47,12 @@ class BacktestResult:
     @property
     def equity(self) -> pl.DataFrame:
         """`timestamp, equity` [T]."""
-        return pl.DataFrame({"timestamp": self._times, "equity": self.books.equity})
+        return pl.DataFrame({"timestamp": self._times, "equity": self.history.equity})
 
     @property
     def positions(self) -> pl.DataFrame:
         """`timestamp` and one column per symbol: units held at the close."""
-        columns = {name: self.books.units[:, s] for s, name in enumerate(self.symbols)}
+        columns = {name: self.history.units[:, s] for s, name in enumerate(self.symbols)}
         return pl.DataFrame({"timestamp": self._times, **columns})
 
     @property
@@ -62,13 +60,13 @@ class BacktestResult:
         """`timestamp, cash, positions, equity, exposure`: value of positions at market, gross exposure over
         equity.
         """
-        positions = self.books.equity - self.books.cash
+        positions = self.history.equity - self.history.cash
         return pl.DataFrame(
             {
                 "timestamp": self._times,
-                "cash": self.books.cash,
+                "cash": self.history.cash,
                 "positions": positions,
-                "equity": self.books.equity,
+                "equity": self.history.equity,
                 "exposure": self.exposure,
             }
         )
@@ -76,15 +74,15 @@ class BacktestResult:
     @property
     def exposure(self) -> Floats:
         """Gross exposure over equity at each close [T]; 0 once the account has ended."""
-        equity = self.books.equity
+        equity = self.history.equity
         if equity.min() > 0:
-            return self.books.gross / equity
-        return np.divide(self.books.gross, equity, out=np.zeros(len(equity)), where=equity > 0)
+            return self.history.gross / equity
+        return np.divide(self.history.gross, equity, out=np.zeros(len(equity)), where=equity > 0)
 
     @cached_property
     def fills(self) -> pl.DataFrame:
         """`timestamp, symbol, units, price, value, fee, spread, slippage, reason`, one row per execution."""
-        fills = self.books.fills
+        fills = self.history.fills
         multiplier = self.multipliers[fills["symbol"]]
         return pl.DataFrame(
             {
@@ -107,7 +105,7 @@ class BacktestResult:
         fills; `costs` are fees, spread and slippage, `carry` funding and borrow; `profit` and `return` (over
         the entry value) are after both.
         """
-        trades = self.books.trades
+        trades = self.history.trades
         multiplier, units = self.multipliers[trades["symbol"]], trades["units"]
         return pl.DataFrame(
             {
@@ -129,28 +127,28 @@ class BacktestResult:
 
     @property
     def _trade_profits(self) -> Floats:
-        trades = self.books.trades
+        trades = self.history.trades
         moved: Floats = trades["units"] * (trades["exit_price"] - trades["entry_price"])
         return moved - trades["costs"] - trades["carry"]
 
     @property
     def trade_returns(self) -> Floats:
         """Net return of each closed trade over its entry value."""
-        trades = self.books.trades
+        trades = self.history.trades
         return self._trade_profits / np.abs(trades["units"] * trades["entry_price"])
 
     @cached_property
     def returns(self) -> Floats:
         """Simple returns per bar [T − 1]."""
-        return equity_returns(self.books.equity)
+        return equity_returns(self.history.equity)
 
     @cached_property
     def account(self) -> dict[str, float]:
         """start + profit − fees − spread − slippage − funding − borrow = end."""
-        totals = self.books.totals
+        totals = self.history.totals
         flows = ("profit", "fees", "spread", "slippage", "funding", "borrow")
         sums = {name: float(totals[name]) for name in flows}
-        return {"start": self.initial_capital, **sums, "end": float(self.books.equity[-1])}
+        return {"start": self.initial_capital, **sums, "end": float(self.history.equity[-1])}
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -158,7 +156,7 @@ class BacktestResult:
         percent.
         """
         measures = compute_metrics(
-            self.books.equity,
+            self.history.equity,
             self.periods_per_year,
             risk_free=self.risk_free_rate,
             trade_returns=self.trade_returns,
@@ -173,14 +171,14 @@ class BacktestResult:
     @property
     def turnover(self) -> float:
         """Traded value a year over mean equity; NaN for an account that has lost everything."""
-        equity, years = self.books.equity, len(self.clock) / self.periods_per_year
+        equity, years = self.history.equity, len(self.clock) / self.periods_per_year
         if equity.min() <= 0:
             return float("nan")
-        return float(self.books.totals["traded"] / equity.mean() / years)
+        return float(self.history.totals["traded"] / equity.mean() / years)
 
     @property
     def _use(self) -> dict[str, float]:
-        totals = self.books.totals
+        totals = self.history.totals
         paid = {name: value for name, value in self.account.items() if name not in ("start", "end", "profit")}
         return {
             "n_fills": float(totals["fills"]),

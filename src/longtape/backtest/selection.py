@@ -49,7 +49,7 @@ def candidates(
     return [one for one in found if None in (horizon, one.horizon) or one.horizon == horizon]
 
 
-def misfit(signal: Choice, targets: Sequence[Target], symbols: Sequence[str] | None) -> str | None:
+def mismatch(signal: Choice, targets: Sequence[Target], symbols: Sequence[str] | None) -> str | None:
     """One line that says why `signal` cannot trade these targets and symbols, before any data are read; None where it
     can. `symbols` and horizons that are not known yet (None) are not judged.
     """

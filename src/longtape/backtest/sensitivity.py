@@ -51,7 +51,7 @@ def break_even_cost(result: BacktestResult, tolerance: float = 1e-4) -> float:
 
     def gain(basis_points: float) -> float:
         again = at_cost(result, basis_points * BASIS_POINT)
-        return float(again.books.equity[-1]) - result.initial_capital
+        return float(again.history.equity[-1]) - result.initial_capital
 
     low, high = 0.0, 10.0
     if not gain(low) > 0:

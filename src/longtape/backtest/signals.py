@@ -1,6 +1,6 @@
 """Forecast frames to target weights.
 
-A signal is one function, `(view, **options) -> weights [R, S]`, and one line in `SIGNALS`; its keyword
+A signal is one function, `(forecasts, **options) -> weights [R, S]`, and one line in `SIGNALS`; its keyword
 arguments are its options. Unless a signal says otherwise, each of S symbols gets at most 1/S of the equity,
 so that the gross weight stays at 1. How long a forecast over h bars is held is a choice of its own, so that
 overlapping returns are never counted twice.
@@ -29,13 +29,12 @@ from longtape.backtest import sizing
 from longtape.backtest.frames import as_frame, milliseconds
 from longtape.backtest.selection import VOLATILITY, Target, candidates, listed, plain
 from longtape.backtest.validation import one_line
+from longtape.core.arrays import Floats
 from longtape.core.calendars import infer_periods_per_year
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.registry import Registry
 from longtape.market.bars import TIME_TYPE
-
-Floats = npt.NDArray[np.float64]
 
 SIGNALS = Registry(
     "signal",
@@ -53,6 +52,10 @@ SIGNALS = Registry(
 
 # Signals that divide the whole equity among the symbols that have a forecast; the others give each symbol its share.
 ACROSS_SYMBOLS = frozenset({"equal", "rank", "allocation"})
+
+# Of a forecast frame: what it must have, and what counts as null where it is absent.
+COLUMNS = ("timestamp", "known_at", "symbol", "target", "kind", "horizon", "end", "mean")
+OPTIONAL_COLUMNS = ("lower", "upper", "threshold")
 
 
 class SignalConfig(BaseModel):
@@ -115,7 +118,7 @@ class SignalConfig(BaseModel):
         for option, default in allowed.items():
             if default is None and option not in self.options:
                 raise UserError(f"signal '{self.name}' needs its option '{option}'")
-        SIGNALS.load(self.name)(_trial_view(), **self.options)  # refuses the values that it cannot use
+        SIGNALS.load(self.name)(_sample_grid(), **self.options)  # refuses the values that it cannot use
         return self
 
 
@@ -126,7 +129,7 @@ def signal_options(name: str) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class ForecastGrid:
     """Forecasts of one target on one grid of origins: [R, S] each, NaN where a symbol has no forecast at that
     origin.
     """
@@ -161,10 +164,10 @@ class View:
         return infer_periods_per_year(self.times)[0]
 
 
-def _trial_view() -> View:
+def _sample_grid() -> ForecastGrid:
     """One origin of two symbols about which nothing is foreseen."""
     zero, moment = np.zeros((1, 2)), np.zeros(1, np.int64)
-    return View(
+    return ForecastGrid(
         times=moment,
         known=moment + 1,
         ends=np.full((1, 2), 2),
@@ -184,31 +187,35 @@ def _refuse_unless(holds: bool, signal: str, rule: str, given: float) -> None:
         raise UserError(f"signal '{signal}': {rule} (given: {given})")
 
 
-def threshold(view: View, threshold: float = 0.0) -> Floats:
+def threshold(forecasts: ForecastGrid, threshold: float = 0.0) -> Floats:
     """Long above the threshold (or the frame's own, if it is higher), short below its negative, flat between."""
     _refuse_unless(threshold >= 0, "threshold", "threshold must be at least 0", threshold)
-    return view.share * np.sign(view.mean) * (np.abs(view.mean) > np.maximum(threshold, view.threshold))
+    return (
+        forecasts.share
+        * np.sign(forecasts.mean)
+        * (np.abs(forecasts.mean) > np.maximum(threshold, forecasts.threshold))
+    )
 
 
-def tanh(view: View, gain: float) -> Floats:
+def tanh(forecasts: ForecastGrid, gain: float) -> Floats:
     """tanh(mean × gain)."""
-    return view.share * np.tanh(view.mean * gain)
+    return forecasts.share * np.tanh(forecasts.mean * gain)
 
 
-def proportional(view: View, gain: float) -> Floats:
+def proportional(forecasts: ForecastGrid, gain: float) -> Floats:
     """mean × gain, at most fully invested."""
-    return view.share * np.clip(view.mean * gain, -1, 1)
+    return forecasts.share * np.clip(forecasts.mean * gain, -1, 1)
 
 
-def equal(view: View, threshold: float = 0.0) -> Floats:
+def equal(forecasts: ForecastGrid, threshold: float = 0.0) -> Floats:
     """The whole equity in equal parts over the symbols whose forecast is beyond the threshold (or the frame's own)."""
     _refuse_unless(threshold >= 0, "equal", "threshold must be at least 0", threshold)
-    side = np.sign(view.mean) * (np.abs(view.mean) > np.maximum(threshold, view.threshold))
+    side = np.sign(forecasts.mean) * (np.abs(forecasts.mean) > np.maximum(threshold, forecasts.threshold))
     chosen = np.nansum(np.abs(side), axis=1, keepdims=True)
     return side / np.maximum(chosen, 1)
 
 
-def volatility_target(view: View, volatility: float, max_leverage: float = 1.0) -> Floats:
+def volatility_target(forecasts: ForecastGrid, volatility: float, max_leverage: float = 1.0) -> Floats:
     """sign(mean) × target / forecast volatility, both a year, at most `max_leverage` times the symbol's
     share.
 
@@ -216,35 +223,41 @@ def volatility_target(view: View, volatility: float, max_leverage: float = 1.0) 
     """
     _refuse_unless(volatility > 0, "volatility_target", "volatility must be above 0", volatility)
     _refuse_unless(max_leverage > 0, "volatility_target", "max_leverage must be above 0", max_leverage)
-    if np.isnan(view.volatility).all():
+    if np.isnan(forecasts.volatility).all():
         raise UserError("signal 'volatility_target' needs forecasts of kind 'volatility' beside the returns")
-    yearly = view.volatility * np.sqrt(view.bars_per_year / view.horizon)
-    return view.share * np.sign(view.mean) * np.minimum(volatility / np.maximum(yearly, 1e-12), max_leverage)
+    yearly = forecasts.volatility * np.sqrt(forecasts.bars_per_year / forecasts.horizon)
+    return (
+        forecasts.share
+        * np.sign(forecasts.mean)
+        * np.minimum(volatility / np.maximum(yearly, 1e-12), max_leverage)
+    )
 
 
-def interval(view: View) -> Floats:
+def interval(forecasts: ForecastGrid) -> Floats:
     """Long or short only where the whole interval lies on one side of zero."""
-    if np.isnan(view.lower).all():
+    if np.isnan(forecasts.lower).all():
         raise UserError("signal 'interval' needs forecasts with lower and upper bounds")
-    missing = np.where(np.isnan(view.mean), np.nan, 0.0)
-    return view.share * ((view.lower > 0) * 1.0 - (view.upper < 0) * 1.0) + missing
+    missing = np.where(np.isnan(forecasts.mean), np.nan, 0.0)
+    return forecasts.share * ((forecasts.lower > 0) * 1.0 - (forecasts.upper < 0) * 1.0) + missing
 
 
-def rank(view: View, quantile: float = 0.2) -> Floats:
+def rank(forecasts: ForecastGrid, quantile: float = 0.2) -> Floats:
     """Across symbols: long the top quantile with half the equity, short the bottom one with the other half.
 
     Forecasts that tie at the border of a side share the places that are left of it; where both sides ask for them,
     what is long and short at once is left out.
     """
     _refuse_unless(0 < quantile <= 0.5, "rank", "quantile must lie in (0, 0.5]", quantile)
-    if len(view.symbols) < 2:
+    if len(forecasts.symbols) < 2:
         raise UserError("signal 'rank' compares symbols; the forecasts hold one only")
-    present = (~np.isnan(view.mean)).sum(axis=1, keepdims=True)
+    present = (~np.isnan(forecasts.mean)).sum(axis=1, keepdims=True)
     count = np.maximum(np.floor(present * quantile + 1e-9), 1)
-    first, last = _tied_places(view.mean)
+    first, last = _tied_places(forecasts.mean)
     ties = last - first + 1
     top, bottom = (np.clip((count - before) / ties, 0, 1) for before in (present - 1 - last, first))
-    return np.where(present < 2, np.nan, np.where(np.isnan(view.mean), 0.0, 0.5 * (top - bottom) / count))
+    return np.where(
+        present < 2, np.nan, np.where(np.isnan(forecasts.mean), 0.0, 0.5 * (top - bottom) / count)
+    )
 
 
 def _tied_places(values: Floats) -> tuple[Floats, Floats]:
@@ -262,9 +275,9 @@ def _tied_places(values: Floats) -> tuple[Floats, Floats]:
     return out
 
 
-def allocation(view: View) -> Floats:
+def allocation(forecasts: ForecastGrid) -> Floats:
     """The forecasts are weights already (an allocation head)."""
-    return view.mean
+    return forecasts.mean
 
 
 def weights_from_forecast(
@@ -277,23 +290,23 @@ def weights_from_forecast(
     far, at least 1. `periods_per_year` serves the volatility target; left out, it is read from the origins' times.
     UserError where the frame holds several targets or horizons and none is named, or no forecast of returns.
     """
-    view = read_forecast(forecast, config.target, config.horizon, periods_per_year)
-    raw = SIGNALS.load(config.name)(view, **config.options)
+    forecasts = read_forecast(forecast, config.target, config.horizon, periods_per_year)
+    raw = SIGNALS.load(config.name)(forecasts, **config.options)
     if config.long_only:
         raw = np.where(raw < 0, 0.0, raw)
-    held = sizing.hold(raw, view.times, view.known, view.ends, view.horizon, config.held)
+    held = sizing.hold(raw, forecasts.times, forecasts.known, forecasts.ends, forecasts.horizon, config.held)
     if config.name in ACROSS_SYMBOLS:
         held = sizing.within_gross_of(held, raw)
     capped = sizing.cap(held, config.max_weight, config.max_gross)
     if config.band or config.max_turnover or config.cost is not None:
-        expected = np.expm1(np.nan_to_num(view.mean))
+        expected = np.expm1(np.nan_to_num(forecasts.mean))
         limit = config.max_turnover or np.inf
         capped = sizing.restrain(
             capped, expected, config.band, limit, -np.inf if config.cost is None else config.cost
         )
     capped = np.round(capped, 12)  # sums of tranches differ in the last digit, which is no change of weight
-    columns = {symbol: capped[:, s] for s, symbol in enumerate(view.symbols)}
-    return pl.DataFrame({"timestamp": pl.Series(view.times).cast(TIME_TYPE), **columns})
+    columns = {symbol: capped[:, s] for s, symbol in enumerate(forecasts.symbols)}
+    return pl.DataFrame({"timestamp": pl.Series(forecasts.times).cast(TIME_TYPE), **columns})
 
 
 def read_forecast(
@@ -301,38 +314,40 @@ def read_forecast(
     target: str | None = None,
     horizon: int | None = None,
     periods_per_year: float | None = None,
-) -> View:
+) -> ForecastGrid:
     """The forecasts of one target and horizon as arrays on one grid of origins."""
-    names = ("timestamp", "known_at", "symbol", "target", "kind", "horizon", "end", "mean")
-    frame = as_frame(forecast, "forecast", names)
-    for name in ("lower", "upper", "threshold"):
-        if name not in frame.columns:
-            frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name))
+    frame = as_frame(forecast, "forecast", COLUMNS)
+    frame = frame.with_columns(
+        pl.lit(None, pl.Float64).alias(name) for name in OPTIONAL_COLUMNS if name not in frame.columns
+    )
     if frame.height == 0:
         raise UserError("forecast: the frame is empty")
-    spread = frame.filter(pl.col("kind") == VOLATILITY)
     chosen = _choose(frame, target, horizon)
     _refuse_nan(chosen)
     times = np.unique(milliseconds(chosen["timestamp"], "forecast"))
-    symbols = tuple(chosen["symbol"].unique(maintain_order=True).to_list())
-    grid = _Grid(times, symbols)
-    ends = grid.place(chosen, milliseconds(chosen["end"], "forecast").astype(np.float64))
-    known = grid.place(chosen, milliseconds(chosen["known_at"], "forecast").astype(np.float64))
-    bars = int(chosen["horizon"][0])
-    spread = spread.filter((pl.col("horizon") == bars) & pl.col("symbol").is_in(symbols))
-    spread = spread.filter(pl.col("timestamp").is_in(chosen["timestamp"].implode()))
-    return View(
-        times,
-        np.nanmax(known, axis=1).astype(np.int64),
-        np.nan_to_num(ends).astype(np.int64),
-        symbols,
-        grid.column(chosen, "mean"),
-        grid.column(chosen, "lower"),
-        grid.column(chosen, "upper"),
-        grid.column(spread, "mean"),
-        np.nan_to_num(grid.column(chosen, "threshold")),
-        bars,
-        periods_per_year,
+    grid = _GridIndex(times, tuple(chosen["symbol"].unique(maintain_order=True).to_list()))
+    return ForecastGrid(
+        times=times,
+        known=np.nanmax(grid.times_in(chosen, "known_at"), axis=1).astype(np.int64),
+        ends=np.nan_to_num(grid.times_in(chosen, "end")).astype(np.int64),
+        symbols=grid.symbols,
+        mean=grid.column(chosen, "mean"),
+        lower=grid.column(chosen, "lower"),
+        upper=grid.column(chosen, "upper"),
+        volatility=grid.column(_volatility_of(chosen, frame), "mean"),
+        threshold=np.nan_to_num(grid.column(chosen, "threshold")),
+        horizon=int(chosen["horizon"][0]),
+        periods_per_year=periods_per_year,
+    )
+
+
+def _volatility_of(chosen: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
+    """The forecasts of volatility at the origins, for the symbols and over the horizon of the chosen ones."""
+    return frame.filter(
+        (pl.col("kind") == VOLATILITY)
+        & (pl.col("horizon") == chosen["horizon"][0])
+        & pl.col("symbol").is_in(chosen["symbol"].unique().implode())
+        & pl.col("timestamp").is_in(chosen["timestamp"].implode())
     )
 
 
@@ -356,7 +371,7 @@ def _refuse_nan(frame: pl.DataFrame) -> None:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _GridIndex:
     """Rows of a long frame to places in [R, S]."""
 
     times: Milliseconds
@@ -373,6 +388,9 @@ class _Grid:
             raise UserError("forecast: a symbol has two forecasts at one time; name the target and horizon")
         out[rows, columns] = values
         return out
+
+    def times_in(self, frame: pl.DataFrame, name: str) -> Floats:
+        return self.place(frame, milliseconds(frame[name], "forecast").astype(np.float64))
 
     def column(self, frame: pl.DataFrame, name: str) -> Floats:
         return self.place(frame, frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy())

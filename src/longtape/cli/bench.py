@@ -37,8 +37,8 @@ def attention(
     Example: longtape bench attention --lengths 1024,4096,16384 --mechanisms flash,bigbird --out bench
     """
     from longtape.attention import MECHANISMS
+    from longtape.benchmarking.attention import bench as bench_attention
     from longtape.core.errors import UserError
-    from longtape.evaluation import bench_attention
 
     names = list(MECHANISMS) if mechanisms == "all" else [name.strip() for name in mechanisms.split(",")]
     try:
@@ -46,7 +46,7 @@ def attention(
     except ValueError:
         raise UserError(f"--lengths: '{lengths}' is not a list of numbers; write 1024,4096") from None
     shape = {"batch": batch, "d_model": d_model, "n_heads": heads, "dtype": dtype, "device": device}
-    text = bench_attention.bench(sizes, names, peers=peers, repeats=repeats, out=out, **shape)
+    text = bench_attention(sizes, names, peers=peers, repeats=repeats, out=out, **shape)
     typer.echo(text, nl=False)
 
 
@@ -60,6 +60,6 @@ def data(
 
     Example: longtape bench data --rows 1000000
     """
-    from longtape.evaluation.bench_data import bench
+    from longtape.benchmarking.data import bench
 
     typer.echo(bench(rows, repeats, out), nl=False)

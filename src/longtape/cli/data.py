@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,12 +40,19 @@ def list_(store: StoreOption, json: JsonOption = False) -> None:
     if json:
         _print_json({"store": store, "series": [entry.to_dict() for entry in entries]})
         return
-    rows = [
-        (e.instrument.key, e.kind, str(e.interval or ""), f"{e.rows:,}", _when(e.first), _when(e.last),
-         f"{e.size / 1e6:.1f} MB", f"{len(e.damaged)} damaged" if e.damaged else "")
+    _print_table(
+        {
+            "series": e.instrument.key,
+            "kind": e.kind,
+            "interval": str(e.interval or ""),
+            "rows": e.rows,
+            "first": _iso(e.first),
+            "last": _iso(e.last),
+            "size": f"{e.size / 1e6:.1f} MB",
+            "": f"{len(e.damaged)} damaged" if e.damaged else "",
+        }
         for e in entries
-    ]  # fmt: skip
-    _print_table(("series", "kind", "interval", "rows", "first", "last", "size", ""), rows)
+    )
 
 
 @app.command("check")
@@ -166,20 +173,12 @@ def _show_repairs(results: list[dict[str, Any]], json: bool) -> None:
     if json:
         _print_json({"series": results})
         return
-    columns = (
-        "name",
-        "interval",
-        "missing_before",
-        "fetched",
-        "missing",
-        "first_missing",
-        "set_aside",
-        "replaced",
+    names = (
+        "name", "interval", "missing_before", "fetched", "missing", "first_missing", "set_aside", "replaced",
+    )  # fmt: skip
+    _print_table(
+        {name.replace("_", " "): "" if one[name] is None else one[name] for name in names} for one in results
     )
-    rows = [
-        tuple("" if result[name] is None else str(result[name]) for name in columns) for result in results
-    ]
-    _print_table(tuple(name.replace("_", " ") for name in columns), rows)
 
 
 def _show_reports(reports: Sequence[QualityReport], json: bool) -> None:
@@ -187,13 +186,18 @@ def _show_reports(reports: Sequence[QualityReport], json: bool) -> None:
         ok = all(report.ok for report in reports)
         _print_json({"ok": ok, "series": [report.to_dict() for report in reports]})
         return
-    rows = [
-        (report.name, str(report.interval or ""), f"{report.rows:,}", finding.severity if finding else "ok",
-         f"{finding.count:,}" if finding else "", _described(report, finding))
+    _print_table(
+        {
+            "series": report.name,
+            "interval": str(report.interval or ""),
+            "rows": report.rows,
+            "": finding.severity if finding else "ok",
+            "count": finding.count if finding else "",
+            "finding": _described(report, finding),
+        }
         for report in reports
         for finding in report.findings or (None,)
-    ]  # fmt: skip
-    _print_table(("series", "interval", "rows", "", "count", "finding"), rows)
+    )
 
 
 def _described(report: QualityReport, finding: Any) -> str:
@@ -204,7 +208,7 @@ def _described(report: QualityReport, finding: Any) -> str:
     return f"{finding.name}: {finding.meaning}{missing}{first}"
 
 
-def _when(moment: int | None) -> str:
+def _iso(moment: int | None) -> str:
     return "" if moment is None else iso(moment)
 
 
@@ -214,8 +218,8 @@ def _print_json(value: Any) -> None:
     typer.echo(dumps(value, indent=2, allow_nan=False))
 
 
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as wide as their widest cell, so that the table can be read, copied and cut."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _print_table(rows: Iterable[dict[str, Any]]) -> None:
+    from longtape.report.text import TextTable, print_blocks
+
+    listed = list(rows)
+    print_blocks(TextTable(listed) if listed else "no series")

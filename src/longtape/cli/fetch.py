@@ -9,7 +9,7 @@ import typer
 from longtape.core.clock import Interval, iso, to_milliseconds
 
 if TYPE_CHECKING:
-    from longtape.market.fetch import Fetched
+    from longtape.market.fetch import FetchResult
 
 
 def fetch(
@@ -45,12 +45,12 @@ def fetch(
 
     Example: longtape fetch bybit --symbols BTCUSDT --kind funding --since 2024-01-01 --store data
     """
-    from longtape.market.fetch import Wanted
+    from longtape.market.fetch import FetchRequest
     from longtape.market.fetch import fetch as fetch_into
     from longtape.market.sources import open_source
     from longtape.market.store import Store
 
-    wanted = Wanted(
+    wanted = FetchRequest(
         kind,
         None if interval is None else Interval.parse(interval),
         None if since is None else to_milliseconds(since, "--since"),
@@ -66,7 +66,7 @@ def fetch(
         typer.echo(_line(result, kind))
 
 
-def _line(result: Fetched, kind: str) -> str:
+def _line(result: FetchResult, kind: str) -> str:
     stored = result.stored
     parts = [f"{result.instrument.key}: {stored.added:,} new {kind}"]
     if result.first is not None and result.last is not None:

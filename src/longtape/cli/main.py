@@ -12,10 +12,13 @@ import typer
 
 from longtape.cli import bench, data, runs
 from longtape.cli.audit import audit
+from longtape.cli.compare import compare
+from longtape.cli.explain import explain
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
 from longtape.core.errors import LongtapeError
 from longtape.core.progress import set_silent
+from longtape.core.threads import wait_passively
 
 INTERRUPTED = 130
 
@@ -35,15 +38,18 @@ app.command("import")(import_file)
 app.add_typer(data.app, name="data")
 app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
+app.command("explain")(explain)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
 app.command("walk-forward")(runs.walk_forward)
+app.command("compare")(compare)
 app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
     """Entry point of the `longtape` command."""
+    wait_passively()
     sys.exit(execute(sys.argv[1:]))
 
 
@@ -55,34 +61,34 @@ def execute(arguments: list[str]) -> int:
     try:
         return int(app(args=arguments, standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("stopped")
+        _print_error("stopped")
         return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        return _explain(error)
+        return _report_error(error)
     finally:
         set_silent(False)
 
 
-def _explain(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     if isinstance(error, LongtapeError):
-        _complain(str(error))
+        _print_error(str(error))
         return error.exit_code
     if hasattr(error, "format_message"):  # a usage error of the command line
-        _complain(f"{error.format_message()} Try --help.")
+        _print_error(f"{error.format_message()} Try --help.")
         return 2
     if isinstance(error, BrokenPipeError):
         return 0
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _complain(f"the disk is full ({error.filename or 'while writing'}); free some space and run again")
+        _print_error(f"the disk is full ({error.filename or 'while writing'}); free some space and run again")
         return 1
     if isinstance(error, OSError):
-        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+        _print_error(f"{error.filename or 'file'}: {error.strerror or error}")
         return 2
-    _complain(f"unexpected error, {type(error).__name__}: {error}. Run again with --debug and report it.")
+    _print_error(f"unexpected error, {type(error).__name__}: {error}. Run again with --debug and report it.")
     return 1
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print("longtape: " + " ".join(text.split()), file=sys.stderr, flush=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from longtape.workflow import Run
 
 ExperimentFile = Annotated[Path, typer.Argument(help="experiment file (YAML)")]
 RunFolderArgument = Annotated[Path, typer.Argument(help="folder of a run")]
@@ -52,12 +56,17 @@ def train(
     """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
 
     Example: longtape train examples/btc_hourly.yaml --out runs/btc -o training.epochs=3
+
+    Several processes: torchrun --nproc-per-node 2 -m longtape train EXPERIMENT --out RUN
     """
     from longtape.experiment import load_experiment
+    from longtape.report.text import TextTable, print_blocks
     from longtape.workflow import train as train_experiment
 
     made = train_experiment(load_experiment(experiment, override), out, resume=resume)
-    typer.echo(made.training_table())
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first of several processes speaks for all
+    print_blocks(*(TextTable(history, "training") for history in made.folder.histories))
     typer.echo(f"run: {made.root}")
 
 
@@ -78,6 +87,7 @@ def walk_forward(
     from longtape.core.errors import UserError
     from longtape.experiment import load_experiment
     from longtape.features.splits import WalkForwardConfig
+    from longtape.report.text import print_blocks
     from longtape.workflow.folds import run_walk_forward
 
     described = load_experiment(experiment, override)
@@ -87,7 +97,7 @@ def walk_forward(
         first = error.errors()[0]
         raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
     made = run_walk_forward(described, config, out, resume)
-    typer.echo(made.text())
+    print_blocks(*made.blocks())
     typer.echo(f"report: {made.root / 'report.html'}")
 
 
@@ -96,23 +106,26 @@ def forecast(
     history: Annotated[
         bool, typer.Option("--history", help="every test window too, not only the newest")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="with those of training, validation and calibration, marked as such")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG or SVG file to draw: the price, then the forecasts and their intervals"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the forecasts as JSON")] = False,
 ) -> None:
     """Forecast past the end of the data, with intervals and future timestamps.
 
-    Example: longtape forecast runs/btc --history --out forecast.parquet
+    Example: longtape forecast runs/btc --picture forecast.png
     """
     from longtape.workflow import load_run
-    from longtape.workflow.run import write_frame
+    from longtape.workflow.show import show_forecast
 
-    frame = load_run(run_folder).forecast(history=history)
-    if out is not None:
-        write_frame(frame, out)
-        typer.echo(f"{out}: {frame.height:,} forecasts")
-    else:
-        from longtape.report.text import frame_table
-
-        typer.echo(frame_table(frame.tail(40)))
+    made = load_run(run_folder)
+    frame = made.forecast(history=history, everything=everything)
+    typer.echo(show_forecast(made, frame, out, picture, as_json))
 
 
 def backtest(run_folder: RunFolderArgument) -> None:
@@ -120,6 +133,7 @@ def backtest(run_folder: RunFolderArgument) -> None:
 
     Example: longtape backtest runs/btc
     """
+    from longtape.report.text import print_blocks
     from longtape.workflow import load_run
 
     made = load_run(run_folder)
@@ -127,7 +141,7 @@ def backtest(run_folder: RunFolderArgument) -> None:
         made.backtest()
     else:
         made.score()
-    typer.echo(made.results_table())
+    print_blocks(*made.results.blocks())
 
 
 def report(
@@ -143,9 +157,8 @@ def report(
     typer.echo(f"report: {load_run(run_folder).report(out)}")
 
 
-def _show(made: object) -> None:
-    from longtape.workflow import Run
+def _show(made: Run) -> None:
+    from longtape.report.text import print_blocks
 
-    if isinstance(made, Run):
-        typer.echo(made.results_table())
-        typer.echo(f"report: {made.path('report.html')}")
+    print_blocks(*made.results.blocks())
+    typer.echo(f"report: {made.path('report.html')}")

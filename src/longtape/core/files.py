@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())
-    beside = Path(name)
+    temporary = Path(name)
     try:
-        yield beside
-        _sync(beside)
-        os.replace(beside, target)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
         sync_folder(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -39,7 +41,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         raise
     finally:
         with suppress(FileNotFoundError):
-            beside.unlink()
+            temporary.unlink()
 
 
 def _umask() -> int:
@@ -64,13 +66,24 @@ def sync_folder(folder: str | Path) -> None:
 
 def write_text(target: str | Path, text: str) -> None:
     """Write a text file atomically."""
-    with atomic_path(target) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(target: str | Path, value: Any) -> None:
     """Write JSON atomically; NaN is refused, because it is not JSON."""
     write_text(target, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def nan_to_null(value: Any) -> Any:
+    """Nested values as JSON can hold them: every number that is NaN or infinite, NumPy's too, becomes None."""
+    if isinstance(value, Mapping):
+        return {key: nan_to_null(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_to_null(entry) for entry in value]
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def read_json(path: str | Path) -> Any:

@@ -14,7 +14,7 @@ PERPETUALS = frozenset({"linear", "inverse"})
 CATEGORIES = (
     "spot", "linear", "inverse", "future", "stock", "etf", "index", "fund", "fx", "crypto", "synthetic", "other",
 )  # fmt: skip
-_CALLED_ELSEWHERE = {
+_ALIASES = {
     "perp": "linear", "perpetual": "linear", "swap": "linear", "futures": "future", "equity": "stock",
     "share": "stock", "currency": "fx", "forex": "fx", "coin": "crypto",
 }  # fmt: skip
@@ -24,7 +24,7 @@ def check_category(name: str) -> None:
     """UserError with the nearest known name for a category that is none of `CATEGORIES`."""
     if name in CATEGORIES:
         return
-    meant = _CALLED_ELSEWHERE.get(name.lower())
+    meant = _ALIASES.get(name.lower())
     if meant is None:
         raise unknown_name("category", name, CATEGORIES)
     raise UserError(f"unknown category '{name}'; did you mean '{meant}'?")

@@ -1,1 +1,1 @@
-"""How good it is, and whether it is honest: skill, statistics, walk forward, audit, benchmarks."""
+"""How good it is, and whether it is honest: skill, statistics, walk forward, audit, ETTh1."""

@@ -22,14 +22,14 @@ from longtape.core.progress import progress, silently
 from longtape.evaluation.audit_report import OF_TRADING, QUESTIONS, AuditReport, Check
 from longtape.evaluation.audit_start import Start, check_start
 from longtape.evaluation.differences import array_difference, frame_difference, other_bits
-from longtape.evaluation.protocol import Fitted, Pipeline
-from longtape.evaluation.tampering import (
+from longtape.evaluation.perturbation import (
     change_after,
     change_before,
     cut_after,
     cut_before,
-    telling_rows,
+    resume_rows,
 )
+from longtape.evaluation.protocol import Fitted, Pipeline
 from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Split, label_ends
 from longtape.features.windows import first_origin
@@ -124,8 +124,8 @@ class _Study:
         self.learned = int(label_ends(self.panel, self.split.train).max())
         if len(self.panel) < self.first + 4:
             raise UserError(f"audit: {len(self.panel)} rows leave no room to cut behind row {self.first}")
-        room = len(self.panel) - self.first - 2
-        self.starts = sorted({k for k in (1, 17, self.pipeline.lookback + 5) if k < room})
+        available = len(self.panel) - self.first - 2
+        self.starts = sorted({k for k in (1, 17, self.pipeline.lookback + 5) if k < available})
 
     @property
     def is_traded(self) -> bool:
@@ -140,8 +140,8 @@ class _Study:
 
     def feature_rows(self, n: int) -> list[int]:
         """Rows over the whole data, where data resume after a hole, and where events begin to show."""
-        telling = telling_rows(self.panel.timestamps, self.bars, 16)
-        return sorted({*self._spread(self.panel.warm_up, n), *telling, *self._event_rows(16)})
+        resumed = resume_rows(self.panel.timestamps, self.bars, 16)
+        return sorted({*self._spread(self.panel.warm_up, n), *resumed, *self._event_rows(16)})
 
     def _spread(self, low: int, n: int) -> list[int]:
         edges = np.linspace(low, len(self.panel) - 1, n + 1).astype(int)
@@ -318,10 +318,10 @@ def _check_inputs(
 
 
 def _until(frame: pl.DataFrame, time: int, known: int | None = None) -> pl.DataFrame:
-    """Rows up to `time`. `actual` is no forecast and comes later by its nature; so does the end of a label that has not
-    ended when the data are `known`, where bars that will be missing, or events, decide it.
+    """Rows up to `time`. What happened (`actual`, `crps`) is no forecast and comes later by its nature; so does the end
+    of a label that has not ended when the data are `known`, where bars that will be missing, or events, decide it.
     """
-    rows = frame.filter(pl.col("timestamp").dt.timestamp("ms") <= time).drop("actual", strict=False)
+    rows = frame.filter(pl.col("timestamp").dt.timestamp("ms") <= time).drop("actual", "crps", strict=False)
     if known is None or "end" not in rows.columns:
         return rows
     return rows.with_columns(pl.when(pl.col("end").dt.timestamp("ms") <= known).then("end").alias("end"))

@@ -18,7 +18,7 @@ from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
 from longtape.market.rows import Rows as MarketRows
 
-PLAN = "plan.json"
+IDENTITY_FILE = "plan.json"  # what the kept folds are of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def walk_forward(
     out = Path(out)
     panel = pipeline.panel(bars)
     folds = pipeline.folds(panel, config)
-    _begin(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
+    begin_plan(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
     parts = []
     for number, fold in enumerate(folds, 1):
         path = out / f"fold-{number:02}.parquet"
@@ -72,18 +72,19 @@ def walk_forward(
                 f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
             )
             fitted = pipeline.fit(panel, fold)
-            with atomic_path(path) as beside:
-                fitted.forecast(panel, fold.test).write_parquet(beside, compression="zstd")
+            with atomic_path(path) as temporary:
+                fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
         parts.append(pl.read_parquet(path))
     return WalkForward(panel, tuple(folds), pl.concat(parts))
 
 
-def _begin(out: Path, plan: dict[str, Any], resume: bool) -> None:
+def begin_plan(out: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Write what a folder of many results is made by; with `resume`, UserError where it was made by something else."""
     # A hidden file is what a killed writer left: it is no part of a record.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        write_json(out / PLAN, plan)
+        write_json(out / IDENTITY_FILE, identity)
         return
     if not resume:
         raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
-    if not (out / PLAN).exists() or read_json(out / PLAN) != plan:
+    if not (out / IDENTITY_FILE).exists() or read_json(out / IDENTITY_FILE) != identity:
         raise UserError(f"{out}: was not made by this experiment on these data; name another folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
@@ -27,7 +28,6 @@ from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 
-Flags = npt.NDArray[np.bool_]
 BLOCK = 4_096
 EVENTS = Interval(0, "event")  # trades and book snapshots: known when they happen, any distance apart
 
@@ -159,8 +159,28 @@ def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
         calendar=first.calendar,
         warm_up=max(series.ready for series in computed),
         closes=np.stack([tables[asset]["close"] for asset in assets], axis=1),
+        ranges=_of_each(tables, assets, ("high", "low"), _parkinson),
+        turnover=_of_each(tables, assets, ("volume", "close"), np.multiply),
         calendar_values=_calendar_values(first, max(column.horizon for column in target_columns)),
     )
+
+
+def _of_each(
+    tables: Mapping[str, Table],
+    assets: Sequence[str],
+    names: tuple[str, str],
+    formula: Callable[[Array, Array], Array],
+) -> Array | None:
+    """A formula over two columns of every asset [T, A]; None where one of them lacks a column or its numbers."""
+    pairs = [[tables[asset].columns.get(name) for name in names] for asset in assets]
+    made = [formula(a, b) for a, b in pairs if a is not None and b is not None]
+    complete = len(made) == len(assets) and all(np.isfinite(values).any() for values in made)
+    return np.stack(made, axis=1) if complete else None
+
+
+def _parkinson(high: Array, low: Array) -> Array:
+    variance: Array = np.log(high / low) ** 2 / (4 * np.log(2))
+    return variance
 
 
 def _ordinals(table: Table) -> Milliseconds:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from longtape.features.registry import Everyone, Series, feature, two_rows
+from longtape.features.registry import CrossSection, Series, feature, two_rows, window_rows
 from longtape.features.rolling import Array, divide, rolling_covariance
 from longtape.features.table import Table
 
 SECTION = "cross-section of all symbols loaded, equal weights"
 
 
-def _window(table: Table, n: int, **_: object) -> int:
-    return n - 1
-
-
-@feature("cov(x, y) / √(var x · var y) over n bars", "Pearson's correlation", warm_up=_window, check=two_rows)
+@feature(
+    "cov(x, y) / √(var x · var y) over n bars", "Pearson's correlation", warm_up=window_rows, check=two_rows
+)
 def correlation(table: Table, x: Series, y: Series, n: int = 100) -> Array:
     """Rolling correlation of two series, in [−1, 1]; 0 where one of them is constant."""
     cov, var_x, var_y = rolling_covariance(x, y, n)
@@ -27,7 +25,7 @@ def correlation(table: Table, x: Series, y: Series, n: int = 100) -> Array:
 @feature(
     "cov(x, y) / var y over n bars",
     "Sharpe (1964), Capital Asset Prices: slope of x on y",
-    warm_up=_window,
+    warm_up=window_rows,
     check=two_rows,
 )
 def beta(table: Table, x: Series, y: Series, n: int = 100) -> Array:
@@ -36,7 +34,7 @@ def beta(table: Table, x: Series, y: Series, n: int = 100) -> Array:
     return divide(cov, np.maximum(var_y, 0.0), 0.0)
 
 
-def _mean(x: Everyone) -> Array:
+def _mean(x: CrossSection) -> Array:
     total = x.values[0].copy()
     for values in x.values[1:]:
         total += values
@@ -44,27 +42,27 @@ def _mean(x: Everyone) -> Array:
 
 
 @feature("(1/S) Σ_s x_s", SECTION, shared=True)
-def average(table: Table, x: Everyone) -> Array:
+def average(table: Table, x: CrossSection) -> Array:
     """Mean over the symbols, e.g. `average(log_return)` for the return of the market."""
     return _mean(x)
 
 
 @feature("√((1/S) Σ_s (x_s − mean)²)", SECTION, shared=True)
-def dispersion(table: Table, x: Everyone) -> Array:
+def dispersion(table: Table, x: CrossSection) -> Array:
     """Population deviation over the symbols; 0 for one symbol."""
     centre = _mean(x)
-    squares = Everyone(tuple((values - centre) ** 2 for values in x.values), x.own)
+    squares = CrossSection(tuple((values - centre) ** 2 for values in x.values), x.own)
     return np.sqrt(_mean(squares))
 
 
 @feature("x − (1/S) Σ_s x_s", SECTION)
-def relative(table: Table, x: Everyone) -> Array:
+def relative(table: Table, x: CrossSection) -> Array:
     """How far a symbol stands above the mean of all; 0 for one symbol."""
     return x.values[x.own] - _mean(x)
 
 
 @feature("share of the other symbols below, ties count half", SECTION)
-def rank(table: Table, x: Everyone) -> Array:
+def rank(table: Table, x: CrossSection) -> Array:
     """Rank among the symbols, from 0 (lowest) to 1 (highest); 0.5 for one symbol."""
     own = x.values[x.own]
     others = [values for s, values in enumerate(x.values) if s != x.own]

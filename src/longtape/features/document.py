@@ -10,6 +10,7 @@ import numpy as np
 
 from longtape.core.clock import ALWAYS_OPEN, HOUR, Interval, to_milliseconds
 from longtape.core.files import write_text
+from longtape.core.markdown import markdown_table
 from longtape.features.catalogue import FAMILIES, features, targets
 from longtape.features.registry import Spec
 from longtape.features.table import Table
@@ -51,17 +52,17 @@ def document() -> str:
 
 def _table(specs: Sequence[Spec], warm_ups: Sequence[str] | None) -> str:
     head = ["written", "what it is", "formula", "columns", *(["warm-up"] if warm_ups else []), "source"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for i, spec in enumerate(specs):
         outputs = f" Columns: {', '.join(spec.outputs)}." if spec.outputs else ""
         cells = [f"`{spec.usage}`", spec.description + outputs, spec.formula, ", ".join(spec.needs) or "–"]
         rows.append([*cells, *([warm_ups[i]] if warm_ups else []), spec.source])
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+    return markdown_table(head, rows, numbers=False) + "\n"
 
 
 def _warm_up(spec: Spec) -> str:
     given = {p.name: None if p.default is p.empty else p.default for p in spec.parameters}
-    series = any(p.annotation in ("Series", "Everyone") for p in spec.parameters)
+    series = any(p.annotation in ("Series", "CrossSection") for p in spec.parameters)
     return ("+" if series else "") + f"{spec.warm_up(_hourly_bars(), **given)}"
 
 

@@ -12,7 +12,7 @@ from longtape.core.clock import Interval
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import features
 from longtape.features.expression import Expression
-from longtape.features.registry import Everyone, Spec
+from longtape.features.registry import CrossSection, Spec
 from longtape.features.rolling import Array
 from longtape.features.table import Table, longest, newest_known, resample
 
@@ -95,10 +95,10 @@ class Evaluator:
         bound: dict[str, Any] = dict(spec.bind(expression))
         ready = 0
         for parameter in spec.parameters:
-            if parameter.annotation not in ("Series", "Everyone"):
+            if parameter.annotation not in ("Series", "CrossSection"):
                 continue
             inner, tables = bound[parameter.name], [table]
-            if parameter.annotation == "Everyone":
+            if parameter.annotation == "CrossSection":
                 tables = [self._other(symbol, table) for symbol in self._tables]
             found = [self._compute(inner, each) for each in tables]
             if len(found[0].values) > 1:
@@ -108,7 +108,9 @@ class Evaluator:
             ready = max(ready, *(f.ready for f in found))
             series = tuple(f.values[0] for f in found)
             own = list(self._tables).index(table.symbol)
-            bound[parameter.name] = Everyone(series, own) if parameter.annotation == "Everyone" else series[0]
+            bound[parameter.name] = (
+                CrossSection(series, own) if parameter.annotation == "CrossSection" else series[0]
+            )
         return bound, ready
 
     def is_shared(self, expression: Expression) -> bool:

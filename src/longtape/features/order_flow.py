@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from longtape.features.registry import feature, refuse_unless
+from longtape.features.registry import feature, refuse_unless, window_rows
 from longtape.features.rolling import Array, divide, kernel, lagged, rolling_sum
 from longtape.features.table import Table
 
@@ -21,15 +21,11 @@ STOIKOV = (
 CONT = "Cont, Kukanov & Stoikov (2014), The Price Impact of Order Book Events"
 
 
-def _window(table: Table, n: int, **_: object) -> int:
-    return n - 1
-
-
 @feature(
     "Σ(buy − sell) / Σ(buy + sell) over n bars",
     "Chordia & Subrahmanyam (2004), Order Imbalance and Individual Stock Returns",
     needs=("buy_volume", "volume"),
-    warm_up=_window,
+    warm_up=window_rows,
 )
 def trade_imbalance(table: Table, n: int = 1) -> Array:
     """Imbalance of volume by aggressor, in [−1, 1]; 0 where nothing was traded."""

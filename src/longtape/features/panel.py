@@ -92,6 +92,10 @@ class Panel:
     warm_up: int
     closes: npt.NDArray[np.float64] = field(repr=False)  # [T, A], for closed-form models and original units
     calendar_values: npt.NDArray[np.float32] = field(repr=False)  # [T + ahead, D]: rows to come included
+    ranges: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+    """[T, A] variance of each bar from its high and low (Parkinson 1980); None where a source has none"""
+    turnover: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+    """[T, A] volume at the close's price; None where a source reports none"""
     marks: GlobalMarks | None = None
 
     def __len__(self) -> int:

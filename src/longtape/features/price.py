@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 
-from longtape.features.registry import Series, feature, refuse_unless, two_rows
+from longtape.features.registry import Series, feature, lag_rows, refuse_unless, two_rows, window_rows
 from longtape.features.rolling import (
     Array,
     divide,
     exponential,
-    kernel,
     lagged,
     log_ratio,
     memory,
@@ -31,24 +30,16 @@ DEFINITION = "definition"
 
 def one_bar_returns(table: Table) -> Array:
     """Log returns of one bar, computed once per table."""
-    return table.remember("ln(close/previous)", lambda: log_ratio(table["close"], 1))
+    return table.cached("ln(close/previous)", lambda: log_ratio(table["close"], 1))
 
 
-def _rows(table: Table, n: int, **_: object) -> int:
-    return n
-
-
-def _window(table: Table, n: int, **_: object) -> int:
-    return n - 1
-
-
-@feature("ln(close_t / close_{t−n})", TSAY, needs=("close",), warm_up=_rows)
+@feature("ln(close_t / close_{t−n})", TSAY, needs=("close",), warm_up=lag_rows)
 def log_return(table: Table, n: int = 1) -> Array:
     """Log return over n bars."""
     return one_bar_returns(table).copy() if n == 1 else log_ratio(table["close"], n)
 
 
-@feature("close_t / close_{t−n} − 1", TSAY, needs=("close",), warm_up=_rows)
+@feature("close_t / close_{t−n} − 1", TSAY, needs=("close",), warm_up=lag_rows)
 def momentum(table: Table, n: int = 20) -> Array:
     """Simple return over n bars."""
     return table["close"] / lagged(table["close"], n) - 1.0
@@ -68,13 +59,13 @@ def body(table: Table) -> Array:
     return (table["close"] - table["open"]) / table["open"]
 
 
-@feature("x_{t−n}", "definition", warm_up=_rows)
+@feature("x_{t−n}", "definition", warm_up=lag_rows)
 def lag(table: Table, x: Series, n: int = 1) -> Array:
     """The value n bars ago."""
     return lagged(x, n)
 
 
-@feature("x_t − x_{t−n}", "definition", warm_up=_rows)
+@feature("x_t − x_{t−n}", "definition", warm_up=lag_rows)
 def difference(table: Table, x: Series, n: int = 1) -> Array:
     """Change over n bars."""
     return x - lagged(x, n)
@@ -87,65 +78,56 @@ def log(table: Table, x: Series) -> Array:
         return np.log(x)
 
 
-@feature("(1/n) Σ x", DEFINITION, warm_up=_window)
+@feature("(1/n) Σ x", DEFINITION, warm_up=window_rows)
 def mean(table: Table, x: Series, n: int = 20) -> Array:
     """Mean of the last n values."""
     return rolling_mean(x, n)
 
 
-@feature("√(Σ(x − mean)² / (n − 1))", DEFINITION, warm_up=_window, check=two_rows)
+@feature("√(Σ(x − mean)² / (n − 1))", DEFINITION, warm_up=window_rows, check=two_rows)
 def std(table: Table, x: Series, n: int = 20) -> Array:
     """Sample deviation of the last n values; 0 for a constant series."""
     return rolling_deviation(x, n)
 
 
-@feature("max of the last n", DEFINITION, warm_up=_window)
+@feature("max of the last n", DEFINITION, warm_up=window_rows)
 def highest(table: Table, x: Series, n: int = 20) -> Array:
     """Largest of the last n values."""
     return rolling_max(x, n)
 
 
-@feature("min of the last n", DEFINITION, warm_up=_window)
+@feature("min of the last n", DEFINITION, warm_up=window_rows)
 def lowest(table: Table, x: Series, n: int = 20) -> Array:
     """Smallest of the last n values."""
     return -rolling_max(-x, n)
 
 
-@feature("x / mean(x, n)", DEFINITION, warm_up=_window, check=two_rows)
+@feature("x / mean(x, n)", DEFINITION, warm_up=window_rows, check=two_rows)
 def ratio(table: Table, x: Series, n: int = 20) -> Array:
     """A series over its own mean; 1 where the mean is 0."""
     return divide(x, rolling_mean(x, n), 1.0)
 
 
-@feature("close / mean(close, n)", DEFINITION, needs=("close",), warm_up=_window, check=two_rows)
+@feature("close / mean(close, n)", DEFINITION, needs=("close",), warm_up=window_rows, check=two_rows)
 def close_ratio(table: Table, n: int = 20) -> Array:
     """Close over its own mean."""
     return table["close"] / rolling_mean(table["close"], n)
 
 
-@feature("(x − mean(x, n)) / std(x, n)", DEFINITION, warm_up=_window, check=two_rows)
+@feature("(x − mean(x, n)) / std(x, n)", DEFINITION, warm_up=window_rows, check=two_rows)
 def zscore(table: Table, x: Series, n: int = 100) -> Array:
     """Distance from the rolling mean in rolling sample deviations; 0 for a constant series."""
     return rolling_zscore(x, n)
 
 
 @feature(
-    "y_t = y_{t−1} + (2/(n+1))(x_t − y_{t−1}), begun with the mean of the first n",
+    "y_t = y_{t−1} + (2/(n+1))(x_t − y_{t−1})",
     "Brown (1959), Statistical Forecasting for Inventory Control",
-    warm_up=lambda table, x, n: n - 1 + memory(2 / (n + 1)),
+    warm_up=lambda table, x, n: memory(2 / (n + 1)) - 1,
 )
 def ema(table: Table, x: Series, n: int = 20) -> Array:
     """Exponential moving average with span n."""
-    return exponential(x, 2 / (n + 1), leading_nan(x), n)
-
-
-@kernel
-def leading_nan(x: Array) -> int:
-    """Number of NaN before the first value."""
-    for t in range(len(x)):
-        if not math.isnan(x[t]):
-            return t
-    return len(x)
+    return exponential(x, 2 / (n + 1))
 
 
 WILDER = "Wilder (1978), New Concepts in Technical Trading Systems"
@@ -155,7 +137,7 @@ WILDER = "Wilder (1978), New Concepts in Technical Trading Systems"
     "100·U/(U+D), U and D the averages of gains and losses smoothed by 1/n",
     WILDER,
     needs=("close",),
-    warm_up=lambda table, n: n + memory(1 / n),
+    warm_up=lambda table, n: memory(1 / n),
 )
 def rsi(table: Table, n: int = 14) -> Array:
     """Relative strength index with Wilder's smoothing; 50 where there were neither gains nor losses."""
@@ -166,7 +148,7 @@ def rsi(table: Table, n: int = 14) -> Array:
     "100·ΣU/(ΣU+ΣD) over the last n changes",
     "Cutler's variant of Wilder (1978)",
     needs=("close",),
-    warm_up=_rows,
+    warm_up=lag_rows,
 )
 def rsi_simple(table: Table, n: int = 14) -> Array:
     """Relative strength index with plain sums of n gains and losses; 50 where there were neither."""
@@ -177,11 +159,11 @@ def rsi_simple(table: Table, n: int = 14) -> Array:
 
 
 def _macd_rows(table: Table, fast: int, slow: int) -> int:
-    return slow - 1 + memory(2 / (slow + 1))
+    return memory(2 / (slow + 1)) - 1
 
 
 def _signal_rows(table: Table, fast: int, slow: int, signal: int) -> int:
-    return _macd_rows(table, fast, slow) + signal - 1 + memory(2 / (signal + 1))
+    return _macd_rows(table, fast, slow) + memory(2 / (signal + 1)) - 1
 
 
 def _fast_is_faster(fast: int, slow: int, **_: object) -> None:
@@ -222,7 +204,7 @@ def _bands_have_width(n: int, k: float) -> None:
     "(close − lower) / (upper − lower), bands at mean ± k population deviations",
     "Bollinger (2001), Bollinger on Bollinger Bands",
     needs=("close",),
-    warm_up=_window,
+    warm_up=window_rows,
     check=_bands_have_width,
 )
 def bollinger(table: Table, n: int = 20, k: float = 2.0) -> Array:

@@ -3,7 +3,7 @@ follow. Which families there are stands in `features.catalogue`.
 
 A feature is a function of a `Table` and its parameters. The annotation of a parameter says what may stand
 there: `int` (a number of rows, at least 1), `float`, `str`, `Series` (a column or another expression) or
-`Everyone` (an expression, taken for every symbol).
+`CrossSection` (an expression, taken for every symbol).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TARGETS: dict[str, Spec] = {}
 
 
 @dataclass(frozen=True, eq=False)
-class Everyone:
+class CrossSection:
     """One series of every symbol on the same clock, and which of them is asked for."""
 
     values: tuple[Series, ...]
@@ -101,14 +101,14 @@ class Spec:
         kind = parameter.annotation
         if kind == "str" and isinstance(value, Expression) and str(value) == value.name:
             return value.name
-        if kind in ("Series", "Everyone") and isinstance(value, str):
+        if kind in ("Series", "CrossSection") and isinstance(value, str):
             value = Expression(value)
         wanted = {
             "int": (isinstance(value, int) and value >= 1, "a whole number of rows, at least 1"),
             "float": (isinstance(value, int | float) and math.isfinite(value), "a finite number"),
             "str": (isinstance(value, str), "a text in quotes"),
             "Series": (isinstance(value, Expression), "a column or a feature"),
-            "Everyone": (isinstance(value, Expression), "a column or a feature"),
+            "CrossSection": (isinstance(value, Expression), "a column or a feature"),
         }
         fits, what = wanted[kind]
         if not fits:
@@ -134,6 +134,16 @@ def refuse_unless(holds: bool, what: str) -> None:
     """For a `check`: UserError that says what must hold of the parameters, where it does not."""
     if not holds:
         raise UserError(what)
+
+
+def lag_rows(table: object, n: int, **_: Any) -> int:
+    """A `warm_up`: the n rows before the first that can look n rows back."""
+    return n
+
+
+def window_rows(table: object, n: int, **_: Any) -> int:
+    """A `warm_up`: the n − 1 rows before the first whole window of n."""
+    return n - 1
 
 
 def two_rows(*, n: int, **_: object) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longtape.core.clock import Milliseconds, iso, to_milliseconds
 from longtape.core.errors import UserError
-from longtape.core.when import When
+from longtape.core.iso_time import IsoTime
 from longtape.features.panel import Panel, Rows
 from longtape.features.windows import first_origin
 
@@ -43,11 +43,11 @@ class SplitConfig(BaseModel):
         description="share of the validation period, its later part, kept for intervals and the trading threshold:"
         " early stopping and penalties never see it",
     )
-    train_until: When | None = Field(None, description="training labels are known by this time (UTC)")
-    validation_until: When | None = Field(
+    train_until: IsoTime | None = Field(None, description="training labels are known by this time (UTC)")
+    validation_until: IsoTime | None = Field(
         None, description="end of validation; left out: no validation period"
     )
-    test_until: When | None = Field(None, description="end of the test; left out: all the rest")
+    test_until: IsoTime | None = Field(None, description="end of the test; left out: all the rest")
     embargo: int = Field(0, ge=0, description="bars between the last label of a period and the next period")
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ class Table:
     columns: Mapping[str, Array]
     origin: str = "data"
     ids: Milliseconds | None = None  # of events, where they have numbers
-    memo: dict[str, Array] = field(default_factory=dict, repr=False)
+    cache: dict[str, Array] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -48,13 +48,13 @@ class Table:
     def __getitem__(self, name: str) -> Array:
         if name not in self.columns:
             raise UserError(f"{self.origin}: no column '{name}'; there are {', '.join(self.columns)}")
-        return self.remember(name, lambda: _finite(self, name))
+        return self.cached(name, lambda: _finite(self, name))
 
-    def remember(self, name: str, compute: Callable[[], Array]) -> Array:
+    def cached(self, name: str, compute: Callable[[], Array]) -> Array:
         """What `compute` gives, computed once per table."""
-        if name not in self.memo:
-            self.memo[name] = compute()
-        return self.memo[name]
+        if name not in self.cache:
+            self.cache[name] = compute()
+        return self.cache[name]
 
 
 def _finite(table: Table, name: str) -> Array:

@@ -41,25 +41,38 @@ class TargetKind:
 
 
 def return_scores(actual: Array, forecast: Array) -> dict[str, float]:
-    """R² out of sample against zero (1 − SSE/Σy²), root mean squared error, hit rate of the sign."""
+    """R² out of sample against zero (1 − SSE/Σy²), hit rate of the sign, root mean squared, mean squared and mean
+    absolute error.
+    """
     sse, against = ((actual - forecast) ** 2).sum(), (actual**2).sum()
     moved = (forecast != 0) & (actual != 0)
     hits = float((np.sign(forecast) == np.sign(actual))[moved].mean()) if moved.any() else float("nan")
     return {
         "R² against zero": float(1 - sse / against) if against > 0 else float("nan"),
-        "RMSE": float(np.sqrt(((actual - forecast) ** 2).mean())),
+        "RMSE": float(np.sqrt(sse / len(actual))),
         "hit rate": hits,
+        **_errors(actual, forecast),
     }
 
 
 def volatility_scores(actual: Array, forecast: Array) -> dict[str, float]:
-    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011)."""
+    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011); on
+    volatilities: mean squared and mean absolute error.
+    """
     y = np.maximum(actual**2, scoring.SMALLEST_VARIANCE)
     f = np.maximum(forecast**2, scoring.SMALLEST_VARIANCE)
     spread = ((y - y.mean()) ** 2).sum()
     return {
         "R²": float(1 - ((y - f) ** 2).sum() / spread) if spread > 0 else float("nan"),
         "QLIKE": float(scoring.qlike(actual, forecast).mean()),
+        **_errors(actual, forecast),
+    }
+
+
+def _errors(actual: Array, forecast: Array) -> dict[str, float]:
+    return {
+        "MSE": float(scoring.squared_error(actual, forecast).mean()),
+        "MAE": float(scoring.absolute_error(actual, forecast).mean()),
     }
 
 
@@ -119,7 +132,7 @@ VOLATILITY = TargetKind(
     "volatility",
     unit="volatility of the horizon (root of the sum of squared log returns)",
     heads=("volatility",),
-    baselines=("mean", "last_value", "log_har"),
+    baselines=("mean", "last_value", "log_har", "log_har_mean"),
     loss=scoring.qlike,
     scores=volatility_scores,
     headline="QLIKE",

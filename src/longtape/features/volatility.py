@@ -10,7 +10,7 @@ from longtape.core.calendars import bars_per_day
 from longtape.core.clock import ALWAYS_OPEN
 from longtape.core.errors import UserError
 from longtape.features.price import WILDER, one_bar_returns
-from longtape.features.registry import feature, refuse_unless, two_rows
+from longtape.features.registry import feature, lag_rows, refuse_unless, two_rows, window_rows
 from longtape.features.rolling import (
     Array,
     exponential,
@@ -26,14 +26,6 @@ BAR = ("open", "high", "low", "close")
 DAYS = {"day": (1, 1), "week": (7, 5), "month": (30, 22)}  # days of 24/7 markets, trading days of exchanges
 
 
-def _rows(table: Table, n: int, **_: object) -> int:
-    return n
-
-
-def _window(table: Table, n: int, **_: object) -> int:
-    return n - 1
-
-
 def _log_of(a: Array, b: Array) -> Array:
     return np.log(a / b)
 
@@ -42,7 +34,7 @@ def _log_of(a: Array, b: Array) -> Array:
     "sample deviation of ln(close_t / close_{t−1}) over n bars",
     "Hull (2018), Options, Futures, and Other Derivatives, ch. 15",
     needs=("close",),
-    warm_up=_rows,
+    warm_up=lag_rows,
     check=two_rows,
 )
 def volatility(table: Table, n: int = 20) -> Array:
@@ -81,7 +73,7 @@ def bars_in(table: Table, period: str) -> int:
     "√(mean of ln(high/low)² / (4 ln 2))",
     "Parkinson (1980), The Extreme Value Method",
     needs=("high", "low"),
-    warm_up=_window,
+    warm_up=window_rows,
 )
 def parkinson(table: Table, n: int = 20) -> Array:
     """Volatility from the range of the bar."""
@@ -93,7 +85,7 @@ def parkinson(table: Table, n: int = 20) -> Array:
     "√mean of ½ ln(high/low)² − (2 ln 2 − 1) ln(close/open)²",
     "Garman & Klass (1980), On the Estimation of Security Price Volatilities",
     needs=BAR,
-    warm_up=_window,
+    warm_up=window_rows,
 )
 def garman_klass(table: Table, n: int = 20) -> Array:
     """Volatility from range and body of the bar."""
@@ -113,7 +105,7 @@ def _rogers_satchell(table: Table) -> Array:
     "√mean of ln(h/c)ln(h/o) + ln(l/c)ln(l/o)",
     "Rogers & Satchell (1991), Estimating Variance from High, Low and Closing Prices",
     needs=BAR,
-    warm_up=_window,
+    warm_up=window_rows,
 )
 def rogers_satchell(table: Table, n: int = 20) -> Array:
     """Volatility from the four prices, free of drift."""
@@ -124,7 +116,7 @@ def rogers_satchell(table: Table, n: int = 20) -> Array:
     "√(V_o + k·V_c + (1−k)·V_rs), k = 0.34/(1.34 + (n+1)/(n−1))",
     "Yang & Zhang (2000), Drift-Independent Volatility Estimation",
     needs=BAR,
-    warm_up=_rows,
+    warm_up=lag_rows,
     check=two_rows,
 )
 def yang_zhang(table: Table, n: int = 20) -> Array:
@@ -145,14 +137,14 @@ def _true_range(table: Table) -> Array:
     "max(high, close_{t−1}) − min(low, close_{t−1}), smoothed by 1/n",
     WILDER,
     needs=("high", "low", "close"),
-    warm_up=lambda table, n: n + memory(1 / n),
+    warm_up=lambda table, n: memory(1 / n),
 )
 def atr(table: Table, n: int = 14) -> Array:
     """Average true range with Wilder's smoothing, in units of price."""
-    return exponential(_true_range(table), 1 / n, 1, n)
+    return exponential(_true_range(table), 1 / n)
 
 
-@feature("atr(n) / close", WILDER, needs=("high", "low", "close"), warm_up=lambda table, n: n + memory(1 / n))
+@feature("atr(n) / close", WILDER, needs=("high", "low", "close"), warm_up=lambda table, n: memory(1 / n))
 def atr_ratio(table: Table, n: int = 14) -> Array:
     """Average true range as a fraction of the close."""
     return atr(table, n) / table["close"]
@@ -162,10 +154,10 @@ def atr_ratio(table: Table, n: int = 14) -> Array:
     "√y_t, y_t = λ·y_{t−1} + (1−λ)·ln(close_t / close_{t−1})²",
     "J.P. Morgan (1996), RiskMetrics Technical Document",
     needs=("close",),
-    warm_up=lambda table, decay: 1 + memory(1 - decay),
+    warm_up=lambda table, decay: memory(1 - decay),
     check=lambda decay: refuse_unless(0 < decay < 1, "decay must lie between 0 and 1"),
 )
 def ewma_volatility(table: Table, decay: float = 0.94) -> Array:
     """Exponentially weighted volatility per bar; 0 < decay < 1."""
     returns = one_bar_returns(table)
-    return np.sqrt(exponential(returns * returns, 1 - decay, 1, 1))
+    return np.sqrt(exponential(returns * returns, 1 - decay))

@@ -8,7 +8,7 @@ from longtape.core.calendars import session_numbers
 from longtape.core.clock import Interval, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.features.price import one_bar_returns
-from longtape.features.registry import Series, feature, refuse_unless, two_rows
+from longtape.features.registry import Series, feature, refuse_unless, two_rows, window_rows
 from longtape.features.rolling import Array, divide, grouped_ratio, rolling_mean, rolling_sum
 from longtape.features.table import Rows, Table, period_starts
 
@@ -17,23 +17,19 @@ VWAP = "Berkowitz, Logue & Noser (1988), The Total Cost of Transactions on the N
 PERIODS = {"day": "1d", "week": "1w", "month": "1M", "year": "12M"}
 
 
-def _window(table: Table, n: int, **_: object) -> int:
-    return n - 1
-
-
 @feature("ln(1 + volume)", "definition", needs=("volume",))
 def log_volume(table: Table) -> Array:
     """Logarithm of one plus the volume."""
     return np.log1p(table["volume"])
 
 
-@feature("mean(volume, n)", "definition", needs=("volume",), warm_up=_window)
+@feature("mean(volume, n)", "definition", needs=("volume",), warm_up=window_rows)
 def volume_mean(table: Table, n: int = 20) -> Array:
     """Mean volume of the last n bars."""
     return rolling_mean(table["volume"], n)
 
 
-@feature("volume / mean(volume, n)", "definition", needs=("volume",), warm_up=_window, check=two_rows)
+@feature("volume / mean(volume, n)", "definition", needs=("volume",), warm_up=window_rows, check=two_rows)
 def volume_ratio(table: Table, n: int = 20) -> Array:
     """Volume over its own mean; 1 where nothing was traded in n bars."""
     return divide(table["volume"], rolling_mean(table["volume"], n), 1.0)
@@ -43,7 +39,9 @@ def _typical(table: Table) -> Array:
     return (table["high"] + table["low"] + table["close"]) / 3.0
 
 
-@feature("Σ p·volume / Σ volume over n bars, p = (high + low + close)/3", VWAP, needs=PRICES, warm_up=_window)
+@feature(
+    "Σ p·volume / Σ volume over n bars, p = (high + low + close)/3", VWAP, needs=PRICES, warm_up=window_rows
+)
 def vwap(table: Table, n: int = 20) -> Array:
     """Volume-weighted average price of the last n bars; the plain mean of p where nothing was traded."""
     price = _typical(table)
@@ -126,7 +124,7 @@ def distance(table: Table, x: Series) -> Array:
     return divide(table["close"] - x, x, 0.0)
 
 
-@feature("close / vwap(n) − 1", VWAP, needs=PRICES, warm_up=_window)
+@feature("close / vwap(n) − 1", VWAP, needs=PRICES, warm_up=window_rows)
 def vwap_distance(table: Table, n: int = 20) -> Array:
     """How far the close stands from the rolling VWAP."""
     return table["close"] / vwap(table, n) - 1.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.big_bird import modeling_big_bird as library
 
-from longtape.attention.block_sparse import block_sparse_attention
+from longtape.attention.operators.block_sparse import block_sparse_attention
 
 OLD_PLAN_LENGTHS = (1024, 3072, 4096)  # for which the library draws from the first 1,024 tokens only
 

@@ -10,12 +10,12 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
+from longtape.core.arrays import Flags
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.progress import say
 from longtape.market import gaps
 from longtape.market.bars import COLUMNS, PRICES, TIME_TYPE, Bars
-from longtape.market.gaps import Flags
 
 Policy = Literal["error", "forward_fill", "drop", "mask"]
 Span = Literal["shared", "union"]

@@ -10,19 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.arrays import Flags, Floats
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
-from longtape.market.rows import (
-    Flags,
-    Floats,
-    Rows,
-    as_numbers,
-    as_times,
-    refuse_disorder,
-    refuse_values,
-    require_columns,
-)
+from longtape.market.rows import Rows, as_numbers, as_times, refuse_disorder, refuse_values, require_columns
 
 PRICES = ("open", "high", "low", "close")
 COLUMNS = ("timestamp", *PRICES, "volume")

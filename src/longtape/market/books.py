@@ -8,13 +8,12 @@ from itertools import count, takewhile
 import numpy as np
 import polars as pl
 
+from longtape.core.arrays import Flags, Floats
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.orderbook import CROSSED, level_columns
 from longtape.market.rows import (
-    Flags,
-    Floats,
     Rows,
     as_numbers,
     as_times,

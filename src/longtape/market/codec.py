@@ -23,12 +23,12 @@ from longtape.core.errors import UserError
 
 SCHEMA_VERSION = 1
 _META = b"longtape"
-_SEAL = re.compile(rb'"body": "([0-9a-f]{8})", "footer": "([0-9a-f]{8})"')
+_CHECKSUMS = re.compile(rb'"body": "([0-9a-f]{8})", "footer": "([0-9a-f]{8})"')
 _TAIL = 8
 _USUAL_FOOTER = 1 << 16
 
 
-class Damaged(Exception):
+class DamagedFile(Exception):
     """A file that is not what was written."""
 
 
@@ -48,19 +48,19 @@ def encode(frame: pl.DataFrame, series: str) -> bytes:
     data = sink.getvalue().to_pybytes()
     start = len(data) - _footer_length(data[-_TAIL:], len(data))
     body, footer = data[:start], data[start:]
-    sealed = _with_seal(footer, crc32(body), 0)
-    return body + _with_seal(sealed, crc32(body), crc32(sealed))
+    sealed = _with_checksums(footer, crc32(body), 0)
+    return body + _with_checksums(sealed, crc32(body), crc32(sealed))
 
 
 def decode(file: Any, where: str) -> pl.DataFrame:
-    """A partition's rows, every byte checked. Raises Damaged, or UserError for a newer schema or a foreign file."""
+    """A partition's rows, every byte checked. Raises DamagedFile, or UserError for a newer schema or a foreign file."""
     data = pa.BufferReader(file.read_buffer())
     body_crc, parquet = _open(data, where)
     data.seek(0)
     whole = data.read_buffer()
     length = _footer_length(memoryview(whole)[-_TAIL:], whole.size)
     if crc32(memoryview(whole)[: whole.size - length]) != body_crc:
-        raise Damaged("its checksum does not fit")
+        raise DamagedFile("its checksum does not fit")
     frame = pl.from_arrow(parquet.read(use_threads=False))
     assert isinstance(frame, pl.DataFrame)  # noqa: S101 — a table gives a frame
     return frame
@@ -87,14 +87,14 @@ def check_version(version: int, where: str) -> None:
 def _open(file: Any, where: str) -> tuple[int, pq.ParquetFile]:
     """The body's checksum and the opened file, its footer checked."""
     footer = _read_footer(file)
-    seal = _SEAL.search(footer)
+    seal = _CHECKSUMS.search(footer)
     if seal is None:
         if _META in footer:
-            raise Damaged("its footer has no checksum")
+            raise DamagedFile("its footer has no checksum")
         raise UserError(f"{where}: not written by longtape; bring foreign files in with `longtape import`")
     body_crc, footer_crc = (int(text, 16) for text in seal.groups())
-    if crc32(_with_seal(footer, body_crc, 0)) != footer_crc:
-        raise Damaged("the checksum of its footer does not fit")
+    if crc32(_with_checksums(footer, body_crc, 0)) != footer_crc:
+        raise DamagedFile("the checksum of its footer does not fit")
     parquet = pq.ParquetFile(file)
     check_version(json.loads(parquet.schema_arrow.metadata[_META])["schema"], where)
     return body_crc, parquet
@@ -113,14 +113,14 @@ def _read_footer(file: Any) -> bytes:
 
 
 def _footer_length(tail: Any, size: int) -> int:
-    """Bytes of the footer, its length and `PAR1`. Raises Damaged where the file does not end as Parquet does."""
+    """Bytes of the footer, its length and `PAR1`. Raises DamagedFile where the file does not end as Parquet does."""
     if len(tail) < _TAIL or bytes(tail[4:]) != b"PAR1":
-        raise Damaged("it is cut off")
+        raise DamagedFile("it is cut off")
     length = int(struct.unpack("<I", tail[:4])[0]) + _TAIL
     if length > size:
-        raise Damaged("it is cut off")
+        raise DamagedFile("it is cut off")
     return length
 
 
-def _with_seal(footer: bytes, body_crc: int, footer_crc: int) -> bytes:
-    return _SEAL.sub(b'"body": "%08x", "footer": "%08x"' % (body_crc, footer_crc), footer, count=1)
+def _with_checksums(footer: bytes, body_crc: int, footer_crc: int) -> bytes:
+    return _CHECKSUMS.sub(b'"body": "%08x", "footer": "%08x"' % (body_crc, footer_crc), footer, count=1)

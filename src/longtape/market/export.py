@@ -55,8 +55,8 @@ def export(
 
 
 def _write(frame: pl.DataFrame, out: Path) -> None:
-    with atomic_path(out) as beside:
+    with atomic_path(out) as temporary:
         if out.suffix == ".csv":
-            frame.write_csv(beside, datetime_format="%Y-%m-%dT%H:%M:%S%.3fZ")
+            frame.write_csv(temporary, datetime_format="%Y-%m-%dT%H:%M:%S%.3fZ")
         else:
-            frame.write_parquet(beside, compression="zstd", use_pyarrow=True)
+            frame.write_parquet(temporary, compression="zstd", use_pyarrow=True)

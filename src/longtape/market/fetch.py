@@ -31,7 +31,7 @@ Span = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FetchRequest:
     """What to fetch of each symbol: `kind` of rows in [since, until), UTC ms.
 
     `since=None` is from the first there is, `until=None` up to now. Candles need an interval; `trades` and `books` are
@@ -55,7 +55,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchResult:
     """What came of one symbol: rows new to the store, rows it had, and rows it had with other values.
 
     Those stay as they were stored, save for a source that restates its history. For candles also the first and last
@@ -78,10 +78,10 @@ def fetch(
     source: Source,
     store: Store,
     symbols: Iterable[str],
-    wanted: Wanted,
+    wanted: FetchRequest,
     category: str,
     workers: int = 4,
-) -> list[Fetched]:
+) -> list[FetchResult]:
     """Fetch several symbols at once into the store, each from where the store ends.
 
     Each page is stored as it comes, so after a failure the next call goes on from there. Raises UserError for
@@ -130,7 +130,7 @@ class _Job:
     source: Source
     store: Store
     instrument: Instrument
-    wanted: Wanted
+    wanted: FetchRequest
     stored: Appended = field(default_factory=Appended)
     spans: list[Span] = field(default_factory=list)
 
@@ -143,15 +143,15 @@ class _Job:
             self._store(page)
             advance(page.height, self.instrument.symbol)
 
-    def outcome(self) -> Fetched:
+    def outcome(self) -> FetchResult:
         """What is in the store now."""
         if self.wanted.kind not in CANDLES or self.wanted.interval is None:
-            return Fetched(self.instrument, self.stored)
+            return FetchResult(self.instrument, self.stored)
         times = self._stored_times()
         if not len(times):
-            return Fetched(self.instrument, self.stored)
+            return FetchResult(self.instrument, self.stored)
         missing = missing_times(times, self.wanted.interval, self.instrument.calendar)
-        return Fetched(self.instrument, self.stored, int(times[0]), int(times[-1]), group(missing, times))
+        return FetchResult(self.instrument, self.stored, int(times[0]), int(times[-1]), group(missing, times))
 
     def _pages(self) -> Iterator[pl.DataFrame]:
         source: Any = self.source

@@ -22,7 +22,7 @@ from longtape.market.store import Store
 from longtape.market.timestamps import to_utc
 
 USUAL_FUNDING_HOURS = 8.0
-_OR = "or name backtest.costs.funding = rate or excluded"
+_ALTERNATIVE = "or name backtest.costs.funding = rate or excluded"
 
 
 def load_funding(
@@ -76,13 +76,15 @@ def _of_store(config: DataConfig, instrument: Instrument, since: int, until: int
     if config.store is None:
         raise UserError(
             f"{instrument.key} is a perpetual and its funding is not recorded: name data.funding_path, a file of"
-            f" timestamp, symbol, rate, {_OR}"
+            f" timestamp, symbol, rate, {_ALTERNATIVE}"
         )
     store = Store(config.store)
     rows = pl.DataFrame(schema={"timestamp": TIME_TYPE, "rate": pl.Float64})
     if Series.of(instrument, "funding") in store.series():
         rows = store.read_table("funding", instrument.key, since=since - MINUTE, until=until + MINUTE)
-    return _whole(rows, instrument, since, until, f"{store.root}: funding of {instrument.key}", config.store)
+    return _complete(
+        rows, instrument, since, until, f"{store.root}: funding of {instrument.key}", config.store
+    )
 
 
 def _of_file(path: str, instrument: Instrument, perpetuals: int, since: int, until: int) -> pl.DataFrame:
@@ -95,10 +97,10 @@ def _of_file(path: str, instrument: Instrument, perpetuals: int, since: int, unt
     rows = rows.select(to_utc(rows["timestamp"], own), numbers(rows, "rate", own))
     at = rows["timestamp"].dt.timestamp("ms").to_numpy()
     refuse_values(~np.isfinite(rows["rate"].to_numpy()), rows["rate"], "not a rate", at, own)
-    return _whole(rows, instrument, since, until, f"{own}: funding of {instrument.key}", None)
+    return _complete(rows, instrument, since, until, f"{own}: funding of {instrument.key}", None)
 
 
-def _whole(
+def _complete(
     rows: pl.DataFrame, instrument: Instrument, since: int, until: int, what: str, store: str | None
 ) -> pl.DataFrame:
     """The payments of [since, until), none missing and none twice."""
@@ -114,7 +116,7 @@ def _whole(
     holes = funding_holes(times, payment_step(instrument), since, until)
     if holes:
         way = "add the payments" if store is None else _command(instrument, store, *holes[0])
-        raise UserError(f"{what} has a hole at {iso(holes[0][0])} ({len(holes)} such): {way}, {_OR}")
+        raise UserError(f"{what} has a hole at {iso(holes[0][0])} ({len(holes)} such): {way}, {_ALTERNATIVE}")
     return rows
 
 

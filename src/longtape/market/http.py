@@ -22,8 +22,8 @@ ANSWER_LIMIT = 16 << 20
 ANSWER_SECONDS = 60.0
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0)
 _TOO_MANY = frozenset({403, 418, 429})
-_PASSING = _TOO_MANY | {408, 425}
-_HERE = frozenset({"127.0.0.1", "localhost", "::1"})
+_TRANSIENT = _TOO_MANY | {408, 425}
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 T = TypeVar("T")
 Sleep = Callable[[float], object]
@@ -38,7 +38,7 @@ class Answer:
     body: Any
 
 
-class TryAgain(Exception):
+class RetryableError(Exception):
     """An answer that may be better next time. `wait`: seconds that the service asks for; `busy`: all should wait."""
 
     def __init__(self, reason: str, wait: float | None = None, busy: bool = False) -> None:
@@ -50,7 +50,7 @@ class NotFound(ServiceError):
     """The service has nothing at that path (HTTP 404)."""
 
 
-class Limiter:
+class RateLimiter:
     """At most `rate` calls a second over all threads, and none before a time that the service set."""
 
     def __init__(self, rate: float, sleep: Sleep) -> None:
@@ -72,15 +72,15 @@ class Limiter:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
-def insist(call: Callable[[], T], where: str, tries: int, pause: Callable[[float, bool], object]) -> T:
-    """What `call` gives, tried again after TryAgain with back-off of 0.25, 0.5, 1, 2, 4, 5, 5 s or as it asks.
+def retry(call: Callable[[], T], where: str, tries: int, pause: Callable[[float, bool], object]) -> T:
+    """What `call` gives, tried again after RetryableError with back-off of 0.25, 0.5, 1, 2, 4, 5, 5 s or as it asks.
 
     `pause(seconds, everybody)` waits. Raises ServiceError naming `where` and the reason when no try succeeds.
     """
     for attempt in range(tries):
         try:
             return call()
-        except TryAgain as failure:
+        except RetryableError as failure:
             reason, told, busy = str(failure), failure.wait or 0.0, failure.busy
         if told > LONGEST_WAIT:
             raise ServiceError(f"{where}: {reason}; it asks to wait {told:,.0f} s: try again then")
@@ -90,9 +90,9 @@ def insist(call: Callable[[], T], where: str, tries: int, pause: Callable[[float
 
 
 class Client:
-    """GET JSON from one base URL, tried `tries` times (see `insist`). Safe to share between threads.
+    """GET JSON from one base URL, tried `tries` times (see `retry`). Safe to share between threads.
 
-    `speaks` are the HTTP statuses whose body is an answer; `sleep` is what waits, tests give one that does not.
+    `readable` are the HTTP statuses whose body is an answer; `sleep` is what waits, tests give one that does not.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class Client:
         rate: float = 50.0,
         tries: int = TRIES,
         sleep: Sleep | None = None,
-        speaks: frozenset[int] = frozenset({200}),
+        readable: frozenset[int] = frozenset({200}),
     ) -> None:
         self._url = _checked_url(base_url)
         self.host = self._url.netloc.decode().rpartition("@")[2]
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
-        self._tries, self._speaks = tries, speaks
-        self._limiter = Limiter(rate, self._sleep)
+        self._tries, self._readable = tries, readable
+        self._limiter = RateLimiter(rate, self._sleep)
         self._client = httpx.Client(
             base_url=self._url,
             timeout=_TIMEOUT,
-            trust_env=self._url.host not in _HERE,
+            trust_env=self._url.host not in _LOOPBACK,
             headers={"Accept": "application/json", "User-Agent": "longtape"},
         )
 
@@ -123,7 +123,7 @@ class Client:
         self._client.close()
 
     def get(self, path: str, params: Mapping[str, str | int], judge: Callable[[Answer], T]) -> T:
-        """What `judge` makes of the answer; it raises TryAgain for one worth another try."""
+        """What `judge` makes of the answer; it raises RetryableError for one worth another try."""
 
         def call() -> T:
             self._limiter.wait()
@@ -131,7 +131,7 @@ class Client:
                 raise ServiceError(f"{self.host}{path}: stopped")
             return judge(self._read(path, *self._send(path, params)))
 
-        return insist(call, f"{self.host}{path}", self._tries, self._pause)
+        return retry(call, f"{self.host}{path}", self._tries, self._pause)
 
     def hold(self, seconds: float) -> None:
         """No call for so long, in any thread."""
@@ -143,27 +143,27 @@ class Client:
         self._sleep(seconds)
 
     def _send(self, path: str, params: Mapping[str, str | int]) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body; TryAgain if the connection fails."""
+        """Status, headers and body; RetryableError if the connection fails."""
         try:
             with self._client.stream("GET", path, params=dict(params)) as response:
                 return response.status_code, dict(response.headers), _bounded(response)
         except httpx.TransportError as failure:
-            raise TryAgain(_words(failure)) from failure
+            raise RetryableError(_transport_reason(failure)) from failure
 
     def _read(self, path: str, status: int, named: Mapping[str, str], raw: bytes) -> Answer:
         headers = {name.lower(): value for name, value in named.items()}
-        if status in _PASSING or status >= 500:
-            raise TryAgain(_status_words(status, raw), retry_after(headers), busy=status in _TOO_MANY)
-        if status not in self._speaks:
+        if status in _TRANSIENT or status >= 500:
+            raise RetryableError(_status_reason(status, raw), retry_after(headers), busy=status in _TOO_MANY)
+        if status not in self._readable:
             kind_of_error = NotFound if status == 404 else ServiceError
-            raise kind_of_error(f"{self.host}{path}: {_status_words(status, raw)}; check the base URL")
+            raise kind_of_error(f"{self.host}{path}: {_status_reason(status, raw)}; check the base URL")
         kind = headers.get("content-type", "nothing").partition(";")[0]
         if "json" not in kind:
-            raise TryAgain(f"answered {kind} instead of JSON")
+            raise RetryableError(f"answered {kind} instead of JSON")
         try:
             return Answer(status, headers, json.loads(raw))
         except (ValueError, RecursionError):
-            raise TryAgain(f"answered broken JSON ({len(raw):,} bytes)") from None
+            raise RetryableError(f"answered broken JSON ({len(raw):,} bytes)") from None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -201,13 +201,13 @@ def _bounded(response: httpx.Response) -> bytes:
         parts.append(part)
         size += len(part)
         if size > ANSWER_LIMIT:
-            raise TryAgain(f"answered more than {ANSWER_LIMIT >> 20} MiB")
+            raise RetryableError(f"answered more than {ANSWER_LIMIT >> 20} MiB")
         if time.monotonic() > deadline:
-            raise TryAgain(f"was still answering after {ANSWER_SECONDS:g} s")
+            raise RetryableError(f"was still answering after {ANSWER_SECONDS:g} s")
     return b"".join(parts)
 
 
-def _words(failure: httpx.TransportError) -> str:
+def _transport_reason(failure: httpx.TransportError) -> str:
     if isinstance(failure, httpx.TimeoutException):
         return "no answer in time"
     if isinstance(failure, httpx.ConnectError):
@@ -215,7 +215,7 @@ def _words(failure: httpx.TransportError) -> str:
     return "the connection broke"
 
 
-def _status_words(status: int, raw: bytes) -> str:
+def _status_reason(status: int, raw: bytes) -> str:
     text = " ".join(raw[:2_000].decode("utf-8", "replace").split())
     readable = "" if text.startswith("<") else "".join(c for c in text if c.isprintable())[:120]
     return f"HTTP {status}" + (f" ({readable})" if readable else "")

@@ -12,7 +12,7 @@ from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.core.instrument import CATEGORIES, Instrument, check_category
-from longtape.core.when import When
+from longtape.core.iso_time import IsoTime
 from longtape.market.bars import Bars
 from longtape.market.book_files import read_books
 from longtape.market.books import Books
@@ -70,8 +70,8 @@ class DataConfig(BaseModel):
         description="for perpetuals: recorded funding (timestamp, symbol, rate) where the store has none; {symbol} as"
         " in path",
     )
-    since: When | None = Field(None, description="first bar or event to take (UTC)")
-    until: When | None = Field(None, description="bars and events before this time are taken (UTC)")
+    since: IsoTime | None = Field(None, description="first bar or event to take (UTC)")
+    until: IsoTime | None = Field(None, description="bars and events before this time are taken (UTC)")
     drop_last: bool = Field(False, description="for candles: leave out the newest, which may be unfinished")
 
     @model_validator(mode="before")
@@ -144,7 +144,7 @@ class DataConfig(BaseModel):
         if usual_name(Interval.parse(str(self.interval))).name != "1d":
             raise ValueError(f"the samples are daily candles (1d), not of {self.interval}")
 
-    def beside(self, folder: Path) -> DataConfig:
+    def resolve_paths(self, folder: Path) -> DataConfig:
         """The same with relative paths taken from `folder`, the experiment file's."""
         moved = {}
         for key in ("path", "store", "funding_path"):

@@ -46,7 +46,7 @@ class Update(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Break:
+class ChainBreak:
     """A place where the book cannot be known: until the next snapshot there are no rows."""
 
     time: int
@@ -62,7 +62,7 @@ class Rebuilt:
     """The book after each update, and where the chain of updates was broken."""
 
     frame: pl.DataFrame
-    breaks: tuple[Break, ...]
+    breaks: tuple[ChainBreak, ...]
 
 
 @dataclass
@@ -128,18 +128,18 @@ def rebuild(updates: Iterable[Update], depth: int = DEPTH) -> Rebuilt:
     the stream, or an update with id 1 (Bybit restarted its service), starts anew. A missing update or a crossed book is
     a break: nothing is given until the next snapshot. UserError if there is no snapshot at all.
     """
-    builder = _Builder(depth)
+    builder = _Rebuilder(depth)
     for update in updates:
         builder.take(update)
     return builder.result()
 
 
-class _Builder:
+class _Rebuilder:
     def __init__(self, depth: int) -> None:
         self.depth, self.book = depth, OrderBook()
         self.rows: list[tuple[int, int, int | None, int]] = []
         self.levels: list[np.ndarray[Any, np.dtype[np.float64]]] = []
-        self.breaks: list[Break] = []
+        self.breaks: list[ChainBreak] = []
         self.waiting: list[Update] | None = []
         self.last: int | None = None
         self.joined = False
@@ -150,7 +150,7 @@ class _Builder:
         elif self.waiting is not None:
             self.waiting.append(update)
         else:
-            self._follow(update)
+            self._advance(update)
 
     def _start(self, snapshot: Update) -> None:
         held, self.waiting = self.waiting or [], None
@@ -158,14 +158,14 @@ class _Builder:
         self.book.reset(snapshot.bids, snapshot.asks)
         # A stream's own snapshot (Bybit) is a row; one asked for beside the stream is only where the updates begin.
         if snapshot.first == snapshot.last:
-            self._give(snapshot)
+            self._emit_row(snapshot)
         for update in held:
             if self.waiting is None and self._apply(update) and self.book.is_crossed:
-                self._break(update, CROSSED)
+                self._break_chain(update, CROSSED)
 
-    def _follow(self, update: Update) -> None:
+    def _advance(self, update: Update) -> None:
         if self._apply(update):
-            self._give(update)
+            self._emit_row(update)
 
     def _apply(self, update: Update) -> bool:
         """True if the update took the book further; False for an old one and for a break."""
@@ -176,7 +176,7 @@ class _Builder:
         if not self._continues(update, self.last):
             expected = f"{self.last} before it" if update.previous is not None else f"{self.last + 1} next"
             found = update.previous if update.previous is not None else update.first
-            self._break(update, f"updates are missing: expected {expected}, found {found}")
+            self._break_chain(update, f"updates are missing: expected {expected}, found {found}")
             return False
         self.last, self.joined = update.last, True
         self.book.update(update.bids, update.asks)
@@ -187,15 +187,15 @@ class _Builder:
             return True  # the first after a snapshot only has to contain or touch it
         return update.previous == last if update.previous is not None else update.first == last + 1
 
-    def _give(self, update: Update) -> None:
+    def _emit_row(self, update: Update) -> None:
         if self.book.is_crossed:
-            self._break(update, CROSSED)
+            self._break_chain(update, CROSSED)
             return
         self.rows.append((update.time, update.event_time, update.received, update.last))
-        self.levels.append(_flat(*self.book.top(self.depth), self.depth))
+        self.levels.append(_flatten_levels(*self.book.top(self.depth), self.depth))
 
-    def _break(self, update: Update, reason: str) -> None:
-        self.breaks.append(Break(update.time, update.last, reason))
+    def _break_chain(self, update: Update, reason: str) -> None:
+        self.breaks.append(ChainBreak(update.time, update.last, reason))
         self.waiting = []
 
     def result(self) -> Rebuilt:
@@ -207,7 +207,7 @@ class _Builder:
         return Rebuilt(_frame(self.rows, levels, self.depth), tuple(self.breaks))
 
 
-def _flat(bids: Levels, asks: Levels, depth: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _flatten_levels(bids: Levels, asks: Levels, depth: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     row = np.full((depth, 4), np.nan)
     if bids:
         row[: len(bids), :2] = bids
@@ -244,7 +244,7 @@ def book_row(time: int, update_id: int, bids: Levels, asks: Levels, depth: int) 
     """One snapshot (UTC ms) as a frame of one row, sorted and cut to `depth`."""
     book = OrderBook()
     book.reset(bids, asks)
-    return _frame([(time, time, None, update_id)], _flat(*book.top(depth), depth)[None], depth)
+    return _frame([(time, time, None, update_id)], _flatten_levels(*book.top(depth), depth)[None], depth)
 
 
 def read_log(path: str | Path, symbol: str | None = None) -> Iterator[Update]:

@@ -16,7 +16,7 @@ import polars as pl
 from longtape.core.clock import Interval, iso
 from longtape.core.errors import ServiceError
 
-_AGAIN = 3
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Pager:
         """
         start, known = since, pl.DataFrame()
         while start < until:
-            page = self._agreeing(known, start, min(start + self.window, until) - 1)
+            page = self._consistent_page(known, start, min(start + self.window, until) - 1)
             fresh = _after(page.rows, known)
             if fresh.is_empty():
                 found = (
@@ -83,7 +83,7 @@ class Pager:
         """Rows before `until` (None: up to now) back to `since` or to the first there is, the newest page first."""
         end, known = None if until is None else until - 1, pl.DataFrame()
         while True:
-            page = self._agreeing(known, since, end, whole=False)
+            page = self._consistent_page(known, since, end, whole=False)
             fresh = _before(page.rows, known)
             if fresh.is_empty() and page.rows.height and end is not None:
                 # so few rows fit on a page that the known one filled it
@@ -96,11 +96,17 @@ class Pager:
                 yield done
             known, end = page.rows, page.first
 
-    def _agreeing(self, known: pl.DataFrame, start: int | None, end: int | None, whole: bool = True) -> Page:
+    def _consistent_page(
+        self, known: pl.DataFrame, start: int | None, end: int | None, whole: bool = True
+    ) -> Page:
         """A page whose rows agree with those of the page before."""
         changed = 0
-        for _ in range(_AGAIN):
-            page = self._whole(start, end) if whole and start is not None else self.ask(start, end, self.size)
+        for _ in range(_TRIES):
+            page = (
+                self._complete_page(start, end)
+                if whole and start is not None
+                else self.ask(start, end, self.size)
+            )
             differs = _changed(known, page.rows)
             if differs is None:
                 return page
@@ -110,7 +116,7 @@ class Pager:
             " run it again later"
         )
 
-    def _whole(self, start: int, end: int | None) -> Page:
+    def _complete_page(self, start: int, end: int | None) -> Page:
         """All rows of [start, end]'s first part: where the page begins later than asked, its front is asked for."""
         page = self.ask(start, end, self.size)
         rows = page.rows

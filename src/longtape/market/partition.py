@@ -140,16 +140,9 @@ def merge(
     if old is not None and old.schema != new.schema:
         old, new = _same_columns(old, new)
     key = list(kind.key)
+    _refuse_ids_on_one_side(old, new, kind, where)
     if not _has_values(new, key):
-        if old is not None and _has_values(old, key):
-            raise UserError(
-                f"{where}: the stored {kind.name} have an id and the new ones have none; give their ids"
-            )
         return _merge_rows(old, new)
-    if old is not None and not _has_values(old, key):
-        raise UserError(
-            f"{where}: the stored {kind.name} have no id, so those with ids cannot be told from them"
-        )
     first = new.select(pl.struct(key).is_first_distinct()).to_series()
     if not first.all():
         merged, counts = merge(old, new.filter(first), kind, on_conflict, where)
@@ -158,6 +151,20 @@ def merge(
     if old is None or ("timestamp" in key and new["timestamp"][0] > old["timestamp"][-1]):
         return _joined(old, new), Appended(added=new.height)
     return _merge_keyed(old, new, key, on_conflict, where)
+
+
+def _refuse_ids_on_one_side(old: pl.DataFrame | None, new: pl.DataFrame, kind: Kind, where: str) -> None:
+    if old is None:
+        return
+    stored, given = (_has_values(frame, list(kind.key)) for frame in (old, new))
+    if stored and not given:
+        raise UserError(
+            f"{where}: the stored {kind.name} have an id and the new ones have none; give their ids"
+        )
+    if given and not stored:
+        raise UserError(
+            f"{where}: the stored {kind.name} have no id, so those with ids cannot be told from them"
+        )
 
 
 def _has_values(frame: pl.DataFrame, names: list[str]) -> bool:

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.market import gaps as clock
 from longtape.market.bars import COLUMNS, PRICES, Bars
 from longtape.market.files import read_raw
-from longtape.market.gaps import Flags, Gap
+from longtape.market.gaps import Gap
 from longtape.market.series import Series
 from longtape.market.store import Store
 

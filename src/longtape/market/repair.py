@@ -50,16 +50,10 @@ def repair(store: Store, series: Series, source: Source, *, last: bool = False) 
         )
     damaged = store.set_aside_damaged(series)
     before = _gaps(store, series)
-    spans = damaged + [(gap.first, gap.last + 1) for gap in before]
-    fetched = replaced = 0
-    with progress(f"repair {series.key} {series.interval}", len(spans), "gaps") as bar:
-        for span in spans:
-            fetched += _fetch(store, series, source, span, "keep")[0]
-            bar.advance(note=iso(span[0]))
-    if (
-        last
-        and (newest := store.last(store.instrument(series), series.interval, series.kind.name)) is not None
-    ):
+    fetched = _fetch_all(store, series, source, damaged + [(gap.first, gap.last + 1) for gap in before])
+    newest = store.last(store.instrument(series), series.interval, series.kind.name) if last else None
+    replaced = 0
+    if newest is not None:
         replaced = _fetch(store, series, source, (newest, newest + 1), "replace")[1]
     after = _gaps(store, series)
     return Repaired(
@@ -72,6 +66,16 @@ def repair(store: Store, series: Series, source: Source, *, last: bool = False) 
         replaced=replaced,
         first_missing=iso(after[0].first) if after else None,
     )
+
+
+def _fetch_all(store: Store, series: Series, source: Source, spans: list[Span]) -> int:
+    """Bars added that open in the spans."""
+    fetched = 0
+    with progress(f"repair {series.key} {series.interval}", len(spans), "gaps") as bar:
+        for span in spans:
+            fetched += _fetch(store, series, source, span, "keep")[0]
+            bar.advance(note=iso(span[0]))
+    return fetched
 
 
 def _gaps(store: Store, series: Series) -> tuple[Gap, ...]:

@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.arrays import Flags, Floats
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.timestamps import TimeUnit, in_utc
-
-Flags = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 
 class Rows:

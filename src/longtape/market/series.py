@@ -10,7 +10,7 @@ from longtape.core.instrument import Instrument
 from longtape.market import partition
 from longtape.market.partition import CANDLE_KINDS, Kind
 
-_MARK = "mark-"
+_MARK_PREFIX = "mark-"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Series:
         """The name of its folder. A month is `1mo`: `1M` and `1m` are one folder where case is not told apart."""
         if self.interval is None:
             return self.kind.name
-        return (_MARK if self.kind.name == "mark" else "") + self.interval.name.replace("M", "mo")
+        return (_MARK_PREFIX if self.kind.name == "mark" else "") + self.interval.name.replace("M", "mo")
 
     @property
     def folder(self) -> str:
@@ -56,9 +56,9 @@ def series_of(source: str, category: str, symbol: str, name: str) -> Series | No
     """A folder name → its series; None for a folder that is none of ours."""
     if name in partition.KINDS and name not in CANDLE_KINDS:
         return Series(source, category, symbol, partition.KINDS[name])
-    kind = "mark" if name.startswith(_MARK) else "candles"
+    kind = "mark" if name.startswith(_MARK_PREFIX) else "candles"
     try:
-        interval = Interval.parse(name.removeprefix(_MARK).replace("mo", "M"))
+        interval = Interval.parse(name.removeprefix(_MARK_PREFIX).replace("mo", "M"))
     except UserError:
         return None
     return Series(source, category, symbol, partition.KINDS[kind], interval)

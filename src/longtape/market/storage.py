@@ -103,8 +103,8 @@ class LocalStorage(Storage):
         target = Path(self.path(name))
         try:
             _make_folder(target.parent)
-            with atomic_path(target) as beside:
-                beside.write_bytes(data)
+            with atomic_path(target) as temporary:
+                temporary.write_bytes(data)
         except OSError as error:
             raise self.failed(name, error) from error
 

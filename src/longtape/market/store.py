@@ -29,7 +29,7 @@ from longtape.core.instrument import Instrument
 from longtape.market import codec, partition
 from longtape.market.bars import Bars
 from longtape.market.books import Books
-from longtape.market.codec import Damaged
+from longtape.market.codec import DamagedFile
 from longtape.market.partition import CANDLE_KINDS, Appended, OnConflict
 from longtape.market.series import Series, series_of, usual_name
 from longtape.market.storage import open_storage
@@ -187,7 +187,7 @@ class Store:
             size += self.storage.size(name) or 0
             try:
                 ranges.append(self._range(name))
-            except Damaged:
+            except DamagedFile:
                 damaged.append(self.storage.where(name))
         return Entry(
             instrument=self.instrument(series),
@@ -340,7 +340,7 @@ class Store:
         """What `read` gives; a damaged file is set aside, so that the next run can go on, and named."""
         try:
             return read()
-        except Damaged as error:
+        except DamagedFile as error:
             aside = self.storage.set_aside(name)
             raise LongtapeError(
                 f"{self.storage.where(name)}: damaged ({error}); set aside as {aside.rpartition('/')[2]}, its period is"
@@ -364,7 +364,7 @@ class Store:
     def _readable(self, name: str) -> pl.DataFrame:
         try:
             return self._decode(name)
-        except Damaged as error:
+        except DamagedFile as error:
             raise LongtapeError(
                 f"{self.storage.where(name)}: damaged ({error}); `longtape data repair` sets it aside and fetches its"
                 " period again"
@@ -381,7 +381,7 @@ class Store:
     def _is_whole(self, name: str) -> bool:
         try:
             self._decode(name)
-        except Damaged:
+        except DamagedFile:
             return False
         return True
 

@@ -73,6 +73,11 @@ class ModelConfig(BaseModel):
         return self.kind
 
     @property
+    def has_dropout(self) -> bool:
+        """True where a pass in training leaves something out by chance."""
+        return False
+
+    @property
     def has_global_tokens(self) -> bool:
         """True where marks of market time can become global tokens."""
         return False
@@ -170,6 +175,17 @@ class Model(nn.Module):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer, [B, N, d_model] each. UserError for a model that has none."""
         raise UserError(f"model '{self.config.kind}' has no hidden states")
+
+    def token_bars(self) -> Rows:
+        """The newest bar of the window [0, lookback) that each token holds, [N]; −1 for a token that is no bar.
+
+        UserError for a model whose tokens do not stand in time.
+        """
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        """The share of each token of the last layer in what the head is given, [B, N]. UserError as `token_bars`."""
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
 
     @property
     def future_steps(self) -> int:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from longtape.attention import Attention
+from longtape.attention.dropout import Dropout
 from longtape.core.calendars import CALENDAR_COLUMNS
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.expression import parse
@@ -26,7 +27,7 @@ from longtape.models.embedding import PatchEmbedding, Positions, WindowNorm
 from longtape.models.heads import HEADS
 from longtape.models.linear_baseline import Constant
 from longtape.models.network import Network, NetworkConfig
-from longtape.models.pooling import StaticInputs, build_pooling
+from longtape.models.pooling import AttentionPooling, StaticInputs, build_pooling
 from longtape.models.prediction import Prediction
 from longtape.models.transformer import Transformer
 
@@ -159,7 +160,7 @@ class EncoderForecaster(Network):
             nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.pooling == "class" else None
         )
         self.positions = Positions(config.positions, config.n_tokens, config.d_model)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.transformer = Transformer(config)
         self.pooling = build_pooling(config.pooling, config.d_model)
         self.build_heads(config.d_model)
@@ -208,6 +209,26 @@ class EncoderForecaster(Network):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer [B, N, d_model], the last ones normalised as the head sees them."""
         return self._encode(batch, self.scaling(batch.x))[0]
+
+    def token_bars(self) -> Rows:
+        own = np.arange(
+            self.config.patch - 1,
+            self.config.patch * -(-self.config.lookback // self.config.patch),
+            self.config.patch,
+        )
+        bars = own - (-self.config.lookback % self.config.patch)
+        return np.concatenate([[-1], bars]) if self.class_token is not None else bars
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        n = self.config.n_tokens
+        if isinstance(self.pooling, AttentionPooling):
+            weights: Tensor = self.pooling.weights(self.hidden_states(batch)[-1])
+            return weights
+        if self.config.pooling == "mean":
+            return torch.full((len(batch), n), 1 / n)
+        one = torch.zeros(len(batch), n)
+        one[:, 0 if self.class_token is not None else -1] = 1.0
+        return one
 
     def _encode(self, batch: Batch, scaled: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Tokens after each layer, and by how much more than in training returns vary in each window [B, A, 1]."""

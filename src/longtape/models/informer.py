@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from longtape.attention import Attention, build_attention
+from longtape.attention.dropout import Dropout
 from longtape.core.calendars import CALENDAR_COLUMNS
 from longtape.models.base import ModelInputs
 from longtape.models.batch import Batch
@@ -117,7 +118,7 @@ class Embedding(nn.Module):
         nn.init.kaiming_normal_(self.values.weight, mode="fan_in", nonlinearity="leaky_relu")
         self.positions = Positions(config.positions, n_tokens, d)
         self.calendar = nn.Linear(len(CALENDAR_COLUMNS), d, bias=False) if config.calendar else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, calendar: Tensor) -> Tensor:
         """Scaled values [B, N, C] and calendar [B, N, D] → [B, N, d_model]."""

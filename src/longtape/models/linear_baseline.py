@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longtape.core.clock import iso
+from longtape.core.errors import UserError
 from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
 from longtape.models.gram import Gram, chunks
 from longtape.models.har import Array, HarDesign, LogHarFit, fit_log_har
+from longtape.models.har_mean import monthly_log_variance
 
 RIDGE_GRID = (0.01, 0.1, 1.0, 10.0, 100.0, float("inf"))
+ALL_ROWS = 2**31  # the reach of what is fitted anew as time goes on
 Scale = Callable[[Tensor], Tensor]
 
 
@@ -238,3 +242,40 @@ class LogHar(LinearBaseline):
         of_lags = torch.einsum("bal,aln->ban", lags, self.lag_weights)
         of_cell = self.cell_weights[:, cell].transpose(0, 1)
         return (of_lags + of_cell + self.intercept).float()
+
+
+class MonthlyHar(LinearBaseline):
+    """The mean of log-HARs of every asset, fitted anew each month (`longtape.models.har_mean`)."""
+
+    since: Tensor
+
+    def __init__(self, design: HarDesign, columns: Rows) -> None:
+        super().__init__()
+        self.har, self.columns, self.n_rows = design, columns, columns.size
+        self.register_buffer("since", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def reach(self) -> int:
+        """Every row since the first that it was fitted on."""
+        return ALL_ROWS
+
+    def row_inputs(self, panel: Panel) -> Array:
+        """[T, A·n] ln of the expected variance. UserError where the data begin later than those of the fit."""
+        since = int(self.since)
+        if panel.known_at[0] > since > 0:
+            raise UserError(
+                f"log_har_mean is fitted anew each month on all rows since {iso(since)}, and these data begin"
+                f" {iso(int(panel.known_at[0]))}; give it the whole history"
+            )
+        found = [
+            monthly_log_variance(self.har, panel, asset, own, since) for asset, own in enumerate(self.columns)
+        ]
+        return np.concatenate(found, axis=1)
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        """From the first training row on whose lags lie in the data; what they are fitted to follows with time."""
+        first = max(int(train[0]), self.har.lags[self.har.used(len(train)) - 1])
+        self.since.fill_(int(panel.known_at[min(first, len(panel) - 1)]))
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        return rows.unflatten(1, self.columns.shape).float()

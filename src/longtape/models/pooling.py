@@ -39,10 +39,15 @@ class AttentionPooling(nn.Module):
         self.query = nn.Linear(d_model, 1)
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        return torch.einsum("bnd,bn->bd", tokens, self.weights(tokens, visible))
+
+    def weights(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The share of each token, [B, N]."""
         scores = self.query(tokens).squeeze(-1)
         if visible is not None:
             scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-        return torch.einsum("bnd,bn->bd", tokens, scores.softmax(-1))
+        shares: Tensor = scores.softmax(-1)
+        return shares
 
 
 class StaticInputs(nn.Module):

@@ -19,6 +19,7 @@ MODELS = Registry(
         "last_value": "longtape.models.closed_forms:LastValue",
         "ar1": "longtape.models.closed_forms:Ar1",
         "log_har": "longtape.models.closed_forms:LogHarModel",
+        "log_har_mean": "longtape.models.closed_forms:LogHarMean",
     },
 )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longtape.attention import Attention, build_attention, mechanism_class
+from longtape.attention.dropout import Dropout, GeluDropout
 from longtape.models.base import ModelConfig
 
 
@@ -59,6 +60,11 @@ class TransformerConfig(ModelConfig):
         return self
 
     @property
+    def has_dropout(self) -> bool:
+        """True with dropout of features or of attention weights."""
+        return self.dropout > 0 or self.attention_options.get("attention_dropout", 0) > 0
+
+    @property
     def has_global_tokens(self) -> bool:
         """True where marks of market time can become global tokens."""
         return "global_positions" in mechanism_class(self.attention).inputs
@@ -80,10 +86,9 @@ def feed_forward(config: TransformerConfig) -> nn.Sequential:
     width = config.d_ff or 4 * config.d_model
     return nn.Sequential(
         nn.Linear(config.d_model, width),
-        nn.GELU(),
-        nn.Dropout(config.dropout),
+        GeluDropout(config.dropout),
         nn.Linear(width, config.d_model),
-        nn.Dropout(config.dropout),
+        Dropout(config.dropout),
     )
 
 

@@ -146,7 +146,7 @@ def learning_curve(history: Sequence[Mapping[str, float]]) -> go.Figure:
     return figure
 
 
-def standing(draws: npt.NDArray[np.float64], own: float) -> go.Figure:
+def random_sharpes(draws: npt.NDArray[np.float64], own: float) -> go.Figure:
     """Histogram of the Sharpe ratios of random strategies, and where the strategy stands (a line)."""
     figure = _figure("Sharpe ratio", "random strategies", 280)
     known = draws[np.isfinite(draws)]

@@ -13,7 +13,7 @@ from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
 from longtape.core.files import write_text
-from longtape.report.text import show
+from longtape.report.text import format_value
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Table:
     @property
     def rows(self) -> list[list[str]]:
         """Cells as text."""
-        return [[show(row.get(name)) for name in self.columns] for row in self.content]
+        return [[format_value(row.get(name)) for name in self.columns] for row in self.content]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Facts:
     @property
     def facts(self) -> list[tuple[str, str]]:
         """Pairs as text."""
-        return [(name, show(value)) for name, value in self.content.items()]
+        return [(name, format_value(value)) for name, value in self.content.items()]
 
 
 Block = Table | Figures | Facts

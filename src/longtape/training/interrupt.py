@@ -16,7 +16,7 @@ class Stop:
 
 
 @contextmanager
-def polite_interrupt() -> Iterator[Stop]:
+def graceful_interrupt() -> Iterator[Stop]:
     """The first Ctrl-C (or SIGTERM) sets `stop.asked`; a second Ctrl-C raises KeyboardInterrupt at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -10,7 +10,7 @@ from longtape.core.progress import say
 from longtape.evaluation.walk_forward import WalkForward, walk_forward
 from longtape.experiment import Experiment
 from longtape.features.splits import WalkForwardConfig
-from longtape.report.text import table
+from longtape.report.text import TextTable
 from longtape.training.execution import Execution
 from longtape.workflow.data import RunData
 from longtape.workflow.page import write_walk_report
@@ -26,9 +26,9 @@ class WalkedForward:
     walked: WalkForward
     results: Results
 
-    def text(self) -> str:
-        """Folds, results next to the baselines, and the verdict."""
-        return table(self.walked.table(), "Folds") + "\n\n" + self.results.text()
+    def blocks(self) -> list[TextTable | str]:
+        """Folds, results next to the baselines, and the verdict: what the terminal shows."""
+        return [TextTable(self.walked.table(), "Folds"), *self.results.blocks()]
 
 
 def run_walk_forward(

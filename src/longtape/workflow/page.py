@@ -83,7 +83,7 @@ def _money(results: Results) -> list[Block]:
     judgement, account = results.judgement, results.account
     if judgement is None or account is None:
         return []
-    curves = {MODEL: account.equity} | {name: one.equity for name, one in judgement.beside.items()}
+    curves = {MODEL: account.equity} | {name: one.equity for name, one in judgement.benchmarks.items()}
     equity = Figure("Equity", "Marked at the close of every bar, after all costs.", figures.equity(curves))
     shape = [
         Figure("Drawdown", "Loss from the highest equity so far.", figures.drawdown(account.equity)),
@@ -113,7 +113,7 @@ def _judgement(judgement: Judgement) -> list[Block]:
     bars = figures.bars(costs, "cost", "return", "total return, %")
     caption = "Total return if fees, spread and slippage together came to so many basis points a side."
     draws = np.asarray(judgement.random.sharpe)
-    chance = figures.standing(draws, judgement.random.own_sharpe)
+    chance = figures.random_sharpes(draws, judgement.random.own_sharpe)
     shown = "The strategy (line) among random ones with its turnover and exposure."
     pair = [Figure("Cost sensitivity", caption, bars), Figure("Luck", shown, chance)]
     return [

@@ -12,13 +12,15 @@ import polars as pl
 from longtape.backtest import BacktestResult
 from longtape.backtest.judgement import Judgement, judge
 from longtape.core.clock import iso
-from longtape.evaluation.skill import MODEL, P_VALUE, Rows, coverage, skills
+from longtape.core.files import nan_to_null
+from longtape.evaluation.coverage import coverage
+from longtape.evaluation.skill import MODEL, P_VALUE, Rows, skills
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.market.rows import Rows as MarketRows
-from longtape.report.text import table
+from longtape.report.text import TextTable
 from longtape.workflow.pipeline import ExperimentPipeline
 
 
@@ -49,7 +51,7 @@ class Results:
         """The model and the simple strategies on the same bars and terms."""
         if self.judgement is None:
             return []
-        everyone = {MODEL: self.judgement.result, **self.judgement.beside}
+        everyone = {MODEL: self.judgement.result, **self.judgement.benchmarks}
         return [_row(name, one) for name, one in everyone.items()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,19 +64,23 @@ class Results:
             "coverage": self.coverage,
             "verdict": list(self.verdict),
         }
-        plain: dict[str, Any] = _without_nan(content)
+        plain: dict[str, Any] = nan_to_null(content)
         return plain
 
-    def text(self) -> str:
-        """The results next to the baselines, and the verdict."""
-        parts = []
+    def blocks(self) -> list[TextTable | str]:
+        """The results next to the baselines, and the verdict: what the terminal shows."""
+        tables = []
         if self.judgement is not None:
-            parts.append(table(self.strategies, "Backtest of the test period"))
-            parts.append(table(self.judgement.costs.rows, "The same at other costs a side"))
-        parts += [table(rows, f"Forecast of {name}") for name, rows in self.skills.items()]
+            tables.append(TextTable(self.strategies, "Backtest of the test period"))
+            tables.append(TextTable(self.judgement.costs.rows, "The same at other costs a side"))
+        tables += [TextTable(rows, f"Forecast of {name}") for name, rows in self.skills.items()]
         if self.coverage:
-            parts.append(table(self.coverage, "Intervals"))
-        return "\n\n".join([*parts, "Verdict\n" + "\n".join(f"- {line}" for line in self.verdict)])
+            tables.append(TextTable(self.coverage, "Intervals"))
+        return [*tables, "Verdict\n" + "\n".join(f"- {line}" for line in self.verdict)]
+
+    def text(self) -> str:
+        """The same as plain text."""
+        return "\n\n".join(map(str, self.blocks()))
 
 
 def judge_run(
@@ -96,10 +102,12 @@ def judge_run(
     of_test = forecasts.filter(_between(first, last))
     judgement = _judged(pipeline, of_test, bars, first, last)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
-    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored)
+    config = pipeline.experiment.forecast
+    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored, config.level, config.levels)
     verdict = [] if judgement is None else list(judgement.verdict)
     verdict += [_skill_line(name, rows) for name, rows in found.items()]
-    verdict += _interval_lines(pipeline.experiment.forecast.level, covered, fitted)
+    usual = [row for row in covered if row["level"] == config.level]
+    verdict += _interval_lines(config.level, usual, fitted)
     verdict.append(_clock_line(panel, origins, judgement))
     return Results(judgement, found, covered, forecasts, verdict)
 
@@ -135,7 +143,7 @@ def _row(name: str, result: BacktestResult) -> dict[str, Any]:
         "turnover a year": m["turnover"],
         "costs paid": m["costs"],
         "fills": int(m["n_fills"]),
-        "final equity": float(result.books.equity[-1]),
+        "final equity": float(result.history.equity[-1]),
     }
 
 
@@ -165,13 +173,7 @@ def _interval_lines(level: float, covered: Rows, fitted: FittedForecaster | None
         shares = ", ".join(f"{_named(row, covered)} {row['coverage']:.1%}" for row in covered)
         lines.append(f"Intervals of {level:.0%} held in the test period: {shares}.")
     if fitted is not None:
-        made = zip(fitted.model.inputs.targets, fitted.calibration.targets, strict=True)
-        lines += [
-            f"The interval of {target.asset} {target.name} is infinite: {one.rows} calibration rows are too few for"
-            f" {level:.0%}."
-            for target, one in made
-            if np.isinf(one.lower) or np.isinf(one.upper)
-        ]
+        lines += fitted.calibration.shortages(fitted.model.inputs.targets)
     return lines
 
 
@@ -188,13 +190,3 @@ def _clock_line(panel: Panel, origins: Any, judgement: Judgement | None) -> str:
     account = judgement.result
     span = f"{iso(int(account.clock[0]))} to {iso(int(account.clock[-1]))}"
     return f"Test period {span}; annualised with {account.periods_per_year:,.0f} bars a year ({account.calendar})."
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

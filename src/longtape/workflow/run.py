@@ -29,9 +29,11 @@ from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 from longtape.report.text import table
-from longtape.training.execution import Execution
+from longtape.training.execution import Execution, uses_cuda
+from longtape.training.processes import Processes, is_one_of_several, joined_processes
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
+from longtape.workflow.explain import Explanation, explain_run
 from longtape.workflow.page import write_report
 from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
@@ -39,6 +41,8 @@ from longtape.workflow.results import Results, judge_run
 
 def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
     """Train, forecast, backtest, audit, report; returns the finished run. `experiment` may be the path of its file."""
+    if is_one_of_several():
+        raise UserError("torchrun goes with longtape train; forecast, backtest and report take one process")
     made = train(experiment, out, resume)
     made.forecast(history=True)
     if made.experiment.has_account:
@@ -52,25 +56,40 @@ def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = Fal
 
 
 def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
-    """Train into a new folder `out`, or go on with an interrupted run there (`resume`)."""
+    """Train into a new folder `out`, or go on with an interrupted run there (`resume`).
+
+    Where torchrun started several processes, they share every batch, and the first one writes the folder.
+    """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
-    folder = RunFolder(out)
+    with joined_processes(uses_cuda(experiment.training)) as processes:
+        return _train(experiment, RunFolder(out), resume, processes)
+
+
+def _train(experiment: Experiment, folder: RunFolder, resume: bool, processes: Processes) -> Run:
     resume = resume and folder.root.exists()
     if not resume:
         folder.refuse_existing()
-    Execution.of(experiment.training)  # a device that is not there is said before anything is read
+    # A device that is not there is said before anything is read.
+    Execution.of(experiment.training, processes.local_rank).announce(experiment.training)
     data = RunData.of(experiment)
     say(data.summary())
     data.pipeline.refuse_short(data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
     data.require_funding()
-    folder = _reopened(folder.root, data) if resume else data.create_folder(out)
+    processes.wait()  # until all have looked at what was there
+    if resume:
+        folder = _reopened(folder.root, data)
+    elif processes.is_first:
+        folder = data.create_folder(folder.root)
+    processes.wait()
     if folder.status != FINISHED:
-        fitted = data.pipeline.fit_in(folder, data.panel, data.split)
+        fitted = data.pipeline.fit_in(folder, data.panel, data.split, processes)
         model, calibration = fitted.model, fitted.calibration.to_dict()
-        folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
+        if processes.is_first:
+            folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
+        processes.wait()
     return Run(folder, data)
 
 
@@ -98,6 +117,7 @@ class Run:
 
     def __init__(self, folder: RunFolder, data: RunData | None = None) -> None:
         self.folder, self._data = folder, data
+        self._rows_enough = 0  # that the newest forecast took before
 
     @property
     def root(self) -> Path:
@@ -141,25 +161,47 @@ class Run:
         return self.pipeline.fitted(model, calibration, self.folder.periods, histories)
 
     def forecast(
-        self, bars: Sequence[MarketRows] | MarketRows | None = None, history: bool = False
+        self,
+        bars: Sequence[MarketRows] | MarketRows | None = None,
+        history: bool = False,
+        everything: bool = False,
     ) -> pl.DataFrame:
-        """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet).
+        """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet);
+        with `everything`, of the windows before them as well, which the column `period` tells apart.
 
         `bars` are the run's own by default. Other bars of the same markets give forecasts of their newest window, or,
-        with `history`, of every window they hold; the column `period` says which of them the model was trained on.
+        with `history`, of every window they hold.
         """
-        if bars is not None:
-            panel = self.pipeline.panel(self._fitting(bars))
-            first = self._first_row(panel)
-            newest = latest(panel, self.pipeline.lookback)
-            return self.fitted.forecast(panel, np.arange(first if history else newest, newest + 1))
-        panel = self.data.panel
+        given = None if bars is None else self._fitting(bars)
+        if not (history or everything):
+            panel = self._newest_panel(self.data.bars if given is None else given)
+            return self.fitted.forecast(panel, np.array([latest(panel, self.pipeline.lookback)]))
+        panel = self.data.panel if given is None else self.pipeline.panel(given)
         newest = latest(panel, self.pipeline.lookback)
-        first = self._first_test_row() if history else newest
+        first = self._first_test_row() if given is None and not everything else self._first_row(panel)
         frame = self.fitted.forecast(panel, np.arange(first, newest + 1))
-        if history:
+        if given is None and not everything:
             self.folder.write_forecast(frame, self.data.fingerprints)
         return frame
+
+    def newest_prices(self, rows: int) -> pl.DataFrame:
+        """`symbol, known_at, close` of the last bars at most `rows`, as the newest forecast sees them."""
+        panel = self._newest_panel(self.data.bars)
+        known = pl.Series("known_at", panel.known_at[-rows:]).cast(pl.Datetime("ms", "UTC"))
+        parts = [
+            pl.DataFrame({"symbol": asset, "known_at": known, "close": panel.closes[-rows:, a]})
+            for a, asset in enumerate(panel.assets)
+        ]
+        return pl.concat(parts)
+
+    def _newest_panel(self, bars: Sequence[MarketRows]) -> Panel:
+        """What the newest forecast takes: the last rows, or, where it follows earlier ones, all of them."""
+        if self.fitted.calibration.uses("adaptive"):
+            return self.data.panel if bars is self.data.bars else self.pipeline.panel(bars)
+        need = max(self.pipeline.lookback, self.fitted.reach)
+        panel = self.pipeline.newest_panel(bars, need, self._rows_enough)
+        self._rows_enough = len(panel)
+        return panel
 
     def _first_test_row(self) -> int:
         test = self.data.split.test
@@ -263,6 +305,19 @@ class Run:
         write_json(self.path("audit.json"), found.to_dict())
         return found
 
+    def explain(self, out: str | Path, windows: int = 128) -> Explanation:
+        """What the model looked at: tables, and pictures with explain.json in the folder `out`.
+
+        Losses are taken over at most `windows` evenly spaced windows of the test period. UserError where `out` is a
+        file.
+        """
+        if Path(out).is_file():
+            raise UserError(f"{out}: is a file; name a folder for the pictures")
+        self._first_test_row()
+        data = self.data
+        first = next((one for one in data.bars if one.symbol == data.panel.assets[0]), None)
+        return explain_run(self.fitted.model, data.panel, data.split.test, first, Path(out), windows)
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report; returns its path."""
         audited = self.path("audit.json")
@@ -286,8 +341,8 @@ def write_frame(frame: pl.DataFrame, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         if path.suffix == ".csv":
-            frame.write_csv(beside)
+            frame.write_csv(temporary)
         else:
-            frame.write_parquet(beside, compression="zstd")
+            frame.write_parquet(temporary, compression="zstd")

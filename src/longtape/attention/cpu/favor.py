@@ -21,7 +21,7 @@ from longtape.attention.cpu.favor_tiles import (
     queries_forward,
 )
 from longtape.attention.cpu.simd import ROWS, Operand, padded, parallel_for
-from longtape.attention.memory_layout import empty_by_tokens
+from longtape.attention.operators.memory_layout import empty_by_tokens
 
 
 class _StateTensors(NamedTuple):

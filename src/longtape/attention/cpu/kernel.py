@@ -30,7 +30,7 @@ from longtape.attention.cpu.flash_tiles import (
 from longtape.attention.cpu.layout import Layout, table_layout
 from longtape.attention.cpu.schedule import Scheduled, schedule_dense, schedule_layout, schedule_pattern
 from longtape.attention.cpu.simd import Operand, padded, parallel_for
-from longtape.attention.operator_inputs import Inputs
+from longtape.attention.operators.inputs import Inputs
 from longtape.attention.pattern import Pattern, hash32
 
 LN2 = log(2.0)

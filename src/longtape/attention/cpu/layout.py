@@ -25,7 +25,7 @@ class TileGroup:
     """Tiles that see equally many units, so that none needs a mask for the missing ones."""
 
     tiles: Tensor  # [T]
-    units: Tensor  # [T, w]; from `Plan.n_units` on: extra units
+    units: Tensor  # [T, w]; from `Layout.n_units` on: extra units
     bias: Tensor | None  # [1 or T, 1 or tile, w·unit] to add to the scores; None where every score counts
 
 

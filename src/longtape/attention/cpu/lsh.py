@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longtape.attention.cpu.lsh_chunks import LshParams, backward_heads, forward_heads
 from longtape.attention.cpu.simd import Operand, padded, parallel_for
-from longtape.attention.memory_layout import wide_contiguous
+from longtape.attention.operators.memory_layout import wide_contiguous
 
 
 def forward(

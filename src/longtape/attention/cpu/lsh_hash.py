@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longtape.attention.cpu.simd import Array, Operand, compiled, gemm, parallel_for, prefetch
-from longtape.attention.lsh_digits import AXES, digits_of
+from longtape.attention.operators.lsh_buckets import AXES, digits_of
 
 TILE = 64  # in the lanes
 TASK_TOKENS = 1024  # tokens of a task

@@ -20,7 +20,7 @@ from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, WEEKDAYS_ONLY, Mil
 from longtape.core.errors import UserError
 
 NEW_YORK = "America/New_York"
-FX_TURN = 17 * HOUR  # where one day of foreign exchange ends and the next begins, New York
+FX_ROLLOVER = 17 * HOUR  # where one day of foreign exchange ends and the next begins, New York
 # CME Globex stops for maintenance from 16:00 to 17:00 in Chicago, the last hour of what its calendars in
 # exchange_calendars call a session of 24 hours.
 _MAINTENANCE = {"CMES": HOUR, "us_futures": HOUR}
@@ -79,8 +79,8 @@ def last_known(calendar: str) -> int:
 def _foreign_exchange(first_year: int, last_year: int) -> Sessions:
     days = np.arange(f"{first_year:04}-01-01", f"{last_year + 1:04}-01-01", dtype="datetime64[D]")
     dates = days[_is_fx_day(days)].astype(np.int64)
-    opens = from_wall_clock((dates - 1) * DAY + FX_TURN, NEW_YORK)
-    closes = from_wall_clock(dates * DAY + FX_TURN, NEW_YORK)
+    opens = from_wall_clock((dates - 1) * DAY + FX_ROLLOVER, NEW_YORK)
+    closes = from_wall_clock(dates * DAY + FX_ROLLOVER, NEW_YORK)
     return Sessions(dates, opens, closes, closes, closes)
 
 

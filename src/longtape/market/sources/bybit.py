@@ -15,7 +15,7 @@ from longtape.core.clock import DAY, HOUR, MINUTE, WEEK, Interval
 from longtape.core.errors import ServiceError, UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import COLUMNS, TIME_TYPE
-from longtape.market.http import Answer, Client, NotFound, Sleep, TryAgain, http_date, retry_after
+from longtape.market.http import Answer, Client, NotFound, RetryableError, Sleep, http_date, retry_after
 from longtape.market.orderbook import book_row
 from longtape.market.paging import Page, Pager, bar_pager
 from longtape.market.sources import Source
@@ -28,7 +28,7 @@ _FOREVER = 2**62
 _MINUTES = (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)
 _CODES = {n * MINUTE: str(n) for n in _MINUTES} | {DAY: "D", WEEK: "W"}
 _BUSY = frozenset({10006, 10018})  # too many visits: of this endpoint, of this address
-_PASSING = frozenset({10000, 10016})  # server timeout, internal error
+_TRANSIENT = frozenset({10000, 10016})  # server timeout, internal error
 _BAD_SYMBOL = frozenset({10001, 10029, 170121})
 _PATHS = {"candles": "/v5/market/kline", "mark": "/v5/market/mark-price-kline"}
 
@@ -176,7 +176,7 @@ class Bybit(Source):
 
         def judge(result: dict[str, Any], now: int) -> Page:
             if result.get("symbol", fixed["symbol"]) != fixed["symbol"]:
-                raise TryAgain(
+                raise RetryableError(
                     f"answered about '{str(result['symbol'])[:40]}' when asked about {fixed['symbol']}"
                 )
             return Page(_in_bounds(parse(_rows_of(result)), start, end), now)
@@ -190,7 +190,7 @@ class Bybit(Source):
             body = answer.body
             code = _whole(body.get("retCode")) if isinstance(body, dict) else None
             if code is None:
-                raise TryAgain("answered without a retCode")
+                raise RetryableError("answered without a retCode")
             if code == 0:
                 if answer.headers.get("x-bapi-limit-status") == "0":
                     self._client.hold(_asked_wait(answer) or 0.0)
@@ -205,9 +205,9 @@ class Bybit(Source):
         message = " ".join(str(answer.body.get("retMsg", "")).split())[:120]
         said = f"retCode {code} ({message})"
         if code in _BUSY:
-            return TryAgain(said, _asked_wait(answer), busy=True)
-        if code in _PASSING:
-            return TryAgain(said)
+            return RetryableError(said, _asked_wait(answer), busy=True)
+        if code in _TRANSIENT:
+            return RetryableError(said)
         what = " ".join(str(params[name]) for name in ("category", "symbol", "interval") if name in params)
         if code in _BAD_SYMBOL:
             return UserError(f"bybit refuses '{what}': {said}; check the symbol and --category")
@@ -239,14 +239,14 @@ def _code(interval: Interval) -> str:
 
 def _result(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(body.get("result"), dict) or not body["result"]:
-        raise TryAgain("answered retCode 0 without a result")
+        raise RetryableError("answered retCode 0 without a result")
     return body["result"]
 
 
 def _clock(body: dict[str, Any]) -> int:
     now = _whole(body.get("time"))
     if now is None:
-        raise TryAgain("answered without its time")
+        raise RetryableError("answered without its time")
     return now
 
 
@@ -258,7 +258,7 @@ def _whole(value: Any) -> int | None:
 def _rows_of(result: dict[str, Any]) -> list[Any]:
     rows = result.get("list")
     if not isinstance(rows, list):
-        raise TryAgain("answered without a list")
+        raise RetryableError("answered without a list")
     return rows
 
 
@@ -278,10 +278,10 @@ def _in_bounds(rows: pl.DataFrame, start: int | None, end: int | None) -> pl.Dat
     times = pl.col("timestamp").dt.timestamp("ms")
     inside = rows.filter((times >= (start if start is not None else 0)) & (times <= (end or _FOREVER)))
     if rows.height - inside.height > inside.height:
-        raise TryAgain("answered with a page that was not asked for")
+        raise RetryableError("answered with a page that was not asked for")
     inside = inside.unique(maintain_order=True).sort("timestamp")
     if inside["timestamp"].is_duplicated().any():
-        raise TryAgain("answered with two values for one time")
+        raise RetryableError("answered with two values for one time")
     return inside
 
 
@@ -294,7 +294,7 @@ def _candle(rows: list[Any]) -> pl.DataFrame:
     prices = pl.concat_list("open", "high", "low", "close").list
     wrong = frame.filter((prices.min() <= 0) | (pl.col("high") < pl.col("low")) | (pl.col("volume") < 0))
     if wrong.height:
-        raise TryAgain(
+        raise RetryableError(
             f"answered with a candle that cannot be: {wrong.row(0)[1:6]} at {wrong['timestamp'][0]}"
         )
     return frame
@@ -304,7 +304,7 @@ def _funding(rows: list[Any]) -> pl.DataFrame:
     try:
         pairs = [[row["fundingRateTimestamp"], row["fundingRate"]] for row in rows]
     except (TypeError, KeyError):
-        raise TryAgain("answered with a row that is not a funding rate") from None
+        raise RetryableError("answered with a row that is not a funding rate") from None
     return _columns(pairs, ["timestamp", "rate"])
 
 
@@ -319,9 +319,9 @@ def _columns(rows: list[Any], names: list[str]) -> pl.DataFrame:
             0, pl.Series("timestamp", times, pl.Int64).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
         )
     except (TypeError, ValueError, IndexError, OverflowError, pl.exceptions.PolarsError):
-        raise TryAgain(f"answered with a row that is not {', '.join(names)}") from None
+        raise RetryableError(f"answered with a row that is not {', '.join(names)}") from None
     if not frame.select(pl.all_horizontal(pl.col(pl.Float64).is_finite().all())).item():
-        raise TryAgain("answered with a number that is not finite")
+        raise RetryableError("answered with a number that is not finite")
     return frame.with_columns(pl.col("timestamp").cast(TIME_TYPE))
 
 
@@ -335,7 +335,7 @@ def _trade(row: Any) -> tuple[int, float, float, str, str]:
             row["side"].lower(),
         )
     except (TypeError, KeyError, ValueError, AttributeError):
-        raise TryAgain("answered with a row that is not a trade") from None
+        raise RetryableError("answered with a row that is not a trade") from None
 
 
 def _book(result: dict[str, Any], depth: int) -> pl.DataFrame:
@@ -343,7 +343,7 @@ def _book(result: dict[str, Any], depth: int) -> pl.DataFrame:
         sides = [[(float(price), float(size)) for price, size in result[side]] for side in ("b", "a")]
         return book_row(int(result["ts"]), int(result["u"]), sides[0], sides[1], depth)
     except (TypeError, KeyError, ValueError):
-        raise TryAgain("answered with something that is not an order book") from None
+        raise RetryableError("answered with something that is not an order book") from None
 
 
 def _instrument(facts: Mapping[str, Any], category: str) -> Instrument:

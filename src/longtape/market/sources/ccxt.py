@@ -12,7 +12,7 @@ from longtape.core.clock import Interval
 from longtape.core.errors import ServiceError, UserError, require, unknown_name
 from longtape.core.instrument import Instrument
 from longtape.market.bars import COLUMNS, TIME_TYPE
-from longtape.market.http import TRIES, Sleep, TryAgain, http_date, insist
+from longtape.market.http import TRIES, RetryableError, Sleep, http_date, retry
 from longtape.market.paging import Page, bar_pager
 from longtape.market.sources import Source
 
@@ -130,14 +130,14 @@ class Ccxt(Source):
             try:
                 return getattr(self._exchange, method)(*arguments)
             except library.NetworkError as error:  # rate limits and time-outs are among them
-                raise TryAgain(f"{type(error).__name__}") from None
+                raise RetryableError(f"{type(error).__name__}") from None
             except library.BadSymbol:
                 raise UserError(f"{self.name} does not know '{arguments[0]}'") from None
             except library.BaseError as error:
                 said = " ".join(str(error).split())[:120]
                 raise ServiceError(f"{self.name}: {method}: {type(error).__name__}: {said}") from None
 
-        return insist(call, f"{self.name} {method}", self._tries, lambda seconds, busy: self._sleep(seconds))
+        return retry(call, f"{self.name} {method}", self._tries, lambda seconds, busy: self._sleep(seconds))
 
 
 def _candles(rows: list[list[Any]], start: int, end: int | None) -> pl.DataFrame:

@@ -21,7 +21,7 @@ from longtape.core.clock import ALWAYS_OPEN, DAY, WEEKDAYS_ONLY, Interval
 from longtape.core.errors import ServiceError, UserError, require
 from longtape.core.instrument import Instrument
 from longtape.market.bars import PRICES, TIME_TYPE
-from longtape.market.http import Answer, Client, Sleep, TryAgain, http_date
+from longtape.market.http import Answer, Client, RetryableError, Sleep, http_date
 from longtape.market.paging import Page, finished_bars
 from longtape.market.sources import Source
 
@@ -32,7 +32,7 @@ INTERVALS = {
 }  # fmt: skip
 DAYS_BACK = {"1m": 30, "2m": 60, "5m": 60, "15m": 60, "30m": 60, "90m": 60, "60m": 730}
 DAYS_A_CALL = {"1m": 7}
-_SPEAKS = frozenset({200, 400, 404, 422})
+_READABLE = frozenset({200, 400, 404, 422})
 _TYPES = {
     "EQUITY": "stock", "ETF": "etf", "INDEX": "index", "MUTUALFUND": "fund", "CURRENCY": "fx",
     "CRYPTOCURRENCY": "crypto", "FUTURE": "future",
@@ -69,7 +69,7 @@ class Yahoo(Source):
     def __init__(self, base_url: str | None = None, *, tries: int = 8, sleep: Sleep | None = None) -> None:
         """Without `base_url` the calls go through yfinance's session, which Yahoo takes for a browser's."""
         make = Client if base_url else _BrowserClient
-        self._client = make(base_url or BASE_URL, rate=2.0, tries=tries, sleep=sleep, speaks=_SPEAKS)
+        self._client = make(base_url or BASE_URL, rate=2.0, tries=tries, sleep=sleep, readable=_READABLE)
 
     def close(self) -> None:
         """End waiting and close connections."""
@@ -149,16 +149,16 @@ class _BrowserClient(Client):
         try:
             response = session.get(url=f"{BASE_URL}{path}", params=dict(params), timeout=15)
         except library.exceptions.YFRateLimitError:
-            raise TryAgain("HTTP 429 (too many requests)", busy=True) from None
+            raise RetryableError("HTTP 429 (too many requests)", busy=True) from None
         except OSError as error:  # every error of the session's transport is one
-            raise TryAgain(f"out of reach ({type(error).__name__})") from None
+            raise RetryableError(f"out of reach ({type(error).__name__})") from None
         return response.status_code, dict(response.headers), response.content
 
 
 def _result(answer: Answer, symbol: str) -> Mapping[str, Any]:
     body = answer.body.get("chart") if isinstance(answer.body, dict) else None
     if not isinstance(body, dict):
-        raise TryAgain("answered without a chart")
+        raise RetryableError("answered without a chart")
     error = body.get("error")
     if isinstance(error, dict):
         said = str(error.get("description") or error.get("code"))[:200]
@@ -167,19 +167,19 @@ def _result(answer: Answer, symbol: str) -> Mapping[str, Any]:
         )
     results = body.get("result")
     if not isinstance(results, list) or not results or not isinstance(results[0], dict):
-        raise TryAgain("answered without a result")
+        raise RetryableError("answered without a result")
     return results[0]
 
 
 def parse_chart(result: Mapping[str, Any], symbol: str) -> Chart:
-    """One element of `chart.result`. Raises TryAgain if it is not one, ServiceError naming a bar that cannot be.
+    """One element of `chart.result`. Raises RetryableError if it is not one, ServiceError naming a bar that cannot be.
 
     A symbol without data in the range has no `timestamp` at all: the bars are empty then. Rows without any price
     (Yahoo gives them for closed days and halts) are not bars and are left out.
     """
     meta = result.get("meta")
     if not isinstance(meta, dict):
-        raise TryAgain("answered a chart without meta")
+        raise RetryableError("answered a chart without meta")
     seconds = result.get("timestamp") or []
     columns = _columns(result, len(seconds))
     is_long = str(meta.get("dataGranularity", "1d"))[-1] not in ("m", "h")
@@ -213,7 +213,7 @@ def _columns(result: Mapping[str, Any], n: int) -> dict[str, pl.Series]:
             raise ValueError
         return {name: pl.Series(values, dtype=pl.Float64, strict=False) for name, values in lists.items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise TryAgain("answered a chart whose columns do not fit its times") from None
+        raise RetryableError("answered a chart whose columns do not fit its times") from None
 
 
 def _opens(seconds: list[int], meta: Mapping[str, Any], is_long: bool) -> pl.Series:
@@ -222,7 +222,7 @@ def _opens(seconds: list[int], meta: Mapping[str, Any], is_long: bool) -> pl.Ser
         zone = str(meta.get("exchangeTimezoneName") or "UTC")
         ZoneInfo(zone)
     except (TypeError, ZoneInfoNotFoundError, ValueError):
-        raise TryAgain("answered a chart with times that are none") from None
+        raise RetryableError("answered a chart with times that are none") from None
     moments = times.cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
     if not is_long:
         return moments.cast(TIME_TYPE)
@@ -235,7 +235,7 @@ def _events(events: Any, value: Any) -> dict[int, float]:
     try:
         return {int(event["date"]): value(event) for event in (events or {}).values()}
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
-        raise TryAgain("answered a dividend or split that is none") from None
+        raise RetryableError("answered a dividend or split that is none") from None
 
 
 def _spread(seconds: list[int], events: Mapping[int, float], combine: np.ufunc, empty: float) -> pl.Series:
