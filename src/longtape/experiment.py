@@ -5,7 +5,8 @@ Every section is the configuration of the room that does the work. Unknown keys 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -228,17 +229,40 @@ def _kinds_of(targets: Iterable[str]) -> dict[str, TargetKind]:
     return {name: target_kind(name) for name in found}
 
 
-def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read an experiment file; `overrides` are `key.path=value` in YAML notation. Relative paths are the file's.
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None = None
+) -> Experiment:
+    """Read an experiment file; `overrides` are `key.path=value` in YAML notation, or a mapping of keys (dotted or
+    nested). Relative paths are the file's.
 
     UserError naming the file and the key, with the nearest known key, for anything that is not understood.
     """
     path = Path(path)
-    document = _read_yaml(path)
-    for override in overrides or []:
-        _override(document, override)
+    document = with_overrides(_read_yaml(path), as_overrides(overrides or ()))
     experiment = parse_experiment(document, str(path))
     return _resolve_paths(experiment, path.parent)
+
+
+def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A document with some of its keys at other values."""
+    for override in overrides:
+        _override(document, override)
+    return document
+
+
+def as_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """`{"training": {"epochs": 3}}` or `{"training.epochs": 3}` as `training.epochs=3`; a list stays as it is."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: give a list or a mapping, not the text '{overrides}'")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    found = []
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and value:
+            found += [f"{key}.{inner}" for inner in as_overrides(value)]
+        else:
+            found.append(f"{key}={json.dumps(value, default=str)}")
+    return found
 
 
 def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 
 from longtape.core.clock import iso
+from longtape.core.documents import first_difference
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
@@ -71,11 +73,20 @@ def walk_forward(
             say(
                 f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
             )
-            fitted = pipeline.fit(panel, fold)
+            fitted = _fitted(pipeline, panel, fold, out, number)
             with atomic_path(path) as temporary:
                 fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
         parts.append(pl.read_parquet(path))
     return WalkForward(panel, tuple(folds), pl.concat(parts))
+
+
+def _fitted(pipeline: Pipeline, panel: Panel, fold: Split, out: Path, number: int) -> Any:
+    try:
+        return pipeline.fit(panel, fold)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{out} holds {number - 1} whole folds; the same command with --resume (--out {out} --resume) goes on there"
+        ) from None
 
 
 def begin_plan(out: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -86,5 +97,21 @@ def begin_plan(out: Path, identity: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
-    if not (out / IDENTITY_FILE).exists() or read_json(out / IDENTITY_FILE) != identity:
-        raise UserError(f"{out}: was not made by this experiment on these data; name another folder")
+    if not (out / IDENTITY_FILE).exists():
+        raise UserError(
+            f"{out}: was not made by this experiment, nor by any walk forward; name another folder"
+        )
+    if (found := first_difference(_read(read_json(out / IDENTITY_FILE)), _read(identity))) is not None:
+        key, before, now = found
+        raise UserError(
+            f"{out}: was not made by this experiment on these data: it began with {key} = {before}, and is asked to go"
+            f" on with {now}; resume with the same, or name another folder"
+        )
+
+
+def _read(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity whose experiment is a document, so that a key of it can be named."""
+    given = identity.get("experiment")
+    document = yaml.safe_load(given) if isinstance(given, str) else None
+    rest = {name: value for name, value in identity.items() if name != "experiment"}
+    return {**(document if isinstance(document, dict) else {"experiment": given}), **rest}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from longtape.core.calendars import calendar_features, future_opens, is_due
 from longtape.core.clock import Interval, Milliseconds
 from longtape.core.errors import UserError
+from longtape.core.shown import Shown
 from longtape.features.target_kinds import WEIGHT, TargetKind, target_kind
+from longtape.market.frames import to_pandas
 
 Rows = npt.NDArray[np.int64]
 UNKNOWN_END = 2**62  # of a label that ends with an event to come, which nobody can date
@@ -70,8 +73,8 @@ class GlobalMarks(Protocol):
         """Positions [B, G] inside the windows that end at `origins`, 0 = oldest bar, −1 = none."""
 
 
-@dataclass(frozen=True, eq=False)
-class Panel:
+@dataclass(frozen=True, eq=False, repr=False)
+class Panel(Shown):
     """T moments × C features float32, with K targets whose labels know their end.
 
     Row t is a bar's close or an event of a book or a tape; it holds what is known at `known_at[t]` (a bar opened at
@@ -102,6 +105,35 @@ class Panel:
 
     def __len__(self) -> int:
         return len(self.timestamps)
+
+    @property
+    def title(self) -> str:
+        """The assets."""
+        return ", ".join(self.assets[:5]) + (" …" if len(self.assets) > 5 else "")
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        return {
+            "rows": len(self),
+            "interval": self.interval.name,
+            "features": len(self.columns),
+            "targets": ", ".join(dict.fromkeys(target.name for target in self.target_columns)),
+            "warm-up": self.warm_up,
+        }
+
+    def to_frame(self) -> pl.DataFrame:
+        """`timestamp`, the features and the targets as columns named `BTCUSDT rsi(14)`."""
+        times = pl.Series("timestamp", self.timestamps).cast(pl.Datetime("ms", "UTC"))
+        named: dict[str, npt.NDArray[np.generic]] = {}
+        for i, column in enumerate(self.columns):
+            named[str(column)] = self.values[:, i]
+        for k, target in enumerate(self.target_columns):
+            named[f"{target.asset} {target.name} in {target.horizon}"] = self.targets[:, k]
+        return pl.DataFrame({"timestamp": times, **named})
+
+    def to_pandas(self) -> Any:
+        """The same as a pandas frame, times (UTC) as its index."""
+        return to_pandas(self.to_frame())
 
     @property
     def n_shared(self) -> int:

@@ -24,6 +24,9 @@ from longtape.models.prediction import Prediction
 Array = npt.NDArray[np.float64]
 
 
+ALL_ROWS = 2**31  # the reach of what is fitted anew as time goes on: every row there is
+
+
 class ModelConfig(BaseModel):
     """What describes a model: its kind, a name of `MODELS`, and the bars it looks back over."""
 

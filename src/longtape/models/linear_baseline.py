@@ -17,12 +17,12 @@ from longtape.core.clock import iso
 from longtape.core.errors import UserError
 from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
+from longtape.models.base import ALL_ROWS
 from longtape.models.gram import Gram, chunks
 from longtape.models.har import Array, HarDesign, LogHarFit, fit_log_har
 from longtape.models.har_mean import monthly_log_variance
 
 RIDGE_GRID = (0.01, 0.1, 1.0, 10.0, 100.0, float("inf"))
-ALL_ROWS = 2**31  # the reach of what is fitted anew as time goes on
 Scale = Callable[[Tensor], Tensor]
 
 
