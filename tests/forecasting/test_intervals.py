@@ -187,7 +187,8 @@ def test_only_dropout_is_switched_on_and_no_generator_moves(panel):
     before = torch.get_rng_state()
     with only_dropout(model):
         on = {type(module).__name__ for module in model.modules() if module.training}
-    assert on == {"Dropout", "FullAttention"}
+    assert {"Dropout", "FullAttention"} <= on
+    assert not on & {"BatchNorm1d", "EncoderForecaster", "Transformer", "LayerNorm"}
     batch = BatchSource(model, panel).batch(np.array([300]))
     first, second = (dropout_samples(model, batch, 20, seed) for seed in (1, 1))
     assert torch.equal(first, second)
@@ -289,3 +290,15 @@ def test_bounds_of_a_share_are_wider_where_misses_cluster():
     narrow, wide = (np.diff(share_bounds(flags, 1))[0] for flags in (apart, together))
     assert wide > 2 * narrow
     assert np.isnan(share_bounds(np.ones(50), 1)).all()
+
+
+def test_errors_of_every_step_are_scaled_by_the_volatility_forecast_of_the_nearest_horizon():
+    sigma, n = np.random.default_rng(0).uniform(0.5, 2, 400), 400
+    steps = [replace(RETURN, name="path(24)", kind="path", horizon=h) for h in (1, 8, 24)]
+    volatilities = [replace(RETURN, name=f"volatility({h})", kind="volatility", horizon=h) for h in (24, 4)]
+    other = replace(volatilities[0], asset="OTHER", horizon=1)
+    targets = [*steps, *volatilities, other]
+    mean = np.column_stack([np.zeros((n, 3)), sigma, sigma, sigma])
+    y = np.column_stack([normal(h, n) * sigma for h in range(3)] + [sigma] * 3)
+    kept = calibrate(targets, ["conformal"] * 6, Predicted(mean, {}, None), y, [0.9])
+    assert [one.scaled_by for one in kept.targets] == [4, 4, 3, None, None, None]

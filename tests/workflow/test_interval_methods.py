@@ -15,15 +15,16 @@ def made(folder, forecast, rows=700, **changes):
     data = {"source": "file", "path": str(folder / "candles.parquet"), "symbols": ["TEST"], "interval": "1h"}
     document = {
         "data": data, "features": ["log_return"], "targets": ["return(6)", "volatility(6)"], "model": MODEL,
-        "training": {"epochs": 1}, "audit": False, "forecast": forecast, **changes,
+        "training": {"epochs": 1}, "forecast": forecast, **({"audit": False} | changes),
     }  # fmt: skip
     return run(parse_experiment(document, "test.yaml"), folder / "out")
 
 
 def test_adaptive_intervals_of_the_newest_forecast_know_the_misses_of_history(tmp_path):
-    one = made(tmp_path, {"intervals": "adaptive", "levels": [0.5], "rate": 0.05})
+    one = made(tmp_path, {"intervals": "adaptive", "levels": [0.5], "rate": 0.05}, audit=True)
     history, newest = one.forecasts, load_run(one.root).forecast()
     assert newest.equals(history.filter(history["timestamp"] == newest["timestamp"][0]))
+    assert read_json(one.path("audit.json"))["passed"]  # no interval knows a label before its time
     width = (history["price_upper"] / history["price"]).drop_nulls().log()
     assert width.n_unique() > 50  # the volatility forecast moves it, and so does the level
     levels = {

@@ -128,7 +128,7 @@ def test_the_command_prints_draws_and_writes(made, tmp_path, capsys):
     [
         (lambda frame: frame.filter(pl.int_range(pl.len()) != frame.height - 20), "1h bars missing"),
         (lambda frame: frame.tail(400), "lookback 64"),
-        (lambda frame: frame.drop("volume"), "volume"),
+        (lambda frame: frame.with_columns(volume=pl.lit(None, dtype=pl.Float64)), "volume"),
     ],
 )
 def test_what_the_newest_window_lacks_is_said_in_one_line(made, rows, why):

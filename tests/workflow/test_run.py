@@ -157,7 +157,7 @@ def test_the_report_needs_no_network(made):
         "Audit passed",
     ):
         assert heading in page
-    assert len(re.findall(r'class="plotly-graph-div"', page)) == 8
+    assert len(re.findall(r'class="plotly-graph-div"', page)) == 9
 
 
 def test_a_folder_that_exists_is_not_touched(made):

@@ -1,12 +1,12 @@
 """Intervals: the head's own, or from the errors on windows of a period that serves nothing else.
 
 A conformal interval (`forecasting.conformal`) is as wide as the errors of the calibration period say. Errors of returns
-are scaled by their own volatility forecast where the model makes one for the same horizon, so that intervals breathe
-with the market; errors of volatility are log ratios, each side with half of what the level leaves. `adaptive` moves the
-level by the misses since. `cqr` (Romano, Patterson & Candès 2019) widens or narrows the head's own interval by the
-errors of its bounds. `mc_dropout` adds the errors of the calibration period to the spread of passes with dropout.
-Where the rows are too few for a level, only an infinite bound is valid, and it is given. Coverage is promised for
-exchangeable data (by `adaptive` for any, in the long run); markets are not, so it is measured on the test period.
+are scaled by the volatility forecast of their asset, where the model makes one (that of the nearest horizon), so that
+intervals breathe with the market; errors of volatility are log ratios, each side with half of what the level leaves.
+`adaptive` moves the level by the misses since. `cqr` (Romano, Patterson & Candès 2019) widens or narrows the head's own
+interval by the errors of its bounds. `mc_dropout` adds the errors of the calibration period to the spread of passes
+with dropout. Where the rows are too few for a level, only an infinite bound is valid, and it is given. Coverage is
+promised for exchangeable data (by `adaptive` for any, in the long run); markets are not, so it is measured.
 """
 
 from __future__ import annotations
@@ -292,15 +292,12 @@ def _fill_from_draws(
 
 
 def _scale_of(targets: Sequence[TargetColumn], column: int) -> int | None:
-    """The volatility forecast of the same asset and horizon, for an error that is a difference."""
+    """The volatility forecast of the same asset and the nearest horizon, for an error that is a difference."""
     mine = targets[column]
     if mine.of_kind.error != "difference":
         return None
-    for other, target in enumerate(targets):
-        same = (target.asset, target.horizon) == (mine.asset, mine.horizon)
-        if target.of_kind.error == "log ratio" and same:
-            return other
-    return None
+    of_asset = [k for k, one in enumerate(targets) if one.asset == mine.asset and _two_sided(one)]
+    return min(of_asset, key=lambda k: abs(np.log(targets[k].horizon / mine.horizon)), default=None)
 
 
 def _scale(predicted: Array, by: int | None) -> Array:

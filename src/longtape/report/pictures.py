@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, ScalarFormatter
 
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path
-from longtape.report.figures import ACCENT, INK, MUTED, WARN
+from longtape.report.figures import ACCENT, INK, MUTED, PALETTE, WARN
 
 Array = npt.NDArray[np.float64]
 _CLASSES = {2: ("not up", "up"), 3: ("down", "flat", "up")}
@@ -104,6 +105,29 @@ def _draw_classes(axes: Axes, own: pl.DataFrame, level: float) -> None:
 def _class_columns(own: pl.DataFrame) -> list[str]:
     named = [name for name in own.columns if name[:1] == "p" and name[1:].isdigit()]
     return [name for name in named if own[name].null_count() < own.height]
+
+
+def coverage_picture(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Coverage against the horizon with block-bootstrap bounds, a colour for each level. Rows as
+    `evaluation.coverage.coverage` gives them, of one symbol and target.
+    """
+    figure, (axes,) = _stacked(1)
+    axes.xaxis.set_major_locator(AutoLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    for color, level in zip(PALETTE, dict.fromkeys(row["level"] for row in rows), strict=False):
+        own = [row for row in rows if row["level"] == level]
+        share, least, most = (
+            100 * np.array([row[name] for row in own]) for name in ("coverage", "from", "to")
+        )
+        reach = np.maximum(np.nan_to_num(np.stack([share - least, most - share])), 0)
+        axes.errorbar(
+            [row["horizon"] for row in own], share, yerr=reach, fmt="o", color=color, markersize=4, capsize=2
+        )
+        axes.axhline(100 * level, color=color, linestyle=":", linewidth=1)
+    axes.set_xlabel("horizon, bars")
+    axes.set_ylabel("coverage, %")
+    axes.set_title(title, fontsize=9, loc="left")
+    return figure
 
 
 def _stacked(count: int) -> tuple[Figure, list[Axes]]:
