@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from longtape.cli import bench, data, runs
+from longtape.cli import bench, data, many, runs
 from longtape.cli.audit import audit
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
@@ -38,7 +38,8 @@ app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
-app.command("walk-forward")(runs.walk_forward)
+app.command("walk-forward")(many.walk_forward)
+app.command("runs")(many.runs)
 app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 

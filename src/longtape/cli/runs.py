@@ -70,37 +70,6 @@ def train(
     typer.echo(f"run: {made.root}")
 
 
-def walk_forward(
-    experiment: ExperimentFile,
-    out: Annotated[Path, typer.Option(help="folder for the folds, the joined record and its report")],
-    folds: Annotated[int, typer.Option(min=1, help="test blocks of equal length")] = 5,
-    window: Annotated[str, typer.Option(help="expanding, or rolling")] = "expanding",
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the folds that are there")] = False,
-    override: Override = None,
-) -> None:
-    """Refit at every fold of the test period and join the forecasts to one out-of-sample record.
-
-    Example: longtape walk-forward examples/five_coins.yaml --folds 8 --out runs/folds
-    """
-    from pydantic import ValidationError
-
-    from longtape.core.errors import UserError
-    from longtape.experiment import load_experiment
-    from longtape.features.splits import WalkForwardConfig
-    from longtape.report.text import print_blocks
-    from longtape.workflow.folds import run_walk_forward
-
-    described = load_experiment(experiment, override)
-    try:
-        config = WalkForwardConfig.model_validate({"n_folds": folds, "window": window})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
-    made = run_walk_forward(described, config, out, resume)
-    print_blocks(*made.blocks())
-    typer.echo(f"report: {made.root / 'report.html'}")
-
-
 def forecast(
     run_folder: RunFolderArgument,
     history: Annotated[

@@ -13,7 +13,7 @@ from longtape.core.clock import iso
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
-from longtape.evaluation.protocol import Pipeline
+from longtape.evaluation.protocol import Fitted, Pipeline
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
 from longtape.market.rows import Rows as MarketRows
@@ -63,27 +63,38 @@ def walk_forward(
     out = Path(out)
     panel = pipeline.panel(bars)
     folds = pipeline.folds(panel, config)
-    _begin(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
+    begin(out, config, identity, resume)
     parts = []
     for number, fold in enumerate(folds, 1):
-        path = out / f"fold-{number:02}.parquet"
+        path = fold_path(out, number)
         if not path.exists():
             say(
                 f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
             )
-            fitted = pipeline.fit(panel, fold)
-            with atomic_path(path) as temporary:
-                fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
+            write_fold(pipeline.fit(panel, fold), panel, fold, path)
         parts.append(pl.read_parquet(path))
     return WalkForward(panel, tuple(folds), pl.concat(parts))
 
 
-def _begin(out: Path, identity: dict[str, Any], resume: bool) -> None:
+def fold_path(out: Path, number: int) -> Path:
+    """Where the forecasts of a fold, counted from 1, are kept."""
+    return out / f"fold-{number:02}.parquet"
+
+
+def write_fold(fitted: Fitted, panel: Panel, fold: Split, path: Path) -> None:
+    """Forecast the test windows of a fold and keep them."""
+    with atomic_path(path) as temporary:
+        fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
+
+
+def begin(out: Path, config: WalkForwardConfig, identity: Mapping[str, Any], resume: bool) -> None:
+    """Say in `out` what its folds depend on. UserError where it is there already: `walk_forward` says when."""
+    described = {**identity, "folds": config.model_dump(mode="json")}
     # A hidden file is what a killed writer left: it is no part of a record.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        write_json(out / IDENTITY_FILE, identity)
+        write_json(out / IDENTITY_FILE, described)
         return
     if not resume:
         raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
-    if not (out / IDENTITY_FILE).exists() or read_json(out / IDENTITY_FILE) != identity:
+    if not (out / IDENTITY_FILE).exists() or read_json(out / IDENTITY_FILE) != described:
         raise UserError(f"{out}: was not made by this experiment on these data; name another folder")
