@@ -40,6 +40,7 @@ app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
 app.command("walk-forward")(many.walk_forward)
 app.command("runs")(many.runs)
+app.command("tune")(many.tune)
 app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 

@@ -76,3 +76,36 @@ def runs(folder: Annotated[Path, typer.Argument(help="folder with runs in it or 
     from longtape.report.text import TextTable, print_blocks
 
     print_blocks(TextTable(list_runs(folder), f"Runs in {folder}"))
+
+
+def tune(
+    experiment: ExperimentFile,
+    out: Annotated[Path, typer.Option(help="folder for the trials, the journal and the report")],
+    trials: Annotated[int, typer.Option(min=1, help="configurations to try")] = 20,
+    engine: EngineName = "process",
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with an interrupted search, or add trials")
+    ] = False,
+    override: Override = None,
+) -> None:
+    """Search over the fields that the experiment's section search names, by validation loss.
+
+    Example: longtape tune examples/btc_hourly.yaml --trials 20 --engine pool --out runs/search
+    -o "search={model.d_model: [32, 64], training.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}"
+    """
+    from longtape.experiment import load_experiment
+    from longtape.orchestration.engines import build_engine
+    from longtape.orchestration.tune import tune as search
+    from longtape.report.text import print_blocks
+
+    described = load_experiment(experiment, override)
+    carrier = build_engine(engine, workers, threads, address)
+    made = search(described, trials, out, carrier, getattr(carrier, "workers", None) or 1, resume)
+    print_blocks(*made.blocks())
+    typer.echo(
+        f"best: trial {made.best.number}, {made.best.folder / 'run'}; experiment: {made.root / 'best.yaml'}"
+    )
+    typer.echo(f"report: {made.root / 'report.html'}")

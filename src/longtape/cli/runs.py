@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longtape.core.errors import UserError
+
 if TYPE_CHECKING:
     from longtape.workflow import Run
 
@@ -52,6 +54,13 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the new run")],
     resume: Resume = False,
     override: Override = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option("--ray-workers", min=1, help="train on so many workers of Ray Train together"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster; by default one is started here")
+    ] = None,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
 
@@ -63,7 +72,15 @@ def train(
     from longtape.report.text import TextTable, print_blocks
     from longtape.workflow import train as train_experiment
 
-    made = train_experiment(load_experiment(experiment, override), out, resume=resume)
+    described = load_experiment(experiment, override)
+    if ray_workers is None and address is not None:
+        raise UserError("--address goes with --ray-workers")
+    if ray_workers is None:
+        made = train_experiment(described, out, resume=resume)
+    else:
+        from longtape.orchestration.ray_train import train_on_ray
+
+        made = train_on_ray(described, out, ray_workers, address, resume)
     if os.environ.get("RANK", "0") != "0":
         return  # the first of several processes speaks for all
     print_blocks(*(TextTable(history, "training") for history in made.folder.histories))

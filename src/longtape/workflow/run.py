@@ -30,6 +30,7 @@ from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 from longtape.report.text import table
 from longtape.training.execution import Execution, uses_cuda
+from longtape.training.observers import Observer
 from longtape.training.processes import Processes, is_one_of_several, joined_processes
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
@@ -54,18 +55,29 @@ def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = Fal
     return made
 
 
-def train(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
-    """Train into a new folder `out`, or go on with an interrupted run there (`resume`).
+def train(
+    experiment: Experiment | str | Path,
+    out: str | Path,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Train into a new folder `out`, or go on with an interrupted run there (`resume`), watched by `observers`.
 
     Where torchrun started several processes, they share every batch, and the first one writes the folder.
     """
     if not isinstance(experiment, Experiment):
         experiment = load_experiment(experiment)
     with joined_processes(uses_cuda(experiment.training)) as processes:
-        return _train(experiment, RunFolder(out), resume, processes)
+        return _train(experiment, RunFolder(out), resume, processes, observers)
 
 
-def _train(experiment: Experiment, folder: RunFolder, resume: bool, processes: Processes) -> Run:
+def _train(
+    experiment: Experiment,
+    folder: RunFolder,
+    resume: bool,
+    processes: Processes,
+    observers: Sequence[Observer],
+) -> Run:
     resume = resume and folder.root.exists()
     if not resume:
         folder.refuse_existing()
@@ -84,7 +96,7 @@ def _train(experiment: Experiment, folder: RunFolder, resume: bool, processes: P
         folder = data.create_folder(folder.root)
     processes.wait()
     if folder.status != FINISHED:
-        fitted = data.pipeline.fit_in(folder, data.panel, data.split, processes)
+        fitted = data.pipeline.fit_in(folder, data.panel, data.split, processes, observers)
         model, calibration = fitted.model, fitted.calibration.to_dict()
         if processes.is_first:
             folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
