@@ -39,6 +39,7 @@ from longtape.models.base import ModelConfig
 from longtape.models.encoder import EncoderConfig
 from longtape.models.registry import config_of
 from longtape.training.config import TrainingConfig
+from longtape.training.search_space import SearchSpace
 
 
 class BacktestConfig(AccountConfig):
@@ -87,6 +88,10 @@ class Experiment(BaseModel):
     backtest: BacktestConfig = BacktestConfig()
     audit: bool = Field(
         True, description="a short audit for look-ahead after training; `longtape audit` does the long one"
+    )
+    search: SearchSpace = Field(
+        default_factory=dict,
+        description="longtape tune: field (model.d_model, …) → list of values, or {low, high, step, log}",
     )
 
     @model_validator(mode="after")
@@ -329,16 +334,21 @@ def _override(document: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"-o {override}: write key=value, for example -o training.epochs=3")
-    *parents, last = key.strip().split(".")
+    try:
+        set_field(document, key.strip(), yaml.safe_load(value), f"-o {override}")
+    except yaml.YAMLError:
+        raise UserError(f"-o {override}: the value is not valid YAML") from None
+
+
+def set_field(document: dict[str, Any], field: str, value: Any, where: str) -> None:
+    """Set `section.key` of a plain document. UserError, beginning with `where`, if a section is a value."""
+    *parents, last = field.split(".")
     at = document
     for parent in parents:
         at = at.setdefault(parent, {})
         if not isinstance(at, dict):
-            raise UserError(f"-o {override}: '{parent}' holds a value, not further keys")
-    try:
-        at[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"-o {override}: the value is not valid YAML") from None
+            raise UserError(f"{where}: '{parent}' holds a value, not further keys")
+    at[last] = value
 
 
 def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> UserError:

@@ -308,3 +308,11 @@ def test_a_store_that_has_grown_past_a_gap_names_it(capsys, tmp_path):
 
 def test_paths_of_mistakes_leave_nothing(tmp_path):
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_ctrl_c_in_a_walk_forward_says_how_to_go_on(capsys, made, monkeypatch, tmp_path):
+    monkeypatch.setattr("longtape.workflow.pipeline.ExperimentPipeline.fit", stop)
+    words = ("walk-forward", made.root.parent / "e.yaml", "--folds", "2", "--out", tmp_path / "folds")
+    line = stopped(capsys, *words)
+    assert line.startswith(f"longtape: stopped: {tmp_path}/folds holds 0 whole folds")
+    assert "--resume" in line

@@ -435,15 +435,16 @@ def _with_extras(document: Document, extras: list[tuple[str, Any]]) -> tuple[Doc
 def _options_of_model(rng: Rng, document: Document) -> list[tuple[str, Any]]:
     """Some options of the model that take one of a few values, or names of features and targets."""
     fields = config_of(document["model"].get("kind", "encoder")).model_json_schema()["properties"]
+    h = max(horizon_of(target) for target in document["targets"])
     values: dict[str, list[Any]] = {
         "static": [document["features"][1:]],
-        "auxiliary": [{"volatility(7)": 0.5}, {"up(4)": 0.2, "path(2)": 0.1}],
+        "auxiliary": [{f"volatility({h})": 0.5}, {f"up({h})": 0.2, f"path({h})": 0.1}],
     }
     for name, about in fields.items():
         values[name] = values.get(name) or about.get(
             "enum", [False, True] if about.get("type") == "boolean" else []
         )
-    unfit = {"kind", "skip"} | set(fields.keys() ^ values.keys())
+    unfit = {"kind", "skip", "volatility_start"} | set(fields.keys() ^ values.keys())
     drawn = [name for name in fields if values[name] and name not in unfit and rng.random() < 0.08]
     return [(f"model.{name}", values[name][int(rng.integers(len(values[name])))]) for name in drawn]
 

@@ -231,6 +231,8 @@ FILES: dict[str, Made] = {
     "JSON columns": Made("x.json", json.dumps({name: [row[name] for row in RECORDS] for name in HEAD.split(",")})),
     "JSON of pandas": Made("x.json", json.dumps({
         name: {str(ms): row[name] for ms, row in zip(MS, RECORDS, strict=True)} for name in HEAD.split(",")[1:]})),
+    "JSON of pandas, split": Made("x.json", frame().to_pandas().set_index("timestamp").to_json(orient="split", date_format="iso")),
+    "JSON of pandas, table": Made("x.json", frame().to_pandas().set_index("timestamp").to_json(orient="table")),
     "JSON arrays of an exchange": Made("x.json", json.dumps({"retCode": 0, "result": {"symbol": "X", "list": ARRAYS}})),
     "Alpha Vantage": Made("x.json", alpha_vantage(), **DAILY),
     "a long table of many symbols": Made("x.csv", long_table(), symbols=("AAA", "BBB"), symbol=None, **DAILY),

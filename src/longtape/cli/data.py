@@ -14,7 +14,7 @@ from longtape.core.errors import CheckFailed, UserError
 if TYPE_CHECKING:
     from longtape.market.quality import QualityReport
     from longtape.market.series import Series
-    from longtape.market.store import Store
+    from longtape.market.store import Entry, Store
 
 app = typer.Typer(help="The store: list, check, repair, export.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,10 +47,14 @@ def list_(store: StoreOption, json: JsonOption = False) -> None:
             "first": _iso(e.first),
             "last": _iso(e.last),
             "size": f"{e.size / 1e6:.1f} MB",
-            "": f"{len(e.damaged)} damaged" if e.damaged else "",
+            "": ", ".join(filter(None, [_damaged(e), "stamped at its close" if e.stamp == "close" else ""])),
         }
         for e in entries
     )
+
+
+def _damaged(entry: Entry) -> str:
+    return f"{len(entry.damaged)} damaged" if entry.damaged else ""
 
 
 @app.command("check")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.calendars import calendar_features, future_opens, is_due
 from longtape.core.clock import Interval, Milliseconds
 from longtape.core.errors import UserError
 from longtape.core.shown import Shown
@@ -155,11 +157,29 @@ class Panel(Shown):
         return len(self.calendar_values) - len(self)
 
     def future(self, origins: Rows, steps: int) -> npt.NDArray[np.float32]:
-        """Calendar [B, steps, D] of the rows after each origin: known ahead, whatever the market does."""
+        """Calendar [B, steps, D] of the bars that are due after each origin: known ahead, whatever the market does.
+
+        Those are the next rows, but where bars are missing or come when the market is closed, which nobody could know.
+        """
         if steps > self.ahead:
             what = "events come at no fixed time" if self.ahead == 0 else f"{self.ahead} rows are known ahead"
             raise UserError(f"panel: the calendar of {steps} rows to come was asked for; {what}")
-        return self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+        found = self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+        surprises = self._surprises[np.minimum(origins + steps, len(self) - 1)] - self._surprises[origins]
+        for at in np.flatnonzero(surprises):
+            opens = future_opens(int(self.timestamps[origins[at]]), steps, self.interval, self.calendar)
+            found[at] = calendar_features(opens, self.interval, self.calendar)
+        return found
+
+    @cached_property
+    def _surprises(self) -> Rows:
+        """How many rows up to each, [T], are not the bar that was due after the one before."""
+        surprise = ~is_due(self.timestamps, self.interval, self.calendar)
+        apart = np.diff(self.timestamps, prepend=self.timestamps[0] - self.interval.milliseconds)
+        for row in np.flatnonzero(apart != self.interval.milliseconds):
+            due = future_opens(int(self.timestamps[row - 1]), 1, self.interval, self.calendar)
+            surprise[row] |= bool(self.timestamps[row] != due[0])
+        return np.cumsum(surprise)
 
     def calendar_of(self, origins: Rows, lookback: int) -> npt.NDArray[np.float32]:
         """Calendar [B, lookback, D] of the rows of the windows that end at `origins`."""

@@ -148,22 +148,23 @@ def _report(
     if not absent.any():
         return
     counts = ", ".join(f"{name} {count:,}" for name, count in missing.items() if count)
-    what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} ({_first_gap(clock, absent)})"
+    first, more = _first_gap(clock, absent)
+    what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} (first at {first}"
     if policy == "error":
         raise UserError(
-            f"{what}; get them (longtape data repair, or import what is missing), or choose what to do about them with"
-            " missing: forward_fill, drop or mask"
+            f"{what}{more}); get them (longtape data repair, or import what is missing), or choose what to do about"
+            " them with missing: forward_fill, drop or mask"
         )
-    say(f"{what}; {_DONE[policy]}")
+    say(f"{what}); {_DONE[policy]}")
 
 
-def _first_gap(clock: Milliseconds, absent: Flags) -> str:
-    """Where bars are missing first, and until when."""
+def _first_gap(clock: Milliseconds, absent: Flags) -> tuple[str, str]:
+    """Where bars are missing first, and how many in a row until when."""
     holes: Flags = np.asarray(absent.any(axis=1))
     start = int(np.argmax(holes))
     length = int(np.argmin(np.append(holes[start:], False)))
     first, last = iso(int(clock[start])), iso(int(clock[start + length - 1]))
-    return f"first at {first}" + (f", {length:,} in a row to {last}" if length > 1 else "")
+    return first, f", {length:,} in a row to {last}" if length > 1 else ""
 
 
 def _on_clock(bars: Bars, clock: Milliseconds, policy: str) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from longtape.attention import mechanism_class
+from longtape.attention.dropout import Dropout
 from longtape.core.calendars import CALENDAR_COLUMNS
 from longtape.core.errors import UserError
 from longtape.features.panel import Rows
@@ -149,7 +150,7 @@ class Portfolio(Network):
             PatchEmbedding(len(CALENDAR_COLUMNS), config.patch, config.d_model) if config.calendar else None
         )
         self.positions = Positions(config.positions, config.n_tokens, config.d_model)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         joint = config.layout == "joint"
         self.layers = JointLayers(config, self.n_assets) if joint else AxialLayers(config)
         self.pooling = build_pooling(config.pooling, config.d_model)

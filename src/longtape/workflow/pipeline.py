@@ -35,6 +35,7 @@ from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
 from longtape.training.loop import Trainer
+from longtape.training.observers import Observer
 from longtape.training.processes import ALONE, Processes
 from longtape.training.run_folder import RunFolder
 
@@ -127,12 +128,20 @@ class ExperimentPipeline:
             return self.fit_in(RunFolder(folder), panel, split)
 
     def fit_in(
-        self, folder: RunFolder, panel: Panel, split: Split, processes: Processes = ALONE
+        self,
+        folder: RunFolder,
+        panel: Panel,
+        split: Split,
+        processes: Processes = ALONE,
+        observers: Sequence[Observer] = (),
     ) -> FittedForecaster:
-        """Train in a folder, going on from whatever checkpoints it holds to the same numbers."""
+        """Train in a folder, going on from whatever checkpoints it holds to the same numbers.
+
+        `observers` watch the first seed, beside those of the folder.
+        """
         inputs = self.inputs(panel, split.train)
         trained = [
-            self._member(folder, number, inputs, panel, split, processes)
+            self._member(folder, number, inputs, panel, split, processes, () if number else observers)
             for number in range(self.experiment.training.seeds)
         ]
         model = joined([model for model, _ in trained])
@@ -163,6 +172,7 @@ class ExperimentPipeline:
         panel: Panel,
         split: Split,
         processes: Processes,
+        observers: Sequence[Observer],
     ) -> tuple[Model, History]:
         """The model of one seed: as it waits for the others, or trained."""
         seed, config = self.experiment.seed + number, self.experiment.training
@@ -184,7 +194,7 @@ class ExperimentPipeline:
             config,
             seed,
             folder.checkpoint(number),
-            folder.observers(number, config.tensorboard) if processes.is_first else (),
+            [*folder.observers(number, config.tensorboard), *observers] if processes.is_first else (),
             processes,
         )
         history = trainer.fit(resume=True)

@@ -182,9 +182,16 @@ def _as_table(value: Any) -> Table | None:
             return table_of_rows(
                 pl.DataFrame([[_text_of(c) for c in row] for row in value], orient="row"), ""
             )
-    if isinstance(value, dict):
-        return _by_columns(value)
-    return None
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        if isinstance(value.get("columns"), list):  # pandas, orient="split"
+            index = value.get("index") or [None] * len(value["data"])
+            rows = [[at, *row] for at, row in zip(index, value["data"], strict=True)]
+            return Table(
+                pl.DataFrame(rows, schema=["", *map(str, value["columns"])], orient="row", strict=False)
+            )
+        if isinstance(value.get("schema"), dict):  # pandas, orient="table"
+            return _as_table(value["data"])
+    return _by_columns(value) if isinstance(value, dict) else None
 
 
 def _by_columns(value: dict[str, Any]) -> Table | None:
