@@ -192,6 +192,15 @@ class Model(nn.Module):
         """
         raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
 
+    def token_assets(self, layer: nn.Module) -> Rows | None:
+        """The asset of each token that an attention layer reads, [N]; None where they are all of one.
+
+        UserError for a model whose tokens hold all assets side by side.
+        """
+        raise UserError(
+            f"model '{self.config.kind}' has no tokens that are assets: all stand side by side in one"
+        )
+
     def pooled_weights(self, batch: Batch) -> Tensor:
         """The share of each token of the last layer in what the head is given, [B, N]. UserError as `token_bars`."""
         raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
