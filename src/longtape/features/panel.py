@@ -171,6 +171,8 @@ class Panel(Shown):
             what = "events come at no fixed time" if self.ahead == 0 else f"{self.ahead} rows are known ahead"
             raise UserError(f"panel: the calendar of {steps} rows to come was asked for; {what}")
         found = self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+        if steps == 0:
+            return found
         surprises = self._surprises[np.minimum(origins + steps, len(self) - 1)] - self._surprises[origins]
         for at in np.flatnonzero(surprises):
             opens = future_opens(int(self.timestamps[origins[at]]), steps, self.interval, self.calendar)
