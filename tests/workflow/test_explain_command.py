@@ -87,6 +87,38 @@ def test_of_several_seeds_the_first_is_looked_at_and_forecasts_keep_their_bits(t
     assert "is a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("layout", ["joint", "axial"])
+def test_in_a_portfolio_assets_look_at_assets(tmp_path, layout):
+    for seed, symbol in enumerate(("AAA", "BBB", "CCC")):
+        candle_frame(500, seed).write_parquet(tmp_path / f"{symbol}.parquet")
+    data = {
+        "source": "file",
+        "path": str(tmp_path / "{symbol}.parquet"),
+        "symbols": ["AAA", "BBB", "CCC"],
+        "interval": "1h",
+    }
+    model = {
+        "kind": "portfolio",
+        "layout": layout,
+        "lookback": 16,
+        "attention": "full",
+        "d_model": 8,
+        "n_heads": 2,
+    }
+    document = {"data": data, "features": ["log_return"], "targets": ["return(6)"], "audit": False, "model": model,
+                "training": {"epochs": 1}}  # fmt: skip
+    found = train(parse_experiment(document, "test.yaml"), tmp_path / "run").explain(
+        tmp_path / "out", windows=8
+    )
+    rows = found.parts["Assets"]
+    assert [(row["layer"], row["looks"]) for row in rows] == [
+        (n, s) for n in (1, 2) for s in ("AAA", "BBB", "CCC")
+    ]
+    assert all(row["at AAA"] + row["at BBB"] + row["at CCC"] == pytest.approx(1, abs=1e-5) for row in rows)
+    assert (tmp_path / "out" / "assets.png").exists()
+    assert ("Most attended bars" in found.parts) == (layout == "joint")
+
+
 def test_an_informer_names_what_its_distilled_layers_do_not_have(tmp_path):
     model = {"kind": "informer", "lookback": 32, "d_model": 8, "n_heads": 2, "n_layers": 2, "label_len": 8}
     found = made(tmp_path, model).explain(tmp_path / "out", windows=8)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longtape.cli import bench, data, runs
+from longtape.cli import bench, data, many, runs
 from longtape.cli.audit import audit
 from longtape.cli.compare import compare
 from longtape.cli.explain import explain
@@ -77,8 +77,10 @@ app.command("forecast")(runs.forecast)
 app.command("explain")(explain)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
-app.command("walk-forward")(runs.walk_forward)
+app.command("walk-forward")(many.walk_forward)
 app.command("compare")(compare)
+app.command("runs")(many.runs)
+app.command("tune")(many.tune)
 app.command("audit")(audit)
 app.add_typer(bench.app, name="bench")
 

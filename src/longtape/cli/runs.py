@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longtape.core.errors import UserError
+
 if TYPE_CHECKING:
     from longtape.workflow import Run
 
@@ -46,8 +48,13 @@ def run(
     Example: longtape run examples/btc_hourly.yaml --out runs/btc
     """
     from longtape.experiment import load_experiment
+    from longtape.report.text import print_blocks
     from longtape.workflow import run as run_experiment
+    from longtape.workflow.tokens import is_token_file, load_token_experiment, run_tokens
 
+    if is_token_file(experiment):
+        print_blocks(*run_tokens(load_token_experiment(experiment, override), out, resume).blocks())
+        return
     _show(run_experiment(load_experiment(experiment, override), out, resume=resume))
 
 
@@ -56,6 +63,13 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the new run")],
     resume: Resume = False,
     override: Override = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option("--ray-workers", min=1, help="train on so many workers of Ray Train together"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster; by default one is started here")
+    ] = None,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
 
@@ -67,42 +81,19 @@ def train(
     from longtape.report.text import TextTable, print_blocks
     from longtape.workflow import train as train_experiment
 
-    made = train_experiment(load_experiment(experiment, override), out, resume=resume)
+    described = load_experiment(experiment, override)
+    if ray_workers is None and address is not None:
+        raise UserError("--address goes with --ray-workers")
+    if ray_workers is None:
+        made = train_experiment(described, out, resume=resume)
+    else:
+        from longtape.orchestration.ray_train import train_on_ray
+
+        made = train_on_ray(described, out, ray_workers, address, resume)
     if os.environ.get("RANK", "0") != "0":
         return  # the first of several processes speaks for all
     print_blocks(*(TextTable(history, "training") for history in made.folder.histories))
     typer.echo(f"run: {made.root}")
-
-
-def walk_forward(
-    experiment: ExperimentFile,
-    out: Annotated[Path, typer.Option(help="folder for the folds, the joined record and its report")],
-    folds: Annotated[int, typer.Option(min=1, help="test blocks of equal length")] = 5,
-    window: Annotated[str, typer.Option(help="expanding, or rolling")] = "expanding",
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the folds that are there")] = False,
-    override: Override = None,
-) -> None:
-    """Refit at every fold of the test period and join the forecasts to one out-of-sample record.
-
-    Example: longtape walk-forward examples/five_coins.yaml --folds 8 --out runs/folds
-    """
-    from pydantic import ValidationError
-
-    from longtape.core.errors import UserError
-    from longtape.experiment import load_experiment
-    from longtape.features.splits import WalkForwardConfig
-    from longtape.report.text import print_blocks
-    from longtape.workflow.folds import run_walk_forward
-
-    described = load_experiment(experiment, override)
-    try:
-        config = WalkForwardConfig.model_validate({"n_folds": folds, "window": window})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
-    made = run_walk_forward(described, config, out, resume)
-    print_blocks(*made.blocks())
-    typer.echo(f"report: {made.root / 'report.html'}")
 
 
 def forecast(

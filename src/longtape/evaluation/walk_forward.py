@@ -15,7 +15,8 @@ from longtape.core.documents import first_difference
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
-from longtape.evaluation.protocol import Pipeline
+from longtape.evaluation.protocol import Fitted, Pipeline
+from longtape.features.book_targets import with_classes
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
 from longtape.market.rows import Rows as MarketRows
@@ -65,19 +66,29 @@ def walk_forward(
     out = Path(out)
     panel = pipeline.panel(bars)
     folds = pipeline.folds(panel, config)
+    panel = with_classes(panel, folds[0].train)  # so that a class is the same in all folds
     begin_plan(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
     parts = []
     for number, fold in enumerate(folds, 1):
-        path = out / f"fold-{number:02}.parquet"
+        path = fold_path(out, number)
         if not path.exists():
             say(
                 f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
             )
-            fitted = _fitted(pipeline, panel, fold, out, number)
-            with atomic_path(path) as temporary:
-                fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
+            write_fold(_fitted(pipeline, panel, fold, out, number), panel, fold, path)
         parts.append(pl.read_parquet(path))
     return WalkForward(panel, tuple(folds), pl.concat(parts))
+
+
+def fold_path(out: Path, number: int) -> Path:
+    """Where the forecasts of a fold, counted from 1, are kept."""
+    return out / f"fold-{number:02}.parquet"
+
+
+def write_fold(fitted: Fitted, panel: Panel, fold: Split, path: Path) -> None:
+    """Forecast the test windows of a fold and keep them."""
+    with atomic_path(path) as temporary:
+        fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
 
 
 def _fitted(pipeline: Pipeline, panel: Panel, fold: Split, out: Path, number: int) -> Any:
@@ -89,11 +100,11 @@ def _fitted(pipeline: Pipeline, panel: Panel, fold: Split, out: Path, number: in
         ) from None
 
 
-def begin_plan(out: Path, identity: dict[str, Any], resume: bool) -> None:
+def begin_plan(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
     """Write what a folder of many results is made by; with `resume`, UserError where it was made by something else."""
     # A hidden file is what a killed writer left: it is no part of a record.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        write_json(out / IDENTITY_FILE, identity)
+        write_json(out / IDENTITY_FILE, dict(identity))
         return
     if not resume:
         raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
@@ -109,7 +120,7 @@ def begin_plan(out: Path, identity: dict[str, Any], resume: bool) -> None:
         )
 
 
-def _read(identity: dict[str, Any]) -> dict[str, Any]:
+def _read(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity whose experiment is a document, so that a key of it can be named."""
     given = identity.get("experiment")
     document = yaml.safe_load(given) if isinstance(given, str) else None

@@ -102,6 +102,12 @@ class Panel(Shown):
     turnover: npt.NDArray[np.float64] | None = field(default=None, repr=False)
     """[T, A] volume at the close's price; None where a source reports none"""
     marks: GlobalMarks | None = None
+    quotes: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of books: imbalance, micro-price
+    tape: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of trades: taker, their imbalance
 
     def __len__(self) -> int:
         return len(self.timestamps)

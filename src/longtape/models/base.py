@@ -35,6 +35,7 @@ class ModelConfig(BaseModel):
     kind: str = Field(description="a model of the registry")
     lookback: int = Field(1, ge=1, description="bars in a window")
 
+    reads_market: ClassVar[bool] = True  # False: token ids of a file, which `longtape run` takes by itself
     trains: ClassVar[bool] = False  # by gradients, which takes validation windows to stop at
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
@@ -165,6 +166,11 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         """The prediction of every target at the end of every window."""
 
+    @classmethod
+    def reads(cls, panel: Panel) -> bool:
+        """True where the panel holds what the model needs: as a baseline it is left out elsewhere."""
+        return True
+
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """What has a closed form is fitted here, once, on the training origins; `validation` chooses penalties."""
 
@@ -185,6 +191,15 @@ class Model(nn.Module):
         UserError for a model whose tokens do not stand in time.
         """
         raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
+
+    def token_assets(self, layer: nn.Module) -> Rows | None:
+        """The asset of each token that an attention layer reads, [N]; None where they are all of one.
+
+        UserError for a model whose tokens hold all assets side by side.
+        """
+        raise UserError(
+            f"model '{self.config.kind}' has no tokens that are assets: all stand side by side in one"
+        )
 
     def pooled_weights(self, batch: Batch) -> Tensor:
         """The share of each token of the last layer in what the head is given, [B, N]. UserError as `token_bars`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from longtape.attention import mechanism_class
 from longtape.attention.dropout import Dropout
 from longtape.core.calendars import CALENDAR_COLUMNS
+from longtape.core.errors import UserError
+from longtape.features.panel import Rows
 from longtape.models.base import ModelInputs
 from longtape.models.batch import Batch
 from longtape.models.embedding import PatchEmbedding, Positions
@@ -164,6 +167,25 @@ class Portfolio(Network):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer, [B, N · A, d_model], moment by moment."""
         return [state.flatten(1, 2) for state in self._encode(batch, self._visible(batch.present))]
+
+    def token_bars(self) -> Rows:
+        patch = self.config.patch
+        newest = patch * np.arange(1, self.config.n_tokens + 1) - 1 - (-self.config.lookback % patch)
+        return np.repeat(newest, self.n_assets)
+
+    def token_assets(self, layer: nn.Module) -> Rows | None:
+        if isinstance(self.layers, JointLayers):
+            return np.tile(np.arange(self.n_assets), self.config.n_tokens)
+        across = any(layer is one.attention for one in self.layers.across_assets)
+        return np.arange(self.n_assets) if across else None
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        """The same of every asset, whose heads each read their own tokens."""
+        if self.config.pooling == "attention":
+            raise UserError("rollout: each asset has a pooling of its own")
+        weights = torch.zeros(self.config.n_tokens, self.n_assets)
+        weights[-1 if self.config.pooling == "last" else slice(None)] = 1.0
+        return (weights / weights.sum()).flatten().expand(len(batch), -1)
 
     def _encode(self, batch: Batch, visible: Tensor | None) -> list[Tensor]:
         """Tokens after each layer, [B, N, A, d_model]."""

@@ -73,6 +73,19 @@ def newest_over_time(weights: Array, made: Times, distances: Sequence[int]) -> F
     return figure
 
 
+def asset_grid(maps: Sequence[Array], names: Sequence[str]) -> Figure:
+    """Who looks at whom: maps[layer] [A, A], the looking asset down, the one looked at across."""
+    figure = Figure(figsize=(1 + 3.4 * len(maps), 3.4), layout="constrained")
+    for number, (axes, one) in enumerate(
+        zip(np.ravel(figure.subplots(1, len(maps), squeeze=False)), maps, strict=True)
+    ):
+        axes.imshow(one, cmap="Blues", vmin=0, interpolation="nearest")
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_title(f"layer {number + 1}", fontsize=9)
+    return figure
+
+
 def on_price(times: Times, closes: Array, marks: Mapping[str, Array], title: str) -> Figure:
     """The price, with a dot on some bars: marks[name] [T] is the size of the dot there, 0 for none."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")

@@ -192,3 +192,35 @@ def bars(rows: Sequence[Mapping[str, Any]], x: str, y: str, unit: str) -> go.Fig
     colors = [ACCENT if height >= 0 else WARN for height in heights]
     figure.add_trace(go.Bar(x=[str(row[x]) for row in rows], y=heights, marker_color=colors, name=y))
     return figure
+
+
+def search_history(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Validation loss of every trial (a dot; hollow where it was pruned) and the best so far (a line)."""
+    figure = _figure("trial", "validation loss", 320)
+    numbers = [row["trial"] for row in rows]
+    losses = [row["validation"] for row in rows]
+    symbols = ["circle-open" if row["pruned"] else "circle" for row in rows]
+    figure.add_trace(
+        go.Scatter(
+            x=numbers, y=losses, mode="markers", name="trial", marker={"color": MUTED, "symbol": symbols}
+        )
+    )
+    _line(figure, numbers, np.minimum.accumulate(losses).tolist(), "best so far", ACCENT, 2.2)
+    return figure
+
+
+def search_slice(rows: Sequence[Mapping[str, Any]], field: str) -> go.Figure:
+    """Validation loss against the value of one searched field; darker: later."""
+    figure = _figure(field, "validation loss", 280)
+    values = [row[field] for row in rows]
+    plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    figure.add_trace(
+        go.Scatter(
+            x=values if plain else [str(value) for value in values],
+            y=[row["validation"] for row in rows],
+            mode="markers",
+            name="trial",
+            marker={"color": [row["trial"] for row in rows], "colorscale": "Blues", "size": 9},
+        )
+    )
+    return figure

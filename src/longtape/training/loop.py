@@ -61,7 +61,7 @@ class Trainer:
         if not self.model.is_trained:
             return at.history
         with self.watchers.watching(at, self.schedule.total, self.steps), graceful_interrupt() as stop:
-            while at.epoch < self.config.epochs and at.epoch - at.best_epoch < self.config.patience:
+            while not self._is_over(at):
                 self._epoch(at, stop)
                 self._judge(at)
                 self._save(at)
@@ -69,6 +69,11 @@ class Trainer:
         self.model.eval()
         self.model.calibrate(self.source.batches(in_order(self.checked, self.config.batch_size)))
         return at.history
+
+    def _is_over(self, at: TrainingState) -> bool:
+        stale = at.epoch - at.best_epoch
+        done = at.epoch >= self.config.epochs or stale >= self.config.patience
+        return self._agreed(done or self.watchers.has_seen_enough)[0]
 
     def _begun(self) -> TrainingState:
         """Epoch 0 is the closed-form baseline alone: the network is kept only where it beats that."""

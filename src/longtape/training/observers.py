@@ -46,6 +46,11 @@ class Observer:
     def end(self) -> None:
         """Training has ended, one way or another."""
 
+    @property
+    def has_seen_enough(self) -> bool:
+        """True where training may end with the best weights so far."""
+        return False
+
 
 class Observers(Observer):
     """Several of them."""
@@ -63,6 +68,11 @@ class Observers(Observer):
         finally:
             for one in self.observers:
                 one.end()
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """True where any of them has."""
+        return any(one.has_seen_enough for one in self.observers)
 
     def on_step(self, report: StepReport) -> None:
         for one in self.observers:

@@ -21,6 +21,7 @@ from longtape.core.clock import iso
 from longtape.core.errors import UserError
 from longtape.core.files import write_json
 from longtape.evaluation.statistics import mean_difference_interval
+from longtape.explain.assets import asset_maps
 from longtape.explain.attention import (
     AttentionMap,
     Passed,
@@ -112,15 +113,19 @@ class Study:
     def has_bars(self) -> bool:
         """True where the model's tokens are bars of the window."""
         try:
-            return len(self.model.token_bars()) > 0
+            return len(self.rows) > 0
         except UserError:
             return False
 
     @cached_property
     def rows(self) -> Rows:
         """Panel row of each token of the newest window; the window's first for a token that is no bar."""
-        first = len(self.panel) - self.model.config.lookback
-        return first + np.maximum(self.model.token_bars(), 0)
+        first, bars = len(self.panel) - self.model.config.lookback, self.model.token_bars()
+        if any(one.n_tokens != len(bars) for one in self.passed):
+            raise UserError(
+                f"model '{self.model.config.kind}' has layers over other tokens than the bars of the window"
+            )
+        return first + np.maximum(bars, 0)
 
     def times(self, rows: Rows) -> npt.NDArray[np.datetime64]:
         """When rows of the panel open."""
@@ -204,6 +209,7 @@ def _newest_over_time(study: Study) -> Part:
         raise UserError(
             "attention over time: the mechanism's columns are mixtures, which have no place in time"
         )
+    _ = study.rows  # every layer stands over the bars
     source = BatchSource(study.model, study.panel)
     chosen = study.origins[:: max(1, len(study.origins) // _ORIGINS)]
     found = [
@@ -360,9 +366,20 @@ def _graph(study: Study) -> Part:
 
 
 def _assets(study: Study) -> Part:
-    raise UserError(
-        "asset × asset: all assets stand side by side in a token of this model, so none looks at another"
-    )
+    """Which asset looks at which, at the newest moment."""
+    names = study.panel.assets
+    maps = asset_maps(study.model, study.passed)
+    rows = [
+        {
+            "layer": layer + 1,
+            "looks": names[a],
+            **{f"at {names[b]}": float(one[a, b]) for b in range(len(names))},
+        }
+        for layer, one in enumerate(maps)
+        for a in range(len(names))
+    ]
+    picture = draw.asset_grid([one.numpy() for one in maps], names)
+    return Part(rows, {"assets": picture})
 
 
 def _levels(study: Study) -> Part:

@@ -11,11 +11,13 @@ import polars as pl
 
 from longtape.backtest import BacktestResult
 from longtape.backtest.judgement import MOST_R2, Judgement, implausible, judge
+from longtape.backtest.overfitting import TrialSet
 from longtape.core.clock import iso
 from longtape.core.files import nan_to_null
 from longtape.core.shown import Shown
 from longtape.evaluation.coverage import coverage
 from longtape.evaluation.skill import MODEL, P_VALUE, Rows, skills
+from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
@@ -107,17 +109,21 @@ def judge_run(
     bars: Sequence[MarketRows],
     forecasts: pl.DataFrame,
     fitted: FittedForecaster | None = None,
+    trials: TrialSet | None = None,
 ) -> Results:
     """Score the forecasts of the test period and trade them; `splits` are the folds they were made in, one or more.
+
+    `trials`: all configurations that were tried, where this one was chosen among several.
 
     Nothing outside the test period is scored or traded.
     """
     inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
+    panel = classed_as(panel, inputs.targets)
     origins = np.concatenate([split.test for split in splits])
     periods = splits[-1].periods
     first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until
     of_test = forecasts.filter(_between(first, last))
-    judgement = _judged(pipeline, of_test, bars, first, last)
+    judgement = _judged(pipeline, of_test, bars, first, last, trials)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
     config = pipeline.experiment.forecast
     found, covered = skills(inputs, panel, splits, forecasts), coverage(scored, config.level, config.levels)
@@ -156,12 +162,13 @@ def _judged(
     bars: Sequence[MarketRows],
     since: int,
     until: int | None,
+    trials: TrialSet | None,
 ) -> Judgement | None:
     if not pipeline.experiment.has_account:
         return None
     symbols = forecasts["symbol"].unique().to_list()
     traded = [one.between(since, until) for one in bars if one.symbol in symbols]
-    return judge(pipeline.backtest(pipeline.weights(forecasts), traded))
+    return judge(pipeline.backtest(pipeline.weights(forecasts), traded), trials=trials)
 
 
 def _row(name: str, result: BacktestResult) -> dict[str, Any]:

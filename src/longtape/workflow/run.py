@@ -41,6 +41,7 @@ from longtape.market.trades import Trades
 from longtape.models.base import ALL_ROWS
 from longtape.report.text import table
 from longtape.training.execution import Execution, uses_cuda
+from longtape.training.observers import Observer
 from longtape.training.processes import Processes, is_one_of_several, joined_processes
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
@@ -71,9 +72,13 @@ def run(
 
 
 def train(
-    experiment: Experiment | str | Path, out: str | Path, resume: bool = False, overrides: Overrides = ()
+    experiment: Experiment | str | Path,
+    out: str | Path,
+    resume: bool = False,
+    overrides: Overrides = (),
+    observers: Sequence[Observer] = (),
 ) -> Run:
-    """Train into a new folder `out`, or go on with an interrupted run there (`resume`).
+    """Train into a new folder `out`, or go on with an interrupted run there (`resume`), watched by `observers`.
 
     `experiment` may be the path of its file; `overrides` are `key=value` texts or a mapping such as
     `{"training.epochs": 3}`. Where torchrun started several processes, they share every batch, and the first one writes
@@ -81,10 +86,16 @@ def train(
     """
     experiment = _described(experiment, overrides)
     with joined_processes(uses_cuda(experiment.training)) as processes:
-        return _train(experiment, RunFolder(out), resume, processes)
+        return _train(experiment, RunFolder(out), resume, processes, observers)
 
 
-def _train(experiment: Experiment, folder: RunFolder, resume: bool, processes: Processes) -> Run:
+def _train(
+    experiment: Experiment,
+    folder: RunFolder,
+    resume: bool,
+    processes: Processes,
+    observers: Sequence[Observer],
+) -> Run:
     resume = resume and folder.root.exists()
     if not resume:
         folder.refuse_existing()
@@ -104,7 +115,7 @@ def _train(experiment: Experiment, folder: RunFolder, resume: bool, processes: P
         folder = data.create_folder(folder.root)
     processes.wait()
     if folder.status != FINISHED:
-        fitted = _fitted(folder, data, processes)
+        fitted = _fitted(folder, data, processes, observers)
         model, calibration = fitted.model, fitted.calibration.to_dict()
         if processes.is_first:
             folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
@@ -121,9 +132,11 @@ def _described(experiment: Experiment | str | Path, overrides: Overrides) -> Exp
     return parse_experiment(document, "experiment")
 
 
-def _fitted(folder: RunFolder, data: RunData, processes: Processes) -> FittedForecaster:
+def _fitted(
+    folder: RunFolder, data: RunData, processes: Processes, observers: Sequence[Observer]
+) -> FittedForecaster:
     try:
-        return data.pipeline.fit_in(folder, data.panel, data.split, processes)
+        return data.pipeline.fit_in(folder, data.panel, data.split, processes, observers)
     except KeyboardInterrupt:
         way = f"the same command with --resume (--out {folder.root} --resume) goes on to the same numbers"
         raise KeyboardInterrupt(f"{folder.root} holds what was trained so far; {way}") from None
@@ -383,7 +396,9 @@ class Run(Shown):
 
         `counts` are those of `longtape.evaluation.audit.audit`; few by default, so that it takes seconds.
         """
-        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": 8}
+        # Bars of the mid hold many events each, and the audit must see some fills.
+        n_origins = 8 if self.experiment.backtest.mid_bars is None else 64
+        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": n_origins}
         found = audit(self.data.pipeline, self.data.bars, fitted=self.fitted, **(few | counts))
         write_json(self.path("audit.json"), found.to_dict())
         return found
