@@ -5,6 +5,8 @@ Every section is the configuration of the room that does the work. Unknown keys 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,7 @@ from longtape.models.base import ModelConfig
 from longtape.models.encoder import EncoderConfig
 from longtape.models.registry import config_of
 from longtape.training.config import TrainingConfig
+from longtape.training.search_space import SearchSpace
 
 
 class BacktestConfig(AccountConfig):
@@ -109,6 +112,10 @@ class Experiment(BaseModel):
     audit: bool = Field(
         True, description="a short audit for look-ahead after training; `longtape audit` does the long one"
     )
+    search: SearchSpace = Field(
+        default_factory=dict,
+        description="longtape tune: field (model.d_model, …) → list of values, or {low, high, step, log}",
+    )
 
     @model_validator(mode="after")
     def _features_can_be_read(self) -> Experiment:
@@ -116,11 +123,21 @@ class Experiment(BaseModel):
         for symbol in self.symbols or []:
             if symbol not in self.data.symbols:
                 raise unknown_name("symbol", symbol, self.data.symbols, "symbols")
-        plain = [str(parse(text)) for text in self.targets]
+        self.model.refuse_features([str(parse(text)) for text in self.features])
+        plain = [str(parse(text)) for text in (*self.targets, *self.model.auxiliary_targets)]
         for text in plain:
             if plain.count(text) > 1:
                 raise UserError(f"targets: '{text}' is listed twice")
-        self.model.refuse_targets(self.kinds)
+        kinds = self.kinds | _kinds_of(self.model.auxiliary_targets)
+        self.model.refuse_targets(kinds)
+        return self
+
+    @model_validator(mode="after")
+    def _events_have_no_calendar(self) -> Experiment:
+        if self.model.reads_calendar and self.data.kind != "candles":
+            raise ValueError(
+                "model.calendar: events come at no fixed time, so the calendar says nothing of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -148,8 +165,18 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _intervals_fit_the_heads(self) -> Experiment:
         for kind in self.kinds.values():
-            if kind.error is not None:
-                self.forecast.method(self.model.head_of(kind))
+            if self.model.forecast_kind(kind).error is not None:
+                self.forecast.method(self.model.head_of(kind), self.model)
+        return self
+
+    @model_validator(mode="after")
+    def _batches_hold_whole_blocks(self) -> Experiment:
+        size, block = self.training.batch_size, self.model.block
+        if size % block:
+            raise ValueError(
+                f"training.batch_size: {size} windows do not hold whole blocks of {block} consecutive ones, which"
+                " the loss of the head asks for (model.heads)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -204,8 +231,7 @@ class Experiment(BaseModel):
     @property
     def kinds(self) -> dict[str, TargetKind]:
         """The kinds of target by name, in order of appearance."""
-        found = [find_target(parse(text)).kind for text in self.targets]
-        return {name: target_kind(name) for name in found}
+        return _kinds_of(self.targets)
 
     @property
     def has_account(self) -> bool:
@@ -216,13 +242,19 @@ class Experiment(BaseModel):
 
     def _traded_as(self, kind: str) -> str:
         """Of books, classes are traded by how far they lean to one side, in the place of a return."""
-        return "return" if self.data.kind == "books" and kind == TERCILES.name else kind
+        if self.data.kind == "books" and kind == TERCILES.name:
+            return "return"
+        return self.model.forecast_kind(target_kind(kind)).name
 
     @property
     def feature_config(self) -> FeaturesConfig:
         """The section that the features room takes."""
         return FeaturesConfig(
-            features=self.features, targets=self.targets, symbols=self.symbols, missing=self.missing
+            features=self.features,
+            targets=self.targets,
+            auxiliary=list(self.model.auxiliary_targets),
+            symbols=self.symbols,
+            missing=self.missing,
         )
 
     def to_yaml(self) -> str:
@@ -236,17 +268,45 @@ class Experiment(BaseModel):
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
-def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read an experiment file; `overrides` are `key.path=value` in YAML notation. Relative paths are the file's.
+def _kinds_of(targets: Iterable[str]) -> dict[str, TargetKind]:
+    found = [find_target(parse(text)).kind for text in targets]
+    return {name: target_kind(name) for name in found}
+
+
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None = None
+) -> Experiment:
+    """Read an experiment file; `overrides` are `key.path=value` in YAML notation, or a mapping of keys (dotted or
+    nested). Relative paths are the file's.
 
     UserError naming the file and the key, with the nearest known key, for anything that is not understood.
     """
     path = Path(path)
-    document = read_yaml(path)
-    for override in overrides or []:
-        apply_override(document, override)
+    document = with_overrides(read_yaml(path), as_overrides(overrides or ()))
     experiment = parse_experiment(document, str(path))
     return _resolve_paths(experiment, path.parent)
+
+
+def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A document with some of its keys at other values."""
+    for override in overrides:
+        apply_override(document, override)
+    return document
+
+
+def as_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """`{"training": {"epochs": 3}}` or `{"training.epochs": 3}` as `training.epochs=3`; a list stays as it is."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: give a list or a mapping, not the text '{overrides}'")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    found = []
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and value:
+            found += [f"{key}.{inner}" for inner in as_overrides(value)]
+        else:
+            found.append(f"{key}={json.dumps(value, default=str)}")
+    return found
 
 
 def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
@@ -317,16 +377,21 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"-o {override}: write key=value, for example -o training.epochs=3")
-    *parents, last = key.strip().split(".")
+    try:
+        set_field(document, key.strip(), yaml.safe_load(value), f"-o {override}")
+    except yaml.YAMLError:
+        raise UserError(f"-o {override}: the value is not valid YAML") from None
+
+
+def set_field(document: dict[str, Any], field: str, value: Any, where: str) -> None:
+    """Set `section.key` of a plain document. UserError, beginning with `where`, if a section is a value."""
+    *parents, last = field.split(".")
     at = document
     for parent in parents:
         at = at.setdefault(parent, {})
         if not isinstance(at, dict):
-            raise UserError(f"-o {override}: '{parent}' holds a value, not further keys")
-    try:
-        at[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"-o {override}: the value is not valid YAML") from None
+            raise UserError(f"{where}: '{parent}' holds a value, not further keys")
+    at[last] = value
 
 
 def one_line(error: ValidationError, where: str, document: type[BaseModel]) -> UserError:

@@ -88,9 +88,9 @@ def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """Blocks in a piece: with 6 blocks, global ones are copied 6 times, 3 times, not at all."""
     monkeypatch.setattr(lists_module, "PIECE", request.param)
     monkeypatch.setattr(lists_module, "FEW", 9.0)
-    flex._kept_lists.cache_clear()
+    flex._cached_lists.cache_clear()
     yield request.param
-    flex._kept_lists.cache_clear()
+    flex._cached_lists.cache_clear()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -83,7 +83,9 @@ def caps(case: Case, symbols: int) -> tuple[float, float]:
     signal = case.option("backtest.signal", {})
     options = signal.get("options", {})
     lever = options.get("max_leverage", 1.0) if signal.get("name") == "volatility_target" else 1.0
-    shared = {"rank": 0.5, "equal": 1.0}.get(signal.get("name", "threshold"), 1.0 / symbols)
+    shared = {"rank": 0.5, "equal": 1.0, "allocation": 1.0}.get(
+        signal.get("name", "threshold"), 1.0 / symbols
+    )
     single = min(signal.get("max_weight", np.inf), lever * shared)
     gross = min(lever, signal.get("max_gross", np.inf), single * symbols)
     limit = _limit(case, "max_leverage")

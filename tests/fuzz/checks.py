@@ -16,7 +16,17 @@ from tests.fuzz import schema
 from tests.fuzz.experiments import kind_of
 from tests.fuzz.markets import STRENGTH, Floats
 from tests.fuzz.runs import Trial, each_target, times, values
-from tests.fuzz.scores import SCORES, entry_of, labels, qlike_of, same, score, training_labels, training_mean
+from tests.fuzz.scores import (
+    OF_WEIGHTS,
+    SCORES,
+    entry_of,
+    labels,
+    qlike_of,
+    same,
+    score,
+    training_labels,
+    training_mean,
+)
 
 ERROR = 1e-5  # chance of a false alarm of one coverage check, were everything right
 WIDTHS = ("quantile", "student_t")  # heads that know their own width
@@ -49,6 +59,11 @@ def check(name: str, when: Callable[[Trial], bool] = lambda trial: True) -> Call
 def has_account(trial: Trial) -> bool:
     """Something could be traded."""
     return trial.walked.has_account
+
+
+def gives_weights(trial: Trial) -> bool:
+    """A head says how much to hold, not how much it will return."""
+    return bool(trial.case.option("backtest.signal.name") == "allocation")
 
 
 def has_volatility(trial: Trial) -> bool:
@@ -167,7 +182,7 @@ def scores(trial: Trial) -> Faults:
         scored = (trial.known, trial.known_of_all, trial.known_where_all_are_due)
         rows, *others = (frame.filter(same_target) for frame in scored)
         for name, figure in entry[0].items():
-            found = [score(name, one) for one in (rows, *others)] if name in SCORES else []
+            found = [score(name, one) for one in (rows, *others)] if name in (*SCORES, *OF_WEIGHTS) else []
             if found and not any(same(figure, one) for one in found):
                 yield f"{symbol} {target}: {name} is {figure}, by forecast.parquet {found[0]:.6g}"
 
@@ -207,7 +222,8 @@ def promised(trial: Trial) -> bool:
 def coverage_bounds(trial: Trial) -> Faults:
     level = trial.case.option("forecast.level", 0.9)
     for (symbol, target, horizon), rows in each_target(trial.known):
-        if kind_of(target) not in ("return", "path", "volatility") or np.isinf(values(rows, "upper")).any():
+        bounds = values(rows, "upper")  # none of classes and weights
+        if np.isnan(bounds).all() or np.isinf(bounds).any():
             continue
         drawn, tested = (trial.walked.calibrated_on or 0) // horizon, rows.height // horizon
         if drawn < 2 or tested < 5:
@@ -239,7 +255,7 @@ def infinite(trial: Trial) -> Faults:
     for (symbol, target, _), part in each_target(trial.walked.forecast):
         kind = kind_of(target)
         heads = trial.case.document["model"].get("heads", {})
-        if kind not in ("return", "path", "volatility") or heads.get(kind) in WIDTHS:
+        if kind not in ("return", "path", "volatility") or heads.get(kind) in WIDTHS or gives_weights(trial):
             continue  # no interval, or the head's own
         below, above = level / (1 - level), (1 + level) / (1 - level)  # one quantile of |score|, and two
         infinite_ones = np.isinf(values(part, "upper"))
@@ -315,6 +331,7 @@ def volatility_ratios(trial: Trial) -> list[tuple[tuple[str, str, int], Floats]]
         trial.case.market.spec.law.startswith("lag")
         and trial.case.option("model.skip", True)
         and trial.case.option("model.kind", "encoder") == "encoder"
+        and not gives_weights(trial)
         and len(trial.symbols) == 1
         and not trial.case.market.spec.gaps
         and (trial.walked.windows("training") or 0) > 300

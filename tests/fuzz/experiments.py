@@ -14,6 +14,7 @@ from longtape.attention import MECHANISMS
 from longtape.backtest.signals import SIGNALS, signal_options
 from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
+from longtape.models.registry import config_of
 from tests.fuzz import schema
 from tests.fuzz.markets import Market, MarketSpec, describe, draw_spec, make_market
 
@@ -27,6 +28,7 @@ FEATURES = (
 LONGER = {"1m": "5m", "5m": "30m", "30m": "2h", "1h": "4h", "4h": "8h", "1d": "2d"}
 HEADS = {"return": ("regression", "huber", "student_t", "quantile"), "volatility": ("volatility",)}
 HEADS["path"] = HEADS["return"]
+WEIGHTS = ("allocation", "sharpe")
 ATTENTION: dict[str, Document] = {
     "local": {"block_size": 4, "window_size": 3},
     "longformer": {"window_size": 5, "n_global": 1},
@@ -50,8 +52,17 @@ ACCOUNT: dict[str, tuple[Any, ...]] = {
 HANDLED = {
     "model.attention", "model.kind", "model.assets", "training.device", "audit", "missing", "data.source",
     "data.drop_last", "data.kind", "backtest.signal.holding", "backtest.signal.long_only", "backtest.costs.funding",
-    "backtest.fill", "forecast.intervals", "model.skip",
+    "backtest.fill", "forecast.intervals", "model.skip", "backtest.signal.cost",
 }  # fmt: skip
+CAUSAL = ("full", "flash", "local", "longformer", "bigbird", "performer")
+NETWORKS = ("informer", "channels", "portfolio")
+GLOBAL_TOKENS = ("encoder", "channels", "portfolio")
+ORDERED = ("longformer", "linformer", "reformer", "probsparse")  # which cannot be joint in a portfolio
+OTHER_MODELS = {
+    "return": ("zero", "mean", "ar1"),
+    "path": ("zero", "mean", "ar1"),
+    "volatility": ("mean", "log_har"),
+}
 CLOSED_FORMS = {
     "return": ("zero", "mean", "last_value", "ar1", "ridge", "ols", "dlinear"),
     "volatility": ("mean", "last_value", "random_walk", "ewma", "log_har", "log_har_mean", "garch"),
@@ -118,8 +129,12 @@ def draw(seed: int) -> Case:
     least = 3 if schema.get(document, "backtest.signal.name") == "rank" else 2
     if spec.symbols > 1 and rng.random() < 0.15 and spec.symbols >= least and not spec.twins:
         document["symbols"] = market.symbols[:-1]
-    document, refused = _with_extras(rng, document)
-    return Case(seed, market, document, refused, _said(spec, document))
+    _weights(np.random.default_rng([seed, 3]), document)
+    _other_model(np.random.default_rng([seed, 4]), document)
+    document, refused = _with_extras(document, _extras(rng, document))
+    options = _options_of_model(np.random.default_rng([seed, 5]), document)
+    document, refused_options = _with_extras(document, options)
+    return Case(seed, market, document, refused + refused_options, _said(spec, document))
 
 
 def with_document(case: Case, **changes: Any) -> Case:
@@ -337,6 +352,55 @@ def _signals(spec: MarketSpec, document: Document, traded: str) -> list[str]:
     return [name for name in SIGNALS if name not in unfit]
 
 
+def _weights(rng: Rng, document: Document) -> None:
+    """Now and then the head of what is traded gives weights, which the account takes as they are."""
+    signal = schema.get(document, "backtest.signal")
+    if signal is None or rng.random() > 0.12:
+        return
+    kinds = {kind_of(target) for target in document["targets"]} & {"return", "path"}
+    head: Document = {"name": str(rng.choice(WEIGHTS)), "long_only": bool(rng.random() < 0.5)}
+    if rng.random() < 0.5 or head["name"] == "sharpe":
+        head |= {"turnover_cost": 0.001, "block": 4}
+    document["model"].setdefault("heads", {}).update(dict.fromkeys(sorted(kinds), head))
+    document["backtest"].pop("traded", None)
+    for key in ("options", "cost"):
+        signal.pop(key, None)
+    signal["name"] = "allocation"
+
+
+def _dense(rng: Rng, document: Document) -> None:
+    """Now and then a causal encoder that also learns from every token."""
+    model = document["model"]
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    if weights or model["attention"] not in CAUSAL or rng.random() > 0.1:
+        return
+    model.setdefault("attention_options", {})["causal"] = True
+    model["dense"] = 0.3
+
+
+def _other_model(rng: Rng, document: Document) -> None:
+    """Now and then a model of another kind, which keeps what it knows of the encoder's options."""
+    if rng.random() > 0.15:
+        return _dense(rng, document)
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    kinds = {kind_of(target) for target in document["targets"]}
+    closed = set.intersection(*(set(OTHER_MODELS.get(kind, ())) for kind in kinds))
+    kind = str(rng.choice([*NETWORKS, *sorted(() if weights else closed)]))
+    model = {key: value for key, value in document["model"].items() if key in config_of(kind).model_fields}
+    model["kind"] = kind
+    if kind == "informer":
+        model |= {"n_layers": 2, "replicas": int(rng.choice([0, 1])), "calendar": bool(rng.random() < 0.5)}
+        if model["attention"] in ("linformer", "reformer"):
+            model["decoder_attention"] = "flash"
+    if kind == "portfolio":
+        model["layout"] = "axial" if model["attention"] in ORDERED else str(rng.choice(["joint", "axial"]))
+    if kind not in NETWORKS:
+        document.get("forecast", {}).pop("intervals", None)
+    if kind not in GLOBAL_TOKENS:
+        document.pop("marks", None)
+    document["model"] = model
+
+
 def _option(rng: Rng, name: str, default: float | None) -> float | None:
     if default is not None and rng.random() < 0.5:
         return None
@@ -353,10 +417,10 @@ def _marks(rng: Rng, spec: MarketSpec, document: Document) -> None:
 # --- options that the schema lists ---
 
 
-def _with_extras(rng: Rng, document: Document) -> tuple[Document, tuple[str, ...]]:
+def _with_extras(document: Document, extras: list[tuple[str, Any]]) -> tuple[Document, tuple[str, ...]]:
     """Some further options, each kept where the document takes it in this company."""
     refused = []
-    for path, value in _extras(rng, document):
+    for path, value in extras:
         tried: Document = yaml.safe_load(yaml.safe_dump(document))
         schema.put(tried, path, value)
         try:
@@ -366,6 +430,23 @@ def _with_extras(rng: Rng, document: Document) -> tuple[Document, tuple[str, ...
         else:
             document = tried
     return document, tuple(refused)
+
+
+def _options_of_model(rng: Rng, document: Document) -> list[tuple[str, Any]]:
+    """Some options of the model that take one of a few values, or names of features and targets."""
+    fields = config_of(document["model"].get("kind", "encoder")).model_json_schema()["properties"]
+    h = max(horizon_of(target) for target in document["targets"])
+    values: dict[str, list[Any]] = {
+        "static": [document["features"][1:]],
+        "auxiliary": [{f"volatility({h})": 0.5}, {f"up({h})": 0.2, f"path({h})": 0.1}],
+    }
+    for name, about in fields.items():
+        values[name] = values.get(name) or about.get(
+            "enum", [False, True] if about.get("type") == "boolean" else []
+        )
+    unfit = {"kind", "skip", "volatility_start"} | set(fields.keys() ^ values.keys())
+    drawn = [name for name in fields if values[name] and name not in unfit and rng.random() < 0.08]
+    return [(f"model.{name}", values[name][int(rng.integers(len(values[name])))]) for name in drawn]
 
 
 def _extras(rng: Rng, document: Document) -> list[tuple[str, Any]]:
@@ -417,8 +498,10 @@ def _said(spec: MarketSpec, document: Document) -> Document:
     split = document.get("split", {})
     return describe(spec) | {
         "targets": "+".join(targets),
-        "heads": [f"{kind}: {name}" for kind, name in heads.items()],
-        "attention": model["attention"],
+        "heads": [
+            f"{kind}: {head['name'] if isinstance(head, dict) else head}" for kind, head in heads.items()
+        ],
+        "attention": model.get("attention", "none"),
         "model": model.get("kind", "encoder"),
         "missing": document["missing"],
         "signal": backtest.get("signal", {}).get("name", "none"),

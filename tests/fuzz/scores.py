@@ -15,6 +15,7 @@ from tests.fuzz.runs import Trial, times, values
 TINY = 1e-12  # the least square of a volatility
 UNKNOWN = -1  # end of a label that the file does not reach
 SCORES = ("R² against zero", "RMSE", "hit rate", "R²", "QLIKE")
+OF_WEIGHTS = ("return a row, bp", "Sharpe a row", "mean |weight|")
 
 
 def labels(trial: Trial, symbol: str, target: str, h: int) -> tuple[Floats | None, Times]:
@@ -55,7 +56,7 @@ def training_labels(trial: Trial, symbol: str, target: str, h: int) -> Floats | 
 
 
 def score(name: str, rows: pl.DataFrame) -> float:
-    """One of `SCORES` of the forecasts in `mean`; NaN where it is not defined."""
+    """One of `SCORES` or `OF_WEIGHTS` of the forecasts in `mean`; NaN where it is not defined."""
     actual, forecast = values(rows, "actual"), values(rows, "mean")
     if not len(actual):
         return float("nan")
@@ -72,10 +73,19 @@ def _score(name: str, actual: Floats, forecast: Floats) -> float:
     if name == "hit rate":
         moved = (forecast != 0) & (actual != 0)
         return float((np.sign(forecast) == np.sign(actual))[moved].mean()) if moved.any() else float("nan")
+    if name in OF_WEIGHTS:
+        return _score_of_weights(name, np.expm1(actual), forecast)
     y, f = np.maximum(actual**2, TINY), np.maximum(forecast**2, TINY)
     if name == "R²":
         return float(1 - ((y - f) ** 2).sum() / ((y - y.mean()) ** 2).sum())
     return qlike(y, f)
+
+
+def _score_of_weights(name: str, returns: Floats, share: Floats) -> float:
+    if name == "mean |weight|":
+        return float(np.abs(share).mean())
+    earned = share * returns
+    return float(1e4 * earned.mean() if name == "return a row, bp" else earned.mean() / earned.std())
 
 
 def qlike(y: Floats, f: Floats | float) -> float:

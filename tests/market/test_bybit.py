@@ -9,7 +9,7 @@ import pytest
 
 from longtape.core.clock import DAY, HOUR, MINUTE
 from longtape.core.errors import ServiceError, UserError
-from longtape.market.http import Limiter
+from longtape.market.http import RateLimiter
 from longtape.market.sources.bybit import Bybit
 from tests.market import bybit_server as wire
 from tests.market.bybit_server import START, synthetic
@@ -406,7 +406,7 @@ def test_a_mirror_that_serves_candles_alone(server, bybit):
 
 def test_a_call_is_never_made_faster_than_the_rate(monkeypatch, waits):
     monkeypatch.setattr("longtape.market.http.time", SimpleNamespace(monotonic=lambda: 100.0))
-    limiter = Limiter(10.0, waits.append)
+    limiter = RateLimiter(10.0, waits.append)
     for _ in range(4):
         limiter.wait()
     limiter.hold(5.0)

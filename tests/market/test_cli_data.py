@@ -1,6 +1,7 @@
 """`longtape data` lists, checks, repairs and exports, with the exit codes it promises."""
 
 import json
+import re
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -36,10 +37,10 @@ def test_list(store):
     assert error is None
     lines = text.splitlines()
     assert lines[0].split() == ["series", "kind", "interval", "rows", "first", "last", "size"]
-    assert lines[1].startswith(
+    assert lines[2].startswith(
         "bybit/linear/BTCUSDT  candles  1h        9,000  2024-01-01 00:00Z  2025-01-09 23:00Z"
     )
-    assert "trades" in lines[2]
+    assert "trades" in lines[3]
     found = json.loads(data("list", "--store", store.root, "--json")[0])
     assert [(s["kind"], s["interval"], s["rows"]) for s in found["series"]] == [
         ("candles", "1h", 9000),
@@ -77,7 +78,7 @@ def test_outliers_do_not_set_the_exit_code(tmp_path):
     store.append(Bars.checked(BTC, HOUR, frame))
     text, error = data("check", "--store", store.root)
     assert error is None
-    assert "warning  2      outliers" in text
+    assert re.search(r"warning +2  outliers: ", text)
 
 
 def test_check_names_a_damaged_file(store, tmp_path):

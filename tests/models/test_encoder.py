@@ -93,7 +93,7 @@ def test_sums_over_rows_are_the_windows_that_the_model_sees(panel, lookback):
     model = fitted(panel, lookback=lookback)
     ridge, rows = model.baselines["return"], np.array([150, 151, 400, 1300])
     assert isinstance(ridge, SpanRidge)
-    design = ridge.design(panel, rows, model.scaling.standardise)
+    design = ridge.design(panel, rows, model.scaling)
     scaled = model.scaling(batch_at(model, panel, rows).x)
     windows = torch.cat([scaled[:, -span:].mean(1) for span in ridge.spans], 1).numpy()
     assert np.allclose(design[:, 1:], windows, atol=1e-5)

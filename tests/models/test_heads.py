@@ -61,7 +61,7 @@ def test_losses_and_gradients_are_finite_for_wild_outputs(name, shared):
         if name == "classes"
         else torch.tensor([[[0.0, 0.0]], [[1e-9, 5.0]]])
     )
-    loss = head(vector, base_of(name, 2)).loss(target)
+    loss = head(vector, base_of(name, 2)).loss_in_blocks(target, 2)
     assert loss.shape == (2, 1, 2)
     loss.sum().backward()
     assert torch.isfinite(loss).all()
@@ -86,6 +86,40 @@ def test_quantiles_never_cross():
     torch.nn.init.normal_(head.linear.weight, std=5)
     found = head(torch.randn(500, 8), torch.randn(500, 1, 2))
     assert (found.values.diff(dim=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["allocation", "sharpe"])
+@pytest.mark.parametrize("long_only", [False, True])
+def test_weights_never_lever_the_account(name, long_only):
+    torch.manual_seed(2)
+    made = HEADS.load(name)
+    head = made(8, SCALE.expand(5, 2), config=made.Config(name=name, long_only=long_only))
+    torch.nn.init.normal_(head.linear.weight, std=3)
+    share = head(torch.randn(200, 8), torch.zeros(200, 5, 2)).mean()
+    assert share.abs().sum(1).max() <= 1 + 1e-6
+    assert share.abs().sum(1).max() > 0.95
+    assert (share.min() >= 0) == long_only
+    assert long_only or share.min() < -0.2
+
+
+def test_the_level_of_a_clipped_volatility_is_set_where_the_ratio_is_one():
+    """y²/f² is 1 on average afterwards, for each asset by itself, and labels that are not known do not count."""
+    torch.manual_seed(3)
+    made = HEADS.load("volatility")
+    head = made(8, torch.ones(2, 1), config=made.Config(name="volatility", clip=1.5))
+    y = torch.randn(400, 2, 1).abs() * torch.tensor([2.0, 0.1])[:, None]
+    y[:50, 0] = torch.nan
+    vectors, base = torch.zeros(400, 8), torch.zeros(400, 2, 1)
+    head.calibrate(
+        [
+            (head(part, base[:200]), labels)
+            for part, labels in zip(vectors.split(200), y.split(200), strict=True)
+        ]
+    )
+    ratio = (y / head(vectors, base).mean()).square().nanmean(0)
+    assert torch.allclose(ratio, torch.ones(2, 1), atol=1e-4)
+    assert "level" in head.state_dict()
+    assert "level" not in made(8, torch.ones(2, 1)).state_dict()
 
 
 def test_every_kind_of_target_has_heads_that_exist():

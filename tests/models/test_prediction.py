@@ -120,8 +120,45 @@ def test_the_quantile_between_two_levels_lies_on_the_line_between_them():
 
 
 def test_an_allocation_is_paid_the_simple_return_of_its_share():
-    loss = Weights(torch.tensor([0.5]), torch.tensor([0.01])).loss(torch.log(torch.tensor([1.02])))
+    share, scale = torch.tensor([[[0.5]]]), torch.tensor([[0.01]])
+    loss = Weights(share, scale).loss(torch.log(torch.tensor([[[1.02]]])))
     assert loss.item() == pytest.approx(-1.0, abs=1e-5)
+
+
+def weights_in_blocks(objective, cost=0.0):
+    torch.manual_seed(0)
+    share = torch.randn(12, 3, 1, dtype=torch.float64).tanh() / 3
+    scale = torch.tensor([[0.01], [0.02], [0.03]], dtype=torch.float64)
+    y = 0.02 * torch.randn(12, 3, 1, dtype=torch.float64)
+    return Weights(share, scale, objective, cost), y
+
+
+def test_turnover_is_counted_between_the_rows_of_a_block_and_nowhere_else():
+    law, y = weights_in_blocks("return", cost=0.001)
+    share, earned = law.share[..., 0].numpy(), np.expm1(y[..., 0].numpy())
+    expected = [
+        -(share[b] * earned[b]).mean() + 0.001 * np.abs(np.diff(share[b], axis=0)).mean()
+        for b in (slice(0, 4), slice(4, 8), slice(8, 12))
+    ]
+    assert law.loss_in_blocks(y, 4).mean().item() == pytest.approx(3 * np.mean(expected) / 0.02, rel=1e-9)
+
+
+def test_the_sharpe_ratio_is_that_of_the_whole_account_in_each_block():
+    law, y = weights_in_blocks("sharpe")
+    account = (law.share * torch.expm1(y)).sum(1)[:, 0].numpy() / 0.02
+    expected = [account[b].mean() / np.hypot(account[b].std(), 0.01) for b in (slice(0, 6), slice(6, 12))]
+    assert law.loss_in_blocks(y, 6).mean().item() == pytest.approx(-np.mean(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("law", [weights_in_blocks("sharpe")[0], weights_in_blocks("return", 0.001)[0]])
+def test_what_consecutive_rows_define_is_refused_without_them(law):
+    with pytest.raises(ValueError, match="consecutive rows"):
+        law.loss_in_blocks(torch.zeros(12, 3, 1), 1)
+
+
+def test_a_surprise_counts_no_more_than_its_limit():
+    far, limit = (LogVariance(torch.zeros(1), 1.5).loss(torch.tensor([math.exp(s / 2)])) for s in (9.0, 1.5))
+    assert far.item() == pytest.approx(limit.item(), abs=1e-5) == pytest.approx(math.exp(1.5) - 2.5, abs=1e-5)
 
 
 def prediction():

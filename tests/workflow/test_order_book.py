@@ -97,10 +97,10 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(folder, tmp_path, monkey
     whole = train(experiment, tmp_path / "whole")
     judge = loop.Trainer._judge
 
-    def stop(self, at, best):
+    def stop(self, at):
         if at.epoch == 1:
             raise KeyboardInterrupt
-        return judge(self, at, best)
+        return judge(self, at)
 
     monkeypatch.setattr(loop.Trainer, "_judge", stop)
     with pytest.raises(KeyboardInterrupt):

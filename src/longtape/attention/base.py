@@ -12,6 +12,9 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
+from longtape.attention.rotary import rotate
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -23,6 +26,7 @@ class Capabilities:
     weights: bool = True  # attention_weights gives rows that sum to 1
     fixed_length: bool = False  # built for one seq_len
     fixed_pattern: bool = False  # visible_pairs(N) is defined
+    rotary: bool = True  # rotary=True is defined: each key is the key of one position
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class AttentionConfig:
     dropout: float = 0.0  # on the output
     attention_dropout: float = 0.0  # on attention weights
     causal: bool = False
+    rotary: bool = False  # queries and keys are turned by their positions (`rotary.py`)
     causal_forms: ClassVar[tuple[bool | str, ...]] = (False, True)  # what `causal` may be
 
     def __post_init__(self) -> None:
@@ -44,6 +49,10 @@ class AttentionConfig:
             raise ValueError(f"d_model={self.d_model} must be a positive multiple of n_heads={self.n_heads}")
         if self.seq_len is not None and self.seq_len < 1:
             raise ValueError(f"seq_len={self.seq_len} must be at least 1")
+        if self.rotary and self.head_dim % 2:
+            raise ValueError(
+                f"rotary positions turn pairs of coordinates: heads of width {self.head_dim} are odd"
+            )
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
@@ -69,13 +78,15 @@ class Attention(nn.Module, ABC):
         super().__init__()
         if config.causal is True and not self.capabilities.causal:
             raise ValueError(f"{type(self).__name__} is not causal: {self.why_not_causal()}")
+        if config.rotary and not self.capabilities.rotary:
+            raise ValueError(f"{type(self).__name__} has no rotary form: its keys are mixtures of positions")
         self.config = config
         self.q_proj = nn.Linear(config.d_model, config.d_model)
         if self.has_key_projection():
             self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     @classmethod
     def why_not_causal(cls) -> str:
@@ -121,12 +132,20 @@ class Attention(nn.Module, ABC):
             f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input"
         )
 
+    def global_flags(self, n_tokens: int, global_positions: Tensor | None = None) -> Tensor | None:
+        """Bool [1 or B, N]: the tokens that see, and are seen by, all; None where the mechanism has no such tokens."""
+        return None
+
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """X → q, k, v as [B, H, N, D] views of the projections."""
         source = x if context is None else context
-        q = self.split_heads(self.q_proj(x))
-        k = self.split_heads(self.k_proj(source)) if self.has_key_projection() else q
+        q = self.place(self.split_heads(self.q_proj(x)))
+        k = self.place(self.split_heads(self.k_proj(source))) if self.has_key_projection() else q
         return q, k, self.split_heads(self.v_proj(source))
+
+    def place(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Queries or keys [B, H, N, D] turned by their positions (0 … N − 1 by default), where positions are rotary."""
+        return rotate(x, positions) if self.config.rotary else x
 
     def extra_inputs(self, x: Tensor) -> dict[str, Any]:
         """What `attend` and `attention_probs` take of x beside q, k and v, by name."""
@@ -157,6 +176,10 @@ class Attention(nn.Module, ABC):
         for name in extra:
             if name not in self.inputs:
                 raise ValueError(f"{type(self).__name__} takes no '{name}'")
+        if context is not None and self.config.rotary:
+            raise ValueError(
+                "rotary positions are for self-attention: a context has no position relative to x"
+            )
         if context is not None and not self.capabilities.cross:
             raise ValueError(f"{type(self).__name__} has no cross-attention form")
         if context is None and context_visible is not None:

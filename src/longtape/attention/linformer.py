@@ -102,7 +102,7 @@ class LinformerAttention(Attention):
     """
 
     Config: ClassVar[type[AttentionConfig]] = LinformerConfig
-    capabilities = Capabilities(cross=True, fixed_length=True)
+    capabilities = Capabilities(cross=True, fixed_length=True, rotary=False)
     can_share: ClassVar[bool] = True
     config: LinformerConfig
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
 from longtape.attention.full import full_attention
 from longtape.attention.operators.block_sparse import pattern_attention
-from longtape.attention.pattern import Pattern, check_positions
+from longtape.attention.pattern import Pattern, check_positions, token_flags
 from longtape.attention.patterned import explicit_tokens
 
 Projections = tuple[Tensor, Tensor, Tensor]  # q, k, v
@@ -127,8 +127,8 @@ class LongformerAttention(Attention):
             return None
         chosen = positions.clamp(min=0)[..., None].expand(-1, -1, source.shape[-1])
         return (
-            self.split_heads(self.global_q_proj(source.gather(1, chosen))),
-            self.split_heads(self.global_k_proj(source)),
+            self.place(self.split_heads(self.global_q_proj(source.gather(1, chosen))), positions[:, None]),
+            self.place(self.split_heads(self.global_k_proj(source))),
             self.split_heads(self.global_v_proj(source)),
         )
 
@@ -147,6 +147,7 @@ class LongformerAttention(Attention):
         seen, is_global = self._attention_mask(rows, q, visible, global_positions)
         projections = (self.global_q_proj, self.global_k_proj, self.global_v_proj)
         global_q, global_k, global_v = (self.split_heads(project(source)) for project in projections)
+        global_q, global_k = self.place(global_q), self.place(global_k)
         wide = full_attention(global_q, global_k, global_v, seen)
         return torch.where(is_global, wide, full_attention(q, k, v, seen))
 
@@ -162,8 +163,8 @@ class LongformerAttention(Attention):
     ) -> Tensor:
         assert source is not None  # noqa: S101
         seen, is_global = self._attention_mask(rows.cpu(), q, visible, global_positions)
-        global_q = self.split_heads(self.global_q_proj(source[:, rows]))
-        global_k = self.split_heads(self.global_k_proj(source))
+        global_q = self.place(self.split_heads(self.global_q_proj(source[:, rows])), rows)
+        global_k = self.place(self.split_heads(self.global_k_proj(source)))
         scores = torch.where(
             is_global, global_q @ global_k.transpose(-2, -1), q[:, :, rows] @ k.transpose(-2, -1)
         )
@@ -174,6 +175,12 @@ class LongformerAttention(Attention):
         rows = torch.arange(n_tokens)
         named = self._all_global(n_tokens)[None]
         return torch.stack([p.rows(n_tokens, rows, named)[0] for p in set(self.patterns)]).any(0)
+
+    def global_flags(self, n_tokens: int, global_positions: Tensor | None = None) -> Tensor | None:
+        named = self._all_global(n_tokens)[None]
+        if global_positions is not None:
+            named = torch.cat([named.expand(len(global_positions), -1), global_positions.cpu()], 1)
+        return token_flags(named, n_tokens) if named.shape[1] else None
 
     def positions(self, q: Tensor, global_positions: Tensor | None) -> Tensor:
         """All global tokens, each once: [B, G] int64, −1 = none."""

@@ -96,9 +96,9 @@ class ProbSparseAttention(Attention):
         x = mask_padding(x, visible)
         source = x if context is None else mask_padding(context, context_visible)
         keys_visible = visible if context is None else context_visible
-        k, v = self.split_heads(self.k_proj(source)), self.split_heads(self.v_proj(source))
+        k, v = self.place(self.split_heads(self.k_proj(source))), self.split_heads(self.v_proj(source))
         with torch.no_grad():
-            chosen = self.choose(self.split_heads(self.q_proj(x)), k, keys_visible, visible)
+            chosen = self.choose(self.place(self.split_heads(self.q_proj(x))), k, keys_visible, visible)
         attended = self._attend_active(self._project_rows(x, chosen.queries), k, v, keys_visible, chosen)
         if self.config.causal:
             return self._project_output(
@@ -176,7 +176,8 @@ class ProbSparseAttention(Attention):
         first = torch.arange(x.shape[0], device=x.device)[:, None, None] * x.shape[1]
         chosen = x.flatten(0, 1).index_select(0, (first + index).flatten()).view(*index.shape, -1)
         q = chosen @ self.q_proj.weight.view(n_heads, head_dim, -1).transpose(-2, -1)
-        return q if self.q_proj.bias is None else q + self.q_proj.bias.view(n_heads, 1, head_dim)
+        q = q if self.q_proj.bias is None else q + self.q_proj.bias.view(n_heads, 1, head_dim)
+        return self.place(q, index)
 
     def _attend_active(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, chosen: Chosen

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from longtape.core.arrays import Floats, Ints
+
 Record = Any  # a row of a structured array, its fields as attributes where it is compiled
 Records = npt.NDArray[Any]
 

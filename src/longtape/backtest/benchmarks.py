@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from longtape.backtest.replay import weights_in_force, with_weights
 from longtape.backtest.result import BacktestResult
 from longtape.backtest.statistics import period_sharpe
 from longtape.backtest.summary import summarise
+from longtape.core.arrays import Floats
 
-Floats = npt.NDArray[np.float64]
 HOLD, FLAT, MOMENTUM, REVERSION = "buy & hold", "flat", "momentum", "mean reversion"
 
 

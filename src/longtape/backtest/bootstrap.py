@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from longtape.backtest import metrics
 from longtape.backtest.summary import as_returns, summarise
+from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
 
-Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Floats], float]
 
 

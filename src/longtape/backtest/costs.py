@@ -8,18 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from longtape.backtest.frames import as_frame, milliseconds, numbers
 from longtape.backtest.validation import one_line
+from longtape.core.arrays import Floats
 from longtape.core.clock import HOUR, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.funding import funding_holes, on_the_hour, payment_step
-
-Floats = npt.NDArray[np.float64]
 
 
 class Costs(BaseModel):

@@ -14,16 +14,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from longtape.backtest import statistics
 from longtape.backtest.frames import as_frame, milliseconds
 from longtape.backtest.summary import Summary, as_returns, summarise
+from longtape.core.arrays import Floats
 from longtape.core.calendars import infer_periods_per_year
 from longtape.core.errors import UserError
 
-Floats = npt.NDArray[np.float64]
 Convention = Literal["arithmetic", "geometric"]
 NAN = float("nan")
 

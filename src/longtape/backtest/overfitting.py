@@ -8,13 +8,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from longtape.backtest import statistics
 from longtape.backtest.summary import as_returns, summarise
+from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from longtape.backtest.account import Rules
 from longtape.backtest.engine import scaled_to, simulate_account
 from longtape.backtest.frames import frozen
 from longtape.backtest.result import BacktestResult
-
-Floats = npt.NDArray[np.float64]
+from longtape.core.arrays import Floats
 
 
 def weights_in_force(result: BacktestResult) -> Floats:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from longtape.core.errors import unknown_name
 from longtape.features import target_kinds
 
-VOLATILITY = target_kinds.VOLATILITY.name
+VOLATILITY, WEIGHT = target_kinds.VOLATILITY.name, target_kinds.WEIGHT.name
 # Kinds of target whose mean does not say by how much a price moves.
 UNTRADED = frozenset(kind.name for kind in target_kinds.KINDS.values() if not kind.traded)
 
@@ -22,6 +22,8 @@ class Choice(Protocol):
     def target(self) -> str | None: ...
     @property
     def horizon(self) -> int | None: ...
+    @property
+    def cost(self) -> float | None: ...
 
 
 class Target(NamedTuple):
@@ -60,7 +62,11 @@ def mismatch(signal: Choice, targets: Sequence[Target], symbols: Sequence[str] |
     if not found:
         over = "" if signal.horizon is None else f" over {signal.horizon} bars"
         return f"signal '{signal.name}' trades forecasts of returns{over}; there is {listed(named)}"
-    return _ambiguous(found) or _incomplete(signal.name, found[0], targets, symbols)
+    return (
+        _ambiguous(found)
+        or _weights(signal, found[0])
+        or _incomplete(signal.name, found[0], targets, symbols)
+    )
 
 
 def _ambiguous(found: Sequence[Target]) -> str | None:
@@ -69,6 +75,20 @@ def _ambiguous(found: Sequence[Target]) -> str | None:
     if len(found) > 1:
         bars = ", ".join(str(one.horizon) for one in found)
         return f"signal.horizon: name one of the horizons of {found[0].text}: {bars}"
+    return None
+
+
+def _weights(signal: Choice, traded: Target) -> str | None:
+    """Weights go to the account as they are, and nothing else does."""
+    if traded.kind == WEIGHT and signal.name != "allocation":
+        return (
+            f"signal '{signal.name}' trades forecasts of returns, and the head of {traded.text} gives weights;"
+            " name allocation"
+        )
+    if traded.kind == WEIGHT and signal.cost is not None:
+        return f"signal.cost weighs an expected return, and the head of {traded.text} gives weights"
+    if traded.kind != WEIGHT and signal.name == "allocation":
+        return f"signal 'allocation' takes weights; give {traded.text} a head of weights (model.heads: allocation)"
     return None
 
 

@@ -29,13 +29,12 @@ from longtape.backtest import sizing
 from longtape.backtest.frames import as_frame, milliseconds
 from longtape.backtest.selection import VOLATILITY, Target, candidates, listed, plain
 from longtape.backtest.validation import one_line
+from longtape.core.arrays import Floats
 from longtape.core.calendars import infer_periods_per_year
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.registry import Registry
 from longtape.market.bars import TIME_TYPE
-
-Floats = npt.NDArray[np.float64]
 
 SIGNALS = Registry(
     "signal",
@@ -72,9 +71,10 @@ class SignalConfig(BaseModel):
     horizon: int | None = Field(
         default=None, ge=1, description="which horizon of the frame, where it holds several"
     )
-    holding: Literal["ladder", "hold", "newest"] = Field(
-        default="ladder",
-        description="h tranches of 1/h each held h bars; the first forecast held h bars; or the newest every bar",
+    holding: Literal["ladder", "hold", "newest"] | None = Field(
+        default=None,
+        description="h tranches of 1/h each held h bars; the first forecast held h bars; or the newest every bar."
+        " By default ladder; newest for weights (allocation), which are held until the next ones",
     )
     long_only: bool = Field(default=False, description="short weights become zero")
     max_weight: float | None = Field(default=None, gt=0, description="cap of |weight| per symbol")
@@ -92,6 +92,11 @@ class SignalConfig(BaseModel):
         ge=0,
         description="trade a symbol when the expected gain of the move exceeds this cost of it",
     )
+
+    @property
+    def held(self) -> str:
+        """How long a forecast is held."""
+        return self.holding or ("newest" if self.name == "allocation" else "ladder")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -289,9 +294,7 @@ def weights_from_forecast(
     raw = SIGNALS.load(config.name)(forecasts, **config.options)
     if config.long_only:
         raw = np.where(raw < 0, 0.0, raw)
-    held = sizing.hold(
-        raw, forecasts.times, forecasts.known, forecasts.ends, forecasts.horizon, config.holding
-    )
+    held = sizing.hold(raw, forecasts.times, forecasts.known, forecasts.ends, forecasts.horizon, config.held)
     if config.name in ACROSS_SYMBOLS:
         held = sizing.within_gross_of(held, raw)
     capped = sizing.cap(held, config.max_weight, config.max_gross)

@@ -5,14 +5,11 @@ out.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
+from longtape.core.arrays import Floats, Ints
 from longtape.core.clock import Milliseconds
 from longtape.core.errors import UserError
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def hold(

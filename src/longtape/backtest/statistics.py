@@ -6,11 +6,9 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from longtape.backtest.summary import Summary, summarise
 
-Floats = npt.NDArray[np.float64]
 NAN = float("nan")
 EULER_GAMMA = 0.5772156649015329
 _NORMAL = NormalDist()

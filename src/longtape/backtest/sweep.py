@@ -11,9 +11,8 @@ import polars as pl
 
 from longtape.backtest.replay import with_weights
 from longtape.backtest.result import BacktestResult
+from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,3 +63,21 @@ def data(
     from longtape.benchmarking.data import bench
 
     typer.echo(bench(rows, repeats, out), nl=False)
+
+
+@app.command("training")
+def training(
+    attention: Annotated[str, typer.Option(help="Mechanism of the encoder.")] = "bigbird",
+    lookback: Annotated[int, typer.Option(min=2, help="Bars in a window.")] = 512,
+    d_model: Annotated[int, typer.Option(min=4, help="Width of the model; a multiple of four.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Windows in a step.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps to take the median of.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Folder for training.md.")] = None,
+) -> None:
+    """Where the time of a training step goes: attention, feed-forward, norms, dropout, optimiser, data, rest.
+
+    Example: longtape bench training --attention flash --lookback 2048
+    """
+    from longtape.benchmarking.training import bench
+
+    typer.echo(bench(attention, lookback, d_model, batch, repeats, out), nl=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from longtape.core.errors import UserError
 
 if TYPE_CHECKING:
     from longtape.workflow import Run
@@ -14,6 +17,10 @@ ExperimentFile = Annotated[Path, typer.Argument(help="experiment file (YAML)")]
 RunFolderArgument = Annotated[Path, typer.Argument(help="folder of a run")]
 Override = Annotated[
     list[str] | None, typer.Option("-o", "--override", help="key=value, for example -o training.epochs=3")
+]
+NewerData = Annotated[
+    Path | None,
+    typer.Option(help="file, folder or pattern of newer candles of the run's symbols ({symbol} for each)"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
 
@@ -56,49 +63,37 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the new run")],
     resume: Resume = False,
     override: Override = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option("--ray-workers", min=1, help="train on so many workers of Ray Train together"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster; by default one is started here")
+    ] = None,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume goes on to the same numbers.
 
     Example: longtape train examples/btc_hourly.yaml --out runs/btc -o training.epochs=3
+
+    Several processes: torchrun --nproc-per-node 2 -m longtape train EXPERIMENT --out RUN
     """
     from longtape.experiment import load_experiment
     from longtape.report.text import TextTable, print_blocks
     from longtape.workflow import train as train_experiment
 
-    made = train_experiment(load_experiment(experiment, override), out, resume=resume)
+    described = load_experiment(experiment, override)
+    if ray_workers is None and address is not None:
+        raise UserError("--address goes with --ray-workers")
+    if ray_workers is None:
+        made = train_experiment(described, out, resume=resume)
+    else:
+        from longtape.orchestration.ray_train import train_on_ray
+
+        made = train_on_ray(described, out, ray_workers, address, resume)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first of several processes speaks for all
     print_blocks(*(TextTable(history, "training") for history in made.folder.histories))
     typer.echo(f"run: {made.root}")
-
-
-def walk_forward(
-    experiment: ExperimentFile,
-    out: Annotated[Path, typer.Option(help="folder for the folds, the joined record and its report")],
-    folds: Annotated[int, typer.Option(min=1, help="test blocks of equal length")] = 5,
-    window: Annotated[str, typer.Option(help="expanding, or rolling")] = "expanding",
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the folds that are there")] = False,
-    override: Override = None,
-) -> None:
-    """Refit at every fold of the test period and join the forecasts to one out-of-sample record.
-
-    Example: longtape walk-forward examples/five_coins.yaml --folds 8 --out runs/folds
-    """
-    from pydantic import ValidationError
-
-    from longtape.core.errors import UserError
-    from longtape.experiment import load_experiment
-    from longtape.features.splits import WalkForwardConfig
-    from longtape.report.text import print_blocks
-    from longtape.workflow.folds import run_walk_forward
-
-    described = load_experiment(experiment, override)
-    try:
-        config = WalkForwardConfig.model_validate({"n_folds": folds, "window": window})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
-    made = run_walk_forward(described, config, out, resume)
-    print_blocks(*made.blocks())
-    typer.echo(f"report: {made.root / 'report.html'}")
 
 
 def forecast(
@@ -106,34 +101,48 @@ def forecast(
     history: Annotated[
         bool, typer.Option("--history", help="every test window too, not only the newest")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="with those of training, validation and calibration, marked as such")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG or SVG file to draw: the price, then the forecasts and their intervals"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the forecasts as JSON")] = False,
+    data: NewerData = None,
+    override: Override = None,
 ) -> None:
     """Forecast past the end of the data, with intervals and future timestamps.
 
-    Example: longtape forecast runs/btc --history --out forecast.parquet
+    Example: longtape forecast runs/btc --picture forecast.png
     """
     from longtape.workflow import load_run
-    from longtape.workflow.run import write_frame
+    from longtape.workflow.run import refuse_ending
+    from longtape.workflow.show import show_forecast
+    from longtape.workflow.varied import varied
 
-    frame = load_run(run_folder).forecast(history=history)
     if out is not None:
-        write_frame(frame, out)
-        typer.echo(f"{out}: {frame.height:,} forecasts")
-    else:
-        from longtape.report.text import frame_table, print_blocks
-
-        print_blocks(frame_table(frame.tail(40)))
+        refuse_ending(out)
+    made = varied(load_run(run_folder), data, override or (), "forecast")
+    frame = made.forecast(history=history, everything=everything)
+    typer.echo(show_forecast(made, frame, out, picture, as_json))
 
 
-def backtest(run_folder: RunFolderArgument) -> None:
+def backtest(run_folder: RunFolderArgument, data: NewerData = None, override: Override = None) -> None:
     """Trade the forecasts of the test period and stand the result beside the baselines.
 
+    With --data or -o nothing is kept in the run's folder.
+
     Example: longtape backtest runs/btc
+
+    Example: longtape backtest runs/btc --data newer.csv -o backtest.costs.fee=0.0004
     """
     from longtape.report.text import print_blocks
     from longtape.workflow import load_run
+    from longtape.workflow.varied import varied
 
-    made = load_run(run_folder)
+    made = varied(load_run(run_folder), data, override or ())
     if made.experiment.has_account:
         made.backtest()
     else:
@@ -144,14 +153,22 @@ def backtest(run_folder: RunFolderArgument) -> None:
 def report(
     run_folder: RunFolderArgument,
     out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the run by default")] = None,
+    data: NewerData = None,
+    override: Override = None,
 ) -> None:
-    """Write the HTML report of a run.
+    """Write the HTML report of a run; with --data or -o name where it goes (--out).
 
     Example: longtape report runs/btc
-    """
-    from longtape.workflow import load_run
 
-    typer.echo(f"report: {load_run(run_folder).report(out)}")
+    Example: longtape report runs/btc --data newer.csv --out newer.html
+    """
+    from longtape.report.page import refuse_ending
+    from longtape.workflow import load_run
+    from longtape.workflow.varied import varied
+
+    if out is not None:
+        refuse_ending(out)
+    typer.echo(f"report: {varied(load_run(run_folder), data, override or ()).report(out)}")
 
 
 def _show(made: Run) -> None:

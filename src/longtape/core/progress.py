@@ -42,6 +42,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """One line that the user must see, to standard error, also under `--quiet`."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 @cache
 def _terminal() -> Console:
     """The one console of all bars, so that they and lines between them keep out of each other's way."""
@@ -53,9 +58,10 @@ def _terminal() -> Console:
 class Progress:
     """Counts towards a total and shows rate and time left, at most a few times a second."""
 
-    def __init__(self, label: str, total: int | None, unit: str) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self.note = 0, ""
+        self.done, self.note = done, ""
+        self._first = done  # what was done before counts for no rate
         self._start = self._shown = time.monotonic()
         self._bar = _Bar(label, total) if sys.stderr.isatty() and not _SILENT else None
         self._every = 10.0 if self._bar is None else 0.2
@@ -76,17 +82,17 @@ class Progress:
     def _show(self) -> None:
         self._shown = time.monotonic()
         if self._bar is not None:
-            self._bar.draw(self.done, self._state())
+            self._bar.draw(self.label, self.done, self._state())
         elif not _SILENT:
             print(f"{self.label}: {self._state()}", file=sys.stderr, flush=True)
 
     def _state(self) -> str:
-        rate = self.done / max(self._shown - self._start, 1e-9)
+        rate = (self.done - self._first) / max(self._shown - self._start, 1e-9)
         parts = [
             f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}",
             f"{rate:,.1f}/s",
         ]
-        if self.total and 0 < self.done < self.total:
+        if self.total and self._first < self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / rate)} left")
         return "  ".join([*parts, *([self.note] if self.note else [])])
 
@@ -106,8 +112,8 @@ class _Bar:
         self._task = self._drawn.add_task(label, total=total, state="")
         self._drawn.start()
 
-    def draw(self, done: int, state: str) -> None:
-        self._drawn.update(self._task, completed=done, state=state, refresh=True)
+    def draw(self, label: str, done: int, state: str) -> None:
+        self._drawn.update(self._task, description=label, completed=done, state=state, refresh=True)
 
     def close(self) -> None:
         self._drawn.stop()

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.arrays import Floats
 from longtape.core.clock import Milliseconds
 from longtape.core.errors import UserError, unknown_name
 from longtape.features.scaling import Standardizer
 
 Part = Literal["train", "validation", "test"]
-Floats = npt.NDArray[np.float64]
 COLUMNS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
 BORDERS: dict[Part, tuple[int, int]] = {
     "train": (0, 8_640),

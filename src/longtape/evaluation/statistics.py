@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from longtape.backtest.bootstrap import ConfidenceInterval, block_length, stationary_bootstrap
+from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
 from longtape.features.target_kinds import TargetKind
 
-Array = npt.NDArray[np.float64]
 Kernel = Literal["bartlett", "rectangular"]
 _TINY = 1e-12
 _ROUNDING = 1e-5  # of the mean loss: what float32 leaves of one forecast computed in two ways
@@ -64,7 +64,7 @@ def diebold_mariano(
     return DieboldMariano(mean, statistic, student_two_sided(statistic, n - 1), lags, n)
 
 
-def _difference(own: Array, other: Array) -> Array:
+def _difference(own: Floats, other: Floats) -> Floats:
     """own − other [n]; zeros where all of it is rounding, which has a sign of its own and would pass for certainty."""
     difference = own - other
     scale = (np.abs(own) + np.abs(other)).mean() / 2
@@ -79,7 +79,7 @@ def _studentised(mean: float, variance: float) -> float:
     return 0.0 if mean == 0 else float(np.copysign(np.inf, mean))
 
 
-def long_run_variance(values: Array, lags: int, kernel: Kernel) -> float:
+def long_run_variance(values: Floats, lags: int, kernel: Kernel) -> float:
     """γ₀ + 2·Σ w(k)·γ_k over k = 1 … lags; w = 1 − k/(lags + 1) for `bartlett`, 1 for `rectangular`."""
     d, n = values - values.mean(), len(values)
     covariance = np.array([d[: n - k] @ d[k:] for k in range(lags + 1)]) / n
@@ -100,6 +100,17 @@ def student_two_sided(statistic: float, freedom: int) -> float:
     series = 1 + np.cumprod(ratios * cosine**2).sum()
     inside = 2 / np.pi * (angle + (sine * cosine * series if freedom > 1 else 0.0)) if odd else sine * series
     return float(np.clip(1 - inside, 0.0, 1.0))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that all of them together err with the level of one (Holm 1979)."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    largest = 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[at])))
+        adjusted[at] = largest
+    return [float(p) for p in adjusted]
 
 
 def mean_difference_interval(
@@ -124,7 +135,7 @@ def mean_difference_interval(
 
 
 def score_intervals(
-    kind: TargetKind, actual: Array, forecast: Array, horizon: int, *, resamples: int = 500, seed: int = 0
+    kind: TargetKind, actual: Floats, forecast: Floats, horizon: int, *, resamples: int = 500, seed: int = 0
 ) -> dict[str, float]:
     """Stationary-bootstrap 95 % intervals of a kind's `resampled` scores, each as "NAME 2.5 %" and "NAME 97.5 %".
 
@@ -134,7 +145,7 @@ def score_intervals(
     if len(actual) < 2:
         return {}
 
-    def scored(rows: Array) -> list[float]:
+    def scored(rows: Floats) -> list[float]:
         drawn = rows.astype(np.int64)
         found = kind.scores(actual[drawn], forecast[drawn])
         return [found[name] for name in kind.resampled]
@@ -167,7 +178,7 @@ def compare(losses: Any, baseline: Any, *, horizon: int = 1, seed: int = 0) -> d
     }
 
 
-def _pairs(losses: Any, baseline: Any) -> tuple[Array, Array]:
+def _pairs(losses: Any, baseline: Any) -> tuple[Floats, Floats]:
     own, other = np.asarray(losses, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if own.shape != other.shape or own.ndim != 1:
         raise UserError(f"losses must be of the same labels, [n] each; got {own.shape} and {other.shape}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
@@ -29,7 +30,6 @@ from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 
-Flags = npt.NDArray[np.bool_]
 BLOCK = 4_096
 EVENTS = Interval(0, "event")  # trades and book snapshots: known when they happen, any distance apart
 
@@ -49,6 +49,7 @@ class FeaturesConfig(BaseModel):
         min_length=1,
         description="Targets such as return(24), volatility(24), direction(1, 0.001)",
     )
+    auxiliary: list[str] = Field([], description="Targets that a model learns beside and does not forecast")
     symbols: list[str] | None = Field(
         None,
         description="Symbols to forecast; the others are only read by of(…) and cross-sections. All by default",
@@ -168,8 +169,28 @@ def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
         calendar=first.calendar,
         warm_up=max(series.ready for series in computed),
         closes=np.stack([tables[asset]["close"] for asset in assets], axis=1),
+        ranges=_of_each(tables, assets, ("high", "low"), _parkinson),
+        turnover=_of_each(tables, assets, ("volume", "close"), np.multiply),
         calendar_values=_calendar_values(first, max(column.horizon for column in target_columns)),
     )
+
+
+def _of_each(
+    tables: Mapping[str, Table],
+    assets: Sequence[str],
+    names: tuple[str, str],
+    formula: Callable[[Array, Array], Array],
+) -> Array | None:
+    """A formula over two columns of every asset [T, A]; None where one of them lacks a column or its numbers."""
+    pairs = [[tables[asset].columns.get(name) for name in names] for asset in assets]
+    made = [formula(a, b) for a, b in pairs if a is not None and b is not None]
+    complete = len(made) == len(assets) and all(np.isfinite(values).any() for values in made)
+    return np.stack(made, axis=1) if complete else None
+
+
+def _parkinson(high: Array, low: Array) -> Array:
+    variance: Array = np.log(high / low) ** 2 / (4 * np.log(2))
+    return variance
 
 
 def _ordinals(table: Table) -> Milliseconds:
@@ -239,7 +260,13 @@ def _matrix(series: Sequence[Array]) -> npt.NDArray[np.float32]:
 def _targets(
     tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
 ) -> tuple[Array, tuple[TargetColumn, ...], Milliseconds]:
-    labels = [pair for a in assets for text in config.targets for pair in _labels(parse(text), tables[a])]
+    asked = [(text, False) for text in config.targets] + [(text, True) for text in config.auxiliary]
+    labels = [
+        (replace(column, auxiliary=auxiliary), label)
+        for asset in assets
+        for text, auxiliary in asked
+        for column, label in _labels(parse(text), tables[asset])
+    ]
     columns = tuple(column for column, _ in labels)
     first = tables[assets[0]]
     opens, closes = _clock_ahead(first, max(column.horizon for column in columns))

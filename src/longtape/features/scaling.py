@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
 
-Floats = npt.NDArray[np.float64]
 _CHUNK = 65_536  # rows held in float64 at a time
 
 

@@ -43,25 +43,51 @@ class TargetKind:
 
 
 def return_scores(actual: Array, forecast: Array) -> dict[str, float]:
-    """R² out of sample against zero (1 − SSE/Σy²), root mean squared error, hit rate of the sign."""
+    """R² out of sample against zero (1 − SSE/Σy²), hit rate of the sign, root mean squared, mean squared and mean
+    absolute error.
+    """
     sse, against = ((actual - forecast) ** 2).sum(), (actual**2).sum()
     moved = (forecast != 0) & (actual != 0)
     hits = float((np.sign(forecast) == np.sign(actual))[moved].mean()) if moved.any() else float("nan")
     return {
         "R² against zero": float(1 - sse / against) if against > 0 else float("nan"),
-        "RMSE": float(np.sqrt(((actual - forecast) ** 2).mean())),
+        "RMSE": float(np.sqrt(sse / len(actual))),
         "hit rate": hits,
+        **_errors(actual, forecast),
     }
 
 
 def volatility_scores(actual: Array, forecast: Array) -> dict[str, float]:
-    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011)."""
+    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011); on
+    volatilities: mean squared and mean absolute error.
+    """
     y = np.maximum(actual**2, scoring.SMALLEST_VARIANCE)
     f = np.maximum(forecast**2, scoring.SMALLEST_VARIANCE)
     spread = ((y - y.mean()) ** 2).sum()
     return {
         "R²": float(1 - ((y - f) ** 2).sum() / spread) if spread > 0 else float("nan"),
         "QLIKE": float(scoring.qlike(actual, forecast).mean()),
+        **_errors(actual, forecast),
+    }
+
+
+def _errors(actual: Array, forecast: Array) -> dict[str, float]:
+    return {
+        "MSE": float(scoring.squared_error(actual, forecast).mean()),
+        "MAE": float(scoring.absolute_error(actual, forecast).mean()),
+    }
+
+
+def weight_scores(actual: Array, share: Array) -> dict[str, float]:
+    """Of shares w held over log returns y: mean of w·(e^y − 1) in basis points, its ratio to its deviation (Sharpe of a
+    row, not of a year), and the mean of |w|. Without costs.
+    """
+    earned = share * np.expm1(actual)
+    spread = float(earned.std())
+    return {
+        "return a row, bp": 1e4 * float(earned.mean()),
+        "Sharpe a row": float(earned.mean()) / spread if spread > 0 else float("nan"),
+        "mean |weight|": float(np.abs(share).mean()),
     }
 
 
@@ -86,7 +112,7 @@ def _moves(name: str) -> TargetKind:
     return TargetKind(
         name,
         unit="log return",
-        heads=("regression", "huber", "student_t", "quantile", "allocation"),
+        heads=("regression", "huber", "student_t", "quantile", "allocation", "sharpe"),
         baselines=("zero", "mean", "last_value", "ar1"),
         loss=scoring.squared_error,
         scores=return_scores,
@@ -116,12 +142,26 @@ VOLATILITY = TargetKind(
     "volatility",
     unit="volatility of the horizon (root of the sum of squared log returns)",
     heads=("volatility",),
-    baselines=("mean", "last_value", "log_har"),
+    baselines=("mean", "last_value", "log_har", "log_har_mean"),
     loss=scoring.qlike,
     scores=volatility_scores,
     headline="QLIKE",
     larger_is_better=False,
     error="log ratio",
+)
+
+# What a head of weights says of a return: not how much it will be, but how much of the equity to put on it.
+WEIGHT = TargetKind(
+    "weight",
+    unit="share of the equity",
+    heads=("allocation", "sharpe"),
+    baselines=("zero", "equal_weight"),
+    loss=scoring.negative_return,
+    scores=weight_scores,
+    headline="return a row, bp",
+    larger_is_better=True,
+    error=None,
+    traded=True,
 )
 
 # Down, flat, up by the terciles of the training rows (`book_targets.with_classes` sets them).
@@ -147,6 +187,7 @@ KINDS: Mapping[str, TargetKind] = {
         VOLATILITY,
         _classes("direction", 3),
         _classes("up", 2),
+        WEIGHT,
         TERCILES,
     )
 }

@@ -8,10 +8,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars import is_due, ordinals
 from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, Interval, Milliseconds
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.arrays import Floats, Ints
 from longtape.core.clock import Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import TIME_TYPE, Bars
-
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
 
 
 def time_bars(
@@ -80,7 +78,7 @@ def _check_threshold(threshold: float, what: str) -> None:
 
 
 def _event_bars(
-    stops: Indices, times: Indices, price: Floats, size: Floats, buys: Floats | None, keep_partial: bool
+    stops: Ints, times: Ints, price: Floats, size: Floats, buys: Floats | None, keep_partial: bool
 ) -> pl.DataFrame:
     if keep_partial and len(times) and (not len(stops) or stops[-1] < len(times)):
         stops = np.r_[stops, len(times)]
@@ -91,7 +89,7 @@ def _event_bars(
     return frame.insert_column(1, pl.Series("known_at", known_at).cast(TIME_TYPE))
 
 
-def _columns(trades: pl.DataFrame) -> tuple[Indices, Floats, Floats, Floats | None]:
+def _columns(trades: pl.DataFrame) -> tuple[Ints, Floats, Floats, Floats | None]:
     """Times in microseconds, prices, sizes, and the sizes bought where the trades have a side."""
     missing = [name for name in ("timestamp", "price", "size") if name not in trades.columns]
     if missing:
@@ -109,7 +107,7 @@ def _columns(trades: pl.DataFrame) -> tuple[Indices, Floats, Floats, Floats | No
     return times, price, size, buys
 
 
-def _refuse(bad: npt.NDArray[np.bool_], times: Indices, what: str) -> None:
+def _refuse(bad: npt.NDArray[np.bool_], times: Ints, what: str) -> None:
     if bad.any():
         row = int(bad.argmax())
         raise UserError(
@@ -118,7 +116,7 @@ def _refuse(bad: npt.NDArray[np.bool_], times: Indices, what: str) -> None:
 
 
 def _frame(
-    opens: Milliseconds, starts: Indices, end: int, price: Floats, size: Floats, buys: Floats | None
+    opens: Milliseconds, starts: Ints, end: int, price: Floats, size: Floats, buys: Floats | None
 ) -> pl.DataFrame:
     """One row for each bar of the trades `starts[i]` … `starts[i + 1]` − 1."""
     values = _gather(np.append(starts, end), price, size, size if buys is None else buys)
@@ -132,7 +130,7 @@ def _frame(
 
 
 @numba.njit(cache=True)
-def _stops(amount: Floats, threshold: float) -> Indices:
+def _stops(amount: Floats, threshold: float) -> Ints:
     """One past the last trade of each bar whose sum of `amount` has reached the threshold."""
     stops = np.empty(len(amount), dtype=np.int64)
     n, total = 0, 0.0
@@ -145,7 +143,7 @@ def _stops(amount: Floats, threshold: float) -> Indices:
 
 
 @numba.njit(cache=True)
-def _gather(edges: Indices, price: Floats, size: Floats, buys: Floats) -> Floats:
+def _gather(edges: Ints, price: Floats, size: Floats, buys: Floats) -> Floats:
     """Open, high, low, close, volume, turnover and bought volume [7, bars] of the trades between the edges."""
     bars = np.zeros((7, len(edges) - 1))
     for b in range(len(edges) - 1):

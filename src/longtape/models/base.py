@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from longtape.core.clock import Interval
 from longtape.core.errors import UserError
 from longtape.features.panel import Column, Panel, Rows, TargetColumn
-from longtape.features.target_kinds import TargetKind
+from longtape.features.target_kinds import WEIGHT, TargetKind
 from longtape.models.batch import Batch
 from longtape.models.prediction import Prediction
 
 Array = npt.NDArray[np.float64]
+
+
+ALL_ROWS = 2**31  # the reach of what is fitted anew as time goes on: every row there is
 
 
 class ModelConfig(BaseModel):
@@ -42,10 +45,41 @@ class ModelConfig(BaseModel):
         """The name of the head that forecasts a kind of target; None where the model has no heads."""
         return None
 
+    def gives_weights(self, kind: TargetKind) -> bool:
+        """True where a share of the equity is forecast for a kind of target, and not its label."""
+        return False
+
+    def forecast_kind(self, kind: TargetKind) -> TargetKind:
+        """What the model's forecasts of a kind of target are: of that kind, or weights."""
+        return WEIGHT if self.gives_weights(kind) else kind
+
+    def refuse_features(self, features: Sequence[str]) -> None:
+        """UserError where the model cannot read these features, as written in the experiment."""
+
+    @property
+    def auxiliary_targets(self) -> Mapping[str, float]:
+        """Targets that are learnt beside those of the experiment and not forecast, and what each label weighs."""
+        return {}
+
+    @property
+    def reads_calendar(self) -> bool:
+        """True where `forward` reads the calendar of bars."""
+        return False
+
+    @property
+    def block(self) -> int:
+        """Consecutive rows that stand together in a batch, which the loss asks for; 1: in any order."""
+        return 1
+
     @property
     def summary(self) -> str:
         """The model in a few words, for a heading."""
         return self.kind
+
+    @property
+    def has_dropout(self) -> bool:
+        """True where a pass in training leaves something out by chance."""
+        return False
 
     @property
     def has_global_tokens(self) -> bool:
@@ -140,6 +174,9 @@ class Model(nn.Module):
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """What has a closed form is fitted here, once, on the training origins; `validation` chooses penalties."""
 
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """What is set once training is over is set here, from the validation windows, in order of time."""
+
     def row_inputs(self, panel: Panel) -> Array:
         """[T, S]: what the model reads of each row beside the window; a function of that row and those before it."""
         return np.empty((len(panel), 0))
@@ -148,10 +185,35 @@ class Model(nn.Module):
         """Tokens after each layer, [B, N, d_model] each. UserError for a model that has none."""
         raise UserError(f"model '{self.config.kind}' has no hidden states")
 
+    def token_bars(self) -> Rows:
+        """The newest bar of the window [0, lookback) that each token holds, [N]; −1 for a token that is no bar.
+
+        UserError for a model whose tokens do not stand in time.
+        """
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
+
+    def token_assets(self, layer: nn.Module) -> Rows | None:
+        """The asset of each token that an attention layer reads, [N]; None where they are all of one.
+
+        UserError for a model whose tokens hold all assets side by side.
+        """
+        raise UserError(
+            f"model '{self.config.kind}' has no tokens that are assets: all stand side by side in one"
+        )
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        """The share of each token of the last layer in what the head is given, [B, N]. UserError as `token_bars`."""
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
+
     @property
     def future_steps(self) -> int:
         """Rows of known-ahead calendar that `forward` reads from `Batch.future`."""
         return 0
+
+    @property
+    def label_offsets(self) -> Rows:
+        """Rows before the origin, 0 or less, whose labels training reads from `Batch.y_rows`; in order."""
+        return np.empty(0, np.int64)
 
     @property
     def reach(self) -> int:

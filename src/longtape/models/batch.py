@@ -23,10 +23,13 @@ class Batch:
     known_at: Tensor  # [B] int64, UTC milliseconds at which the window is known
     rows: Tensor  # [B, S] float64
     marks: Tensor  # [B, G] int64, positions in the window that become global tokens, −1 = none
+    calendar: Tensor  # [B, L, D] float32, of the window's rows; [B, L, 0] for a model that does not read it
     future: Tensor  # [B, H, D] float32, the calendar of the H rows after the window
     y: Tensor  # [B, K] float32, original units, NaN where not known
     y_present: Tensor  # [B, K] bool
+    y_rows: Tensor  # [B, N, K] float32, labels of earlier rows that training reads, NaN where none; N is 0 elsewhere
     n_shared: int = 0  # the last columns of `x`, which all assets share
+    block: int = 1  # so many windows in a row end at consecutive rows; B is a multiple of it
 
     def __len__(self) -> int:
         return len(self.x)
@@ -47,6 +50,10 @@ class Batch:
         """The same on a device."""
         return self._map([t.to(device, non_blocking=True) for t in self._tensors()])
 
+    def repeat(self, times: int) -> Batch:
+        """Each window so many times, one after the other."""
+        return self._map([t.repeat_interleave(times, 0) for t in self._tensors()])
+
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of at most `size` windows."""
         parts = zip(*(t.split(size) for t in self._tensors()), strict=True)
@@ -60,4 +67,4 @@ class Batch:
         return replace(self, **named)
 
 
-_TENSORS = tuple(field.name for field in fields(Batch) if field.name != "n_shared")
+_TENSORS = tuple(field.name for field in fields(Batch) if field.name not in ("n_shared", "block"))

@@ -16,8 +16,15 @@ from longtape.models.base import Array, Model, ModelConfig, ModelInputs, only_ki
 from longtape.models.batch import Batch
 from longtape.models.har import HarDesign, trailing_mean
 from longtape.models.heads import HEADS, Head
-from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar
-from longtape.models.prediction import Categorical, Distribution, LogVariance, Point, Prediction
+from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, MonthlyHar
+from longtape.models.prediction import (
+    Categorical,
+    Distribution,
+    LogVariance,
+    Point,
+    Prediction,
+    Weights,
+)
 
 MOVES = ("return", "path")
 
@@ -68,11 +75,34 @@ class Zero(ClosedForm):
 
     Config = MovesConfig
     title = "zero"
+    titles: ClassVar[Mapping[str, str]] = {"weight": "flat"}
 
     def forward(self, batch: Batch) -> Prediction:
         shapes = self.inputs.kinds.values()
         zeros = [batch.rows.new_zeros(len(batch), *columns.shape).float() for columns in shapes]
         parts = [self.point(kind, zero) for kind, zero in zip(self.inputs.kinds, zeros, strict=True)]
+        return Prediction(tuple(parts), self.kind_columns)
+
+
+class EqualWeightConfig(MovesConfig):
+    """Weights for returns, without options."""
+
+    def gives_weights(self, kind: TargetKind) -> bool:
+        return True
+
+
+class EqualWeight(ClosedForm):
+    """The same share of the equity in every asset."""
+
+    Config = EqualWeightConfig
+    title = "equal weight"
+
+    def forward(self, batch: Batch) -> Prediction:
+        parts = []
+        for kind, columns in self.inputs.kinds.items():
+            shares = torch.full((len(batch), *columns.shape), 1 / len(self.inputs.assets))
+            scale = self.scale_of(kind).to(batch.x.device)
+            parts.append(Weights(shares.to(batch.x.device), scale))
         return Prediction(tuple(parts), self.kind_columns)
 
 
@@ -96,8 +126,8 @@ class FromBaselines(ClosedForm):
 
     @property
     def reach(self) -> int:
-        """What the baselines read."""
-        return max(baseline.reach for _, baseline in self._each())
+        """The window, or what a baseline reads beyond it."""
+        return max(self.config.lookback, *(baseline.reach for _, baseline in self._each()))
 
     def forward(self, batch: Batch) -> Prediction:
         parts, at = [], 0
@@ -134,6 +164,17 @@ class LogHarModel(FromBaselines):
         return LogHar(
             HarDesign.of(self.inputs.interval, self.inputs.calendar), *self.inputs.kinds[kind].shape
         )
+
+
+class LogHarMean(FromBaselines):
+    """The mean of eight log-HARs, fitted anew each month (`longtape.models.har_mean`)."""
+
+    Config = VolatilityConfig
+    title = "mean of log-HARs"
+
+    def build(self, kind: str) -> LinearBaseline:
+        design = HarDesign.of(self.inputs.interval, self.inputs.calendar)
+        return MonthlyHar(design, self.inputs.kinds[kind])
 
 
 class LastValue(ClosedForm):

@@ -15,7 +15,6 @@ class InputScaling(nn.Module):
     """(x − mean) / deviation of the training rows, limited to ±clip; a NaN (a masked bar) becomes 0, the mean.
 
     Scaling lives in the model, so that no scaled copy of the feature matrix exists and a run carries its own scaler.
-    With `window_norm` each window is first centred and scaled by its own statistics (Kim et al. 2022, RevIN).
     """
 
     mean: Tensor
@@ -26,25 +25,37 @@ class InputScaling(nn.Module):
         mean: npt.NDArray[np.float64],
         deviation: npt.NDArray[np.float64],
         clip: float,
-        window_norm: bool,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32))
-        self.clip, self.window_norm = clip, window_norm
+        self.clip = clip
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, L, C] raw → [B, L, C] scaled."""
-        if not self.window_norm:
-            return self.standardise(x)
-        x = ((x - self.mean) / self.deviation).nan_to_num(0.0)
-        centre = x.mean(1, keepdim=True)
-        x = (x - centre) / (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-        return x.clamp(-self.clip, self.clip)
+        """Rows [..., C] raw → scaled."""
+        return self.unlimited(x).clamp(-self.clip, self.clip)
 
-    def standardise(self, x: Tensor) -> Tensor:
-        """Rows [..., C] raw → scaled by the statistics of the training rows alone."""
-        return ((x - self.mean) / self.deviation).nan_to_num(0.0).clamp(-self.clip, self.clip)
+    def unlimited(self, x: Tensor) -> Tensor:
+        """The same without limits."""
+        return ((x - self.mean) / self.deviation).nan_to_num(0.0)
+
+
+class WindowNorm(nn.Module):
+    """Each window's columns less their own mean and over their own deviation, limited to ±clip.
+
+    Kim et al. (2022), "Reversible Instance Normalization". Their learnt slope and offset are those of the embedding
+    that follows.
+    """
+
+    def __init__(self, clip: float) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled windows [B, L, C] → normalised, and the deviation [B, C] of each."""
+        centre = x.mean(1, keepdim=True)
+        deviation = (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return ((x - centre) / deviation).clamp(-self.clip, self.clip), deviation[:, 0]
 
 
 class PatchEmbedding(nn.Module):
@@ -74,7 +85,7 @@ def sinusoidal_positions(n_tokens: int, d_model: int) -> Tensor:
 
 
 class Positions(nn.Module):
-    """Adds a position to every token: fixed sinusoids, a learned table, or nothing."""
+    """Adds a position to every token: fixed sinusoids, a learned table, or nothing (rotary ones are no sum)."""
 
     table: Tensor
 

@@ -5,131 +5,267 @@ All features of all assets stand side by side in a token; the vector at the end 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from longtape.core.errors import UserError
+from longtape.attention import Attention
+from longtape.attention.dropout import Dropout
+from longtape.core.calendars import CALENDAR_COLUMNS
+from longtape.core.errors import UserError, unknown_name
+from longtape.features.expression import parse
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind
-from longtape.models.base import Array, Model, ModelInputs
+from longtape.models.base import ModelInputs
 from longtape.models.batch import Batch
-from longtape.models.embedding import InputScaling, PatchEmbedding, Positions
-from longtape.models.har import HarDesign
-from longtape.models.heads import HEADS, Head
-from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, SpanRidge
-from longtape.models.pooling import build_pooling
+from longtape.models.embedding import PatchEmbedding, Positions, WindowNorm
+from longtape.models.heads import HEADS
+from longtape.models.linear_baseline import Constant
+from longtape.models.network import Network, NetworkConfig
+from longtape.models.pooling import AttentionPooling, StaticInputs, build_pooling
 from longtape.models.prediction import Prediction
-from longtape.models.transformer import Transformer, TransformerConfig
+from longtape.models.transformer import Transformer
 
 
-class EncoderConfig(TransformerConfig):
+class EncoderConfig(NetworkConfig):
     """A transformer encoder over the window."""
-
-    trains: ClassVar[bool] = True
 
     kind: Literal["encoder"] = "encoder"
     lookback: int = Field(512, ge=2, description="bars in a window")
     patch: int = Field(
         1, ge=1, description="bars joined into one token; the first is padded where it is short"
     )
-    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
+    calendar: bool = Field(False, description="add an embedding of the time at which each bar opens")
     pooling: Literal["last", "mean", "class", "attention"] = "last"
+    static: list[str] = Field(
+        [],
+        description="features of which the newest row alone is read, beside the pooled vector, not as tokens",
+    )
     window_norm: bool = Field(
         False, description="subtract each window's own mean and divide by its deviation"
     )
-    clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
-    skip: bool = Field(
-        True, description="begin at the closed-form baseline (ridge, log-HAR); false: at the training mean"
+    reversible: bool = Field(
+        False,
+        description="undo window_norm at the end: returns are forecast in units of the deviation that log_return has"
+        " in the window",
     )
-    heads: dict[str, str] = Field(
-        default_factory=dict, description="kind of target → head; the kind's usual head by default"
+    dense: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a loss on the same targets forecast from every token of the window, which takes causal"
+        " attention",
     )
-
-    def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
-        for name in self.heads:
-            if name not in kinds:
-                raise UserError(f"model.heads: no target is of kind '{name}'; there are {', '.join(kinds)}")
-        for kind in kinds.values():
-            head_name(self.heads, kind)
-
-    def head_of(self, kind: TargetKind) -> str | None:
-        return head_name(self.heads, kind)
-
-    @property
-    def summary(self) -> str:
-        """Mechanism and lookback."""
-        return f"{self.attention} attention over {self.lookback:,} bars"
 
     @property
     def n_tokens(self) -> int:
         """Tokens the transformer sees: ⌈lookback / patch⌉, and one more with class pooling."""
         return -(-self.lookback // self.patch) + (self.pooling == "class")
 
+    @property
+    def is_rotary(self) -> bool:
+        return self.positions == "rotary"
 
-class EncoderForecaster(Model):
+    @property
+    def reads_calendar(self) -> bool:
+        return self.calendar
+
+    @model_validator(mode="after")
+    def _class_token_sees_the_window(self) -> EncoderConfig:
+        if self.pooling == "class" and self.is_causal:
+            raise ValueError(
+                "pooling: the class token stands first, so under causal attention it sees nothing"
+            )
+        if self.pooling == "class" and not _first_sees_all(self.build_attention()):
+            raise ValueError(
+                f"pooling: the class token stands first, and {self.attention} as it is set does not let it see the"
+                " window; make the first token global, or pool otherwise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_outputs_see_the_past_alone(self) -> EncoderConfig:
+        if self.dense and not self.is_causal:
+            raise ValueError(
+                "dense: a token must not see later ones, of which its labels tell;"
+                " name attention_options: {causal: true}"
+            )
+        if self.dense and self.window_norm:
+            raise ValueError(
+                "dense: window_norm tells every token the mean of the whole window, later bars included"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reversible_has_an_effect(self) -> EncoderConfig:
+        if self.reversible and not self.window_norm:
+            raise ValueError("reversible undoes window_norm, which is off")
+        return self
+
+    def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
+        super().refuse_targets(kinds)
+        heads = [HEADS.load(self.head_config(kind).name) for kind in kinds]
+        if self.reversible and not any(head.space == "mean" for head in heads):
+            raise UserError(
+                "model.reversible: no target is a return, and nothing else has a unit to be undone"
+            )
+        if self.dense and any(head.gives_weights for head in heads):
+            raise UserError("model.dense: weights are decided on at the origin alone")
+
+    def refuse_features(self, features: Sequence[str]) -> None:
+        for name in self.static:
+            if str(parse(name)) not in features:
+                raise unknown_name("feature", name, features, "model.static")
+        if features and all(name in map(_plain, self.static) for name in features):
+            raise UserError("model.static: no feature is left for the tokens")
+        if self.reversible and "log_return" not in features:
+            raise UserError("model.reversible: the deviation is that of the feature log_return; name it")
+
+
+def _plain(name: str) -> str:
+    return str(parse(name))
+
+
+def _first_sees_all(layer: Attention) -> bool:
+    """Whether the first token is global, where the mechanism shows only some pairs."""
+    config = layer.config
+    if not layer.capabilities.fixed_pattern or layer.capabilities.exact:
+        return True
+    tokens = getattr(config, "global_tokens", ())
+    if isinstance(tokens, str):
+        return getattr(config, "n_global", 0) > 0 and tokens in ("first", "both", "spaced")
+    return 0 in tokens
+
+
+class EncoderForecaster(Network):
     """[B, L, C] raw features → predictions of all targets."""
 
     Config = EncoderConfig
     config: EncoderConfig
+    returns: Tensor
+    sequence: Tensor
+    static: Tensor
 
     def __init__(self, config: EncoderConfig, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
-        self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip, config.window_norm)
-        self.embedding = PatchEmbedding(len(inputs.columns), config.patch, config.d_model)
+        self._register_columns()
+        self.window_norm = WindowNorm(config.clip) if config.window_norm else None
+        self.embedding = PatchEmbedding(len(self.sequence), config.patch, config.d_model)
         self.class_token = (
             nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.pooling == "class" else None
         )
         self.positions = Positions(config.positions, config.n_tokens, config.d_model)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.transformer = Transformer(config)
         self.pooling = build_pooling(config.pooling, config.d_model)
-        self.heads = nn.ModuleDict({kind: self._build_head(kind) for kind in inputs.kinds})
-        self.baselines = nn.ModuleDict({kind: self._build_baseline(kind) for kind in inputs.kinds})
+        self.build_heads(config.d_model)
+        self._build_options()
+
+    def _register_columns(self) -> None:
+        """Columns of the tokens, of the static inputs, and of each asset's log return."""
+        static = {_plain(name) for name in self.config.static}
+        is_static = [_feature_of(column.name, static) for column in self.inputs.columns]
+        own = {c.asset: i for i, c in enumerate(self.inputs.columns) if c.name == "log_return"}
+        places = {
+            "sequence": [i for i, beside in enumerate(is_static) if not beside],
+            "static": [i for i, beside in enumerate(is_static) if beside],
+            "returns": [own[asset] for asset in self.inputs.assets] if self.config.reversible else [],
+        }
+        for name, columns in places.items():
+            self.register_buffer(name, torch.tensor(columns, dtype=torch.int64), persistent=False)
+
+    def _build_options(self) -> None:
+        """What is there only where it was asked for; built last, so that the rest begins as without it."""
+        config, kinds = self.config, self.inputs.kinds
+        self.calendar = (
+            PatchEmbedding(len(CALENDAR_COLUMNS), config.patch, config.d_model) if config.calendar else None
+        )
+        self.beside = StaticInputs(config.d_model, len(self.static)) if config.static else None
+        self.dense_heads = nn.ModuleDict()
+        self.dense_starts = nn.ModuleDict()
+        for kind in kinds if config.dense else ():
+            head = self._build_head(kind, config.d_model)
+            n_assets, n_targets = kinds[kind].shape
+            self.dense_heads[kind] = head
+            self.dense_starts[kind] = Constant(head.space, n_assets, n_targets, head.n_classes)
 
     def forward(self, batch: Batch) -> Prediction:
         """The prediction at the end of every window."""
-        scaled, parts, at = self.scaling.standardise(batch.x), [], 0
-        vector = self.pooling(self._encode(scaled, batch)[-1])
-        for kind, baseline in self._baselines():
-            base = baseline(scaled, batch.rows[:, at : at + baseline.n_rows])
-            parts.append(self.heads[kind](vector, base))
-            at += baseline.n_rows
-        return Prediction(tuple(parts), self.kind_columns)
+        scaled = self.scaling(batch.x)
+        tokens, factor = self._encode(batch, scaled)
+        vector = self.pooling(tokens[-1])
+        if self.beside is not None:
+            vector = self.beside(vector, scaled[:, -1, self.static])
+        made = self.predict(vector, scaled, batch.rows, factor)
+        if not (self.config.dense and self.training):
+            return made
+        return replace(made, dense=self._dense(tokens[-1]), dense_weight=self.config.dense)
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer [B, N, d_model], the last ones normalised as the head sees them."""
-        return self._encode(self.scaling.standardise(batch.x), batch)
+        return self._encode(batch, self.scaling(batch.x))[0]
 
-    def _encode(self, scaled: Tensor, batch: Batch) -> list[Tensor]:
-        if self.config.window_norm:
-            scaled = self.scaling(batch.x)
-        tokens = self.embedding(scaled)
+    def token_bars(self) -> Rows:
+        own = np.arange(
+            self.config.patch - 1,
+            self.config.patch * -(-self.config.lookback // self.config.patch),
+            self.config.patch,
+        )
+        bars = own - (-self.config.lookback % self.config.patch)
+        return np.concatenate([[-1], bars]) if self.class_token is not None else bars
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        n = self.config.n_tokens
+        if isinstance(self.pooling, AttentionPooling):
+            weights: Tensor = self.pooling.weights(self.hidden_states(batch)[-1])
+            return weights
+        if self.config.pooling == "mean":
+            return torch.full((len(batch), n), 1 / n)
+        one = torch.zeros(len(batch), n)
+        one[:, 0 if self.class_token is not None else -1] = 1.0
+        return one
+
+    def _encode(self, batch: Batch, scaled: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Tokens after each layer, and by how much more than in training returns vary in each window [B, A, 1]."""
+        factor = None
+        if self.window_norm is not None:
+            scaled, deviation = self.window_norm(self.scaling.unlimited(batch.x))
+            factor = deviation[:, self.returns, None] if self.config.reversible else None
+        tokens = self.embedding(scaled[:, :, self.sequence] if self.config.static else scaled)
+        if self.calendar is not None:
+            tokens = tokens + self.calendar(batch.calendar)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
         states: list[Tensor] = self.transformer(
             self.drop(self.positions(tokens)), self._token_of(batch.marks)
         )
-        return states
+        return states, factor
 
-    def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
-        for kind, baseline in self._baselines():
-            baseline.fit(panel, self.inputs.kinds[kind], train, validation, self.scaling.standardise)
-
-    def row_inputs(self, panel: Panel) -> Array:
-        parts = [baseline.row_inputs(panel) for _, baseline in self._baselines()]
-        return torch.cat([torch.from_numpy(part) for part in parts], 1).numpy()
+    def _dense(self, tokens: Tensor) -> Prediction:
+        """What each token says of its own row, [B·N, …]: the targets' training mean, and what the head adds."""
+        vectors = tokens.flatten(0, 1)
+        parts = [
+            head(vectors, self.dense_starts[kind](vectors, vectors))
+            for kind, head in self.dense_heads.items()
+        ]
+        return Prediction(tuple(parts), self.kind_columns, self.loss_weights)
 
     @property
-    def reach(self) -> int:
-        """The window, or what a baseline reads beyond it."""
-        return max(self.config.lookback, *(baseline.reach for _, baseline in self._baselines()))
+    def label_offsets(self) -> Rows:
+        """The last row of every token."""
+        n_tokens = self.config.n_tokens if self.config.dense else 0
+        return self.config.patch * np.arange(1 - n_tokens, 1, dtype=np.int64)
 
-    def _baselines(self) -> list[tuple[str, LinearBaseline]]:
-        return [(kind, one) for kind, one in self.baselines.items() if isinstance(one, LinearBaseline)]
+    def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
+        super().fit(panel, train, validation)
+        for kind, start in self.dense_starts.items():
+            assert isinstance(start, Constant)  # noqa: S101 (for the type alone)
+            start.fit(panel, self.inputs.kinds[kind], train, validation, self.scaling)
 
     def _token_of(self, bars: Tensor) -> Tensor | None:
         """Positions of bars in the window → positions of their tokens; −1 stays. None where nothing is marked."""
@@ -139,29 +275,19 @@ class EncoderForecaster(Model):
         tokens = (bars + short) // self.config.patch + (self.class_token is not None)
         return tokens.masked_fill(bars < 0, -1)
 
-    def _build_head(self, kind: str) -> Head:
-        of_kind = self.inputs.targets_of(kind)[0].of_kind
-        head = HEADS.load(head_name(self.config.heads, of_kind))
-        built: Head = head(self.config.d_model, self.scale_of(kind), n_classes=of_kind.classes)
-        return built
 
-    def _build_baseline(self, kind: str) -> LinearBaseline:
-        head = cast(Head, self.heads[kind])
-        n_assets, n_targets = self.inputs.kinds[kind].shape
-        if self.config.skip and head.space == "log_variance":
-            return LogHar(HarDesign.of(self.inputs.interval, self.inputs.calendar), n_assets, n_targets)
-        if self.config.skip and head.space == "mean":
-            return SpanRidge(len(self.inputs.columns), self.config.lookback, n_assets, n_targets)
-        return Constant(head.space, n_assets, n_targets, head.n_classes)
+def _feature_of(column: str, features: set[str]) -> bool:
+    """Whether a column is one of these features, or one of their several outputs (`hour.sin`)."""
+    return column in features or any(column.startswith(f"{name}.") for name in features)
 
 
-def head_name(heads: Mapping[str, str], kind: TargetKind) -> str:
-    """The head of a kind of target; UserError where it does not fit."""
-    name = heads.get(kind.name, kind.heads[0])
-    if name not in kind.heads:
-        HEADS.find(name)
-        raise UserError(
-            f"model.heads: the head '{name}' does not go with targets of kind '{kind.name}';"
-            f" {' or '.join(kind.heads)} does"
-        )
-    return name
+class ChannelsConfig(EncoderConfig):
+    """The encoder by the name that it has beside a portfolio of tokens (asset, time)."""
+
+    kind: Literal["channels"] = "channels"  # type: ignore[assignment]
+
+
+class Channels(EncoderForecaster):
+    """All assets' features side by side as channels of one token for each bar, one output row for each asset."""
+
+    Config = ChannelsConfig

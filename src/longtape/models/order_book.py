@@ -139,7 +139,7 @@ class OrderBook(Model):
         super().__init__(config, inputs)
         columns = [column.name for column in inputs.columns]
         _ladder(columns, config.levels)
-        self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip, False)
+        self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip)
         self.embedding = (
             SnapshotTokens(config, len(columns))
             if config.tokens == "snapshot"
@@ -153,7 +153,7 @@ class OrderBook(Model):
 
     def forward(self, batch: Batch) -> Prediction:
         """The probabilities of the classes at the end of every window."""
-        scaled, parts, at = self.scaling.standardise(batch.x), [], 0
+        scaled, parts, at = self.scaling(batch.x), [], 0
         vector = self._pool(self._encode(scaled)[-1])
         for kind, start in self._starts():
             base = start(scaled, batch.rows[:, at : at + start.n_rows])
@@ -163,11 +163,11 @@ class OrderBook(Model):
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer [B, N, d_model]."""
-        return self._encode(self.scaling.standardise(batch.x))
+        return self._encode(self.scaling(batch.x))
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         for kind, start in self._starts():
-            start.fit(panel, self.inputs.kinds[kind], train, validation, self.scaling.standardise)
+            start.fit(panel, self.inputs.kinds[kind], train, validation, self.scaling)
 
     def row_inputs(self, panel: Panel) -> Array:
         parts = [torch.from_numpy(start.row_inputs(panel)) for _, start in self._starts()]

@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longtape.core.scoring import SMALLEST_VARIANCE
+from longtape.models.batch import Batch
 from longtape.models.student_t import t_cdf, t_density, t_quantile
+
+_LEAST_DEVIATION = 0.01  # of an account, in training deviations: one that holds nothing has no Sharpe ratio
 
 
 class Distribution(ABC):
@@ -30,6 +33,10 @@ class Distribution(ABC):
     @abstractmethod
     def loss(self, y: Tensor) -> Tensor:
         """What training minimises, [...], of labels `y` [...] in original units; free of the unit."""
+
+    def loss_in_blocks(self, y: Tensor, block: int) -> Tensor:
+        """`loss` where it depends on the rows around: the first axis holds blocks of `block` consecutive rows."""
+        return self.loss(y)
 
     def quantile(self, p: float) -> Tensor | None:
         """The value [...] that is not exceeded with probability `p`; None where only a point is forecast."""
@@ -82,20 +89,25 @@ class LogVariance(Distribution):
     """A volatility: the root of the expected variance, of which the logarithm is kept."""
 
     log_variance: Tensor
+    clip: float = math.inf  # the largest surprise that training minds
 
     def mean(self) -> Tensor:
         return (0.5 * self.log_variance).exp()
 
     def loss(self, y: Tensor) -> Tensor:
-        """QLIKE, e^s − s − 1 of the surprise s = ln y² − ln σ² (Patton 2011)."""
-        surprise = y.square().clamp_min(SMALLEST_VARIANCE).log() - self.log_variance
+        """QLIKE, e^s − s − 1 of the surprise s = ln y² − ln σ² (Patton 2011), at most `clip`."""
+        surprise = self.surprise(y).clamp_max(self.clip)
         return surprise.exp() - surprise - 1
+
+    def surprise(self, y: Tensor) -> Tensor:
+        """ln y² − ln σ², [...]."""
+        return y.square().clamp_min(SMALLEST_VARIANCE).log() - self.log_variance
 
     @classmethod
     def average(cls, members: Sequence[LogVariance]) -> LogVariance:
         """The mean of the variances."""
         each = torch.stack([m.log_variance for m in members])
-        return cls(each.logsumexp(0) - math.log(len(members)))
+        return cls(each.logsumexp(0) - math.log(len(members)), members[0].clip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,29 +263,74 @@ class Categorical(Distribution):
 
 @dataclass(frozen=True, eq=False)
 class Weights(Distribution):
-    """Shares of the equity in [−1, 1], where the label is a log return; `scale` [...] is its training deviation."""
+    """Shares of the equity in [−1, 1], [B, A, n], where the label is a log return; `scale` [A, n] is its deviation.
+
+    Losses are in units of the assets' mean deviation, and their mean over the assets is that of the account.
+    """
 
     share: Tensor
     scale: Tensor
+    objective: Literal["return", "sharpe"] = "return"
+    turnover_cost: float = 0.0  # of the value that a change of weight trades
 
     def mean(self) -> Tensor:
         return self.share
 
     def loss(self, y: Tensor) -> Tensor:
-        """−weight · simple return, in training deviations."""
-        return -self.share * torch.expm1(y) / self.scale
+        """−A · weight · simple return. ValueError where the loss is defined for rows in a row only."""
+        if self.objective == "sharpe" or self.turnover_cost:
+            raise ValueError("turnover and Sharpe ratio are those of consecutive rows; give blocks of them")
+        return -self._n_assets * self._earned(y)
+
+    def loss_in_blocks(self, y: Tensor, block: int) -> Tensor:
+        """−A · (weight · simple return − cost · |change of weight|), or −Sharpe of all assets together.
+
+        What stood before the first row of a block is not known: its change counts as the mean of the others'.
+        """
+        if block == 1:
+            return self.loss(y)
+        rows = (self._earned(y) - self._costs(block)).unflatten(0, (-1, block))  # [blocks, block, A, n]
+        if self.objective == "return":
+            return -self._n_assets * rows.flatten(0, 1)
+        account = rows.sum(2, keepdim=True)
+        spread = (account.var(1, correction=0, keepdim=True) + _LEAST_DEVIATION**2).sqrt()
+        return -(account.mean(1, keepdim=True) / spread).expand(rows.shape).flatten(0, 1)
+
+    @property
+    def _n_assets(self) -> int:
+        return self.share.shape[-2]
+
+    def _unit(self) -> Tensor:
+        return self.scale.mean(-2, keepdim=True)
+
+    def _earned(self, y: Tensor) -> Tensor:
+        return self.share * torch.expm1(y) / self._unit()
+
+    def _costs(self, block: int) -> Tensor:
+        changes = self.share.unflatten(0, (-1, block)).diff(dim=1).abs()
+        changes = torch.cat([changes.mean(1, keepdim=True), changes], 1)
+        return self.turnover_cost * changes.flatten(0, 1) / self._unit()
 
     @classmethod
     def average(cls, members: Sequence[Weights]) -> Weights:
-        return cls(_mean_of([m.share for m in members]), members[0].scale)
+        first = members[0]
+        share = _mean_of([m.share for m in members])
+        return cls(share, first.scale, first.objective, first.turnover_cost)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The distributions of a model's targets: `parts[i]` [B, A, n] speaks of the columns `columns[i]` [A, n]."""
+    """The distributions of a model's targets: `parts[i]` [B, A, n] speaks of the columns `columns[i]` [A, n].
+
+    What only training reads: `weights` [K], what a label of each target counts, 1 by default, and `dense`, a prediction
+    from each of the N tokens of every window [B·N, …], whose loss on `Batch.y_rows` is added `dense_weight` times.
+    """
 
     parts: tuple[Distribution, ...]
     columns: tuple[Tensor, ...]
+    weights: Tensor | None = None
+    dense: Prediction | None = None
+    dense_weight: float = 0.0
 
     def mean(self) -> Tensor:
         """Point forecasts [B, K] in original units."""
@@ -292,17 +349,29 @@ class Prediction:
         """[B, K] for labels [B, K]."""
         return self._flat([part.crps(own) for part, own in zip(self.parts, self._of(y), strict=True)])
 
-    def losses(self, y: Tensor) -> Tensor:
-        """[B, K]: each target's training loss."""
-        return self._flat([part.loss(own) for part, own in zip(self.parts, self._of(y), strict=True)])
+    def losses(self, y: Tensor, block: int = 1) -> Tensor:
+        """[B, K]: each target's training loss; the windows stand in blocks of so many consecutive rows."""
+        parts = zip(self.parts, self._of(y), strict=True)
+        return self._flat([part.loss_in_blocks(own, block) for part, own in parts])
 
-    def loss(self, y: Tensor, known: Tensor | None = None) -> Tensor:
+    def loss(self, y: Tensor, known: Tensor | None = None, block: int = 1) -> Tensor:
         """Mean training loss over windows and targets; labels y [B, K], `known` [B, K] False where there is none."""
         if known is None:
-            return self.losses(y).mean()
+            known = torch.ones_like(y, dtype=torch.bool)
         # What is unknown is replaced before the loss, because a NaN in an unused branch still spoils gradients.
-        losses = self.losses(torch.where(known, y, torch.zeros_like(y)))
-        return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
+        losses = self.losses(torch.where(known, y, torch.zeros_like(y)), block)
+        if self.weights is None:
+            return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
+        counted = known * self.weights
+        return (counted * torch.where(known, losses, 0.0)).sum() / counted.sum().clamp_min(self.weights.max())
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        """The mean loss on the labels of a batch, and, where there is a dense prediction, on those of earlier rows."""
+        loss = self.loss(batch.y, batch.y_present, batch.block)
+        if self.dense is None:
+            return loss
+        labels = batch.y_rows.flatten(0, 1)
+        return loss + self.dense_weight * self.dense.loss(labels, labels.isfinite())
 
     def probabilities(self) -> Tensor | None:
         """Class probabilities [B, K, M], zero beyond a target's own classes; None where no target has classes."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longtape.attention import Attention, build_attention, mechanism_class
+from longtape.attention.dropout import Dropout, GeluDropout
 from longtape.models.base import ModelConfig
 
 
@@ -33,6 +34,16 @@ class TransformerConfig(ModelConfig):
         """Tokens that the layers see."""
         return self.lookback
 
+    @property
+    def is_rotary(self) -> bool:
+        """True where positions are told by turning queries and keys."""
+        return False
+
+    @property
+    def is_causal(self) -> bool:
+        """True where no token sees a later one."""
+        return self.attention_options.get("causal") is True
+
     @model_validator(mode="after")
     def _widths(self) -> TransformerConfig:
         if self.d_model % self.n_heads:
@@ -42,75 +53,92 @@ class TransformerConfig(ModelConfig):
     @model_validator(mode="after")
     def _attention_can_be_built(self) -> TransformerConfig:
         """An unknown mechanism or option is refused here, before anything is read or written."""
+        if "rotary" in self.attention_options:
+            raise ValueError("attention_options: rotary positions are named by positions: rotary")
         with torch.random.fork_rng(devices=[]):
             self.build_attention()
         return self
+
+    @property
+    def has_dropout(self) -> bool:
+        """True with dropout of features or of attention weights."""
+        return self.dropout > 0 or self.attention_options.get("attention_dropout", 0) > 0
 
     @property
     def has_global_tokens(self) -> bool:
         """True where marks of market time can become global tokens."""
         return "global_positions" in mechanism_class(self.attention).inputs
 
-    def build_attention(self, **shared: Any) -> Attention:
-        """One attention layer."""
+    def build_attention(self, **more: Any) -> Attention:
+        """One attention layer; `more` are options of this layer alone."""
         own = {
             "d_model": self.d_model,
             "n_heads": self.n_heads,
             "seq_len": self.n_tokens,
             "dropout": self.dropout,
+            "rotary": self.is_rotary,
         }
-        return build_attention(self.attention, **(own | self.attention_options), **shared)
+        return build_attention(self.attention, **(own | self.attention_options | more))
+
+
+def feed_forward(config: TransformerConfig) -> nn.Sequential:
+    """Two linear maps with GELU between them, d_model → d_ff → d_model."""
+    width = config.d_ff or 4 * config.d_model
+    return nn.Sequential(
+        nn.Linear(config.d_model, width),
+        GeluDropout(config.dropout),
+        nn.Linear(width, config.d_model),
+        Dropout(config.dropout),
+    )
 
 
 class EncoderLayer(nn.Module):
     """Attention and a GELU feed-forward, each with a residual and a layer norm (before or after)."""
 
-    def __init__(self, config: TransformerConfig, **shared: Any) -> None:
+    def __init__(self, config: TransformerConfig, **more: Any) -> None:
         super().__init__()
         d = config.d_model
         self.pre_norm = config.norm == "pre"
-        self.attention = config.build_attention(**shared)
-        width = config.d_ff or 4 * d
-        self.feed_forward = nn.Sequential(
-            nn.Linear(d, width),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, d),
-            nn.Dropout(config.dropout),
-        )
+        self.attention = config.build_attention(**more)
+        self.feed_forward = feed_forward(config)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
     def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """[B, N, d_model], global positions [B, G] and real tokens [B, N] → [B, N, d_model]."""
+        """[B, N, d_model], global positions [B, G] and visible [B, N] (False: no token) → [B, N, d_model]."""
         extra = {} if marks is None else {"global_positions": marks}
         extra |= {} if visible is None else {"visible": visible}
         if self.pre_norm:
-            x = x + self.attention(self.norm1(x), **extra)
+            x = x + self.attention(self.norm1(x), visible, **extra)
             return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self.attention(x, **extra))
+        x = self.norm1(x + self.attention(x, visible, **extra))
         return self.norm2(x + self.feed_forward(x))
 
 
 class Transformer(nn.Module):
     """L layers; with pre-norm, one more norm at the end."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, **more: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(config.n_layers):
             layerwise = config.attention_options.get("sharing") == "layerwise" and len(self.layers) > 0
             shared = {"shared": self.layers[0].attention} if layerwise else {}
-            self.layers.append(EncoderLayer(config, **shared))
+            self.layers.append(EncoderLayer(config, **shared, **more))
         self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.checkpointing = config.gradient_checkpointing
 
     def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
-        """[B, N, d_model], global positions [B, G], real tokens [B, N] → tokens after each layer, [B, N, d_model]."""
+        """Tokens, marks and visible as for a layer → tokens after each layer, [B, N, d_model] each."""
         states = []
         for layer in self.layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, marks, visible, use_reentrant=False)
-            else:
-                x = layer(x, marks, visible)
+            x = saving(self.checkpointing, layer, x, marks, visible)
             states.append(x)
         return [*states[:-1], self.norm(states[-1])]
+
+
+def saving(memory: bool, layer: nn.Module, *inputs: Any) -> Tensor:
+    """`layer(*inputs)`; to save memory, what it keeps for the backward pass is computed again there."""
+    if memory and layer.training and torch.is_grad_enabled():
+        out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+        return out
+    return layer(*inputs)

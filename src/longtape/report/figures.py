@@ -122,6 +122,41 @@ def forecast_fan(forecast: pl.DataFrame, level: float, percent: bool) -> go.Figu
     return figure
 
 
+def weights_decided(forecast: pl.DataFrame) -> go.Figure:
+    """The share of the equity that was decided on at each origin. One target's rows."""
+    figure = _figure("decided at (UTC)", "share of the equity, %")
+    tail = forecast.tail(400)
+    _line(figure, tail["known_at"].to_list(), (100 * tail["mean"]).to_list(), "weight", ACCENT, 2)
+    return figure
+
+
+def coverage_by_horizon(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Share of labels inside their interval against the horizon, bounds of a block bootstrap, and the level that it
+    should be. Rows: symbol, target, horizon, level, coverage, from, to.
+    """
+    figure = _figure("horizon, bars", "coverage, %", 320)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['symbol']} {row['target']}, {row['level']:.0%}", []).append(row)
+    for color, (name, own) in zip(PALETTE * len(groups), groups.items(), strict=False):
+        shares = [100 * row["coverage"] for row in own]
+        above = [_reach(100 * row["to"] - share) for row, share in zip(own, shares, strict=True)]
+        below = [_reach(share - 100 * row["from"]) for row, share in zip(own, shares, strict=True)]
+        bounds = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
+        figure.add_trace(
+            go.Scatter(x=[row["horizon"] for row in own], y=shares, error_y=bounds, name=name, mode="markers",
+                       marker={"color": color, "size": 7})
+        )  # fmt: skip
+    for level in sorted({row["level"] for row in rows}):
+        figure.add_hline(y=100 * level, line_dash="dot", line_color=MUTED)
+    return figure
+
+
+def _reach(distance: float) -> float:
+    """How far a bar reaches: nothing where the bootstrap says nothing."""
+    return max(distance, 0.0) if np.isfinite(distance) else 0.0
+
+
 def learning_curve(history: Sequence[Mapping[str, float]]) -> go.Figure:
     """Training and validation loss per epoch; epoch 0 is the skip alone."""
     figure = _figure("epoch (0 = closed-form skip alone)", "loss", 300)
@@ -156,4 +191,36 @@ def bars(rows: Sequence[Mapping[str, Any]], x: str, y: str, unit: str) -> go.Fig
     heights: npt.NDArray[np.float64] = np.array([row[y] for row in rows], dtype=float)
     colors = [ACCENT if height >= 0 else WARN for height in heights]
     figure.add_trace(go.Bar(x=[str(row[x]) for row in rows], y=heights, marker_color=colors, name=y))
+    return figure
+
+
+def search_history(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Validation loss of every trial (a dot; hollow where it was pruned) and the best so far (a line)."""
+    figure = _figure("trial", "validation loss", 320)
+    numbers = [row["trial"] for row in rows]
+    losses = [row["validation"] for row in rows]
+    symbols = ["circle-open" if row["pruned"] else "circle" for row in rows]
+    figure.add_trace(
+        go.Scatter(
+            x=numbers, y=losses, mode="markers", name="trial", marker={"color": MUTED, "symbol": symbols}
+        )
+    )
+    _line(figure, numbers, np.minimum.accumulate(losses).tolist(), "best so far", ACCENT, 2.2)
+    return figure
+
+
+def search_slice(rows: Sequence[Mapping[str, Any]], field: str) -> go.Figure:
+    """Validation loss against the value of one searched field; darker: later."""
+    figure = _figure(field, "validation loss", 280)
+    values = [row[field] for row in rows]
+    plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    figure.add_trace(
+        go.Scatter(
+            x=values if plain else [str(value) for value in values],
+            y=[row["validation"] for row in rows],
+            mode="markers",
+            name="trial",
+            marker={"color": [row["trial"] for row in rows], "colorscale": "Blues", "size": 9},
+        )
+    )
     return figure

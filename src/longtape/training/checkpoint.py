@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path
+from longtape.training.processes import ALONE, Processes
 
 
 @dataclass
@@ -28,11 +28,16 @@ class TrainingState:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def losses(self) -> list[float]:
+        """Validation losses so far."""
+        return [entry["validation"] for entry in self.history]
 
-def save_weights(path: str | Path, state: dict[str, Tensor]) -> None:
+
+def save_weights(path: str | Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors to a safetensors file."""
     with atomic_path(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in state.items()}, temporary)
+        save_file({name: _plain(t) for name, t in state.items()}, temporary, metadata)
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -41,40 +46,47 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_checkpoint(
-    path: str | Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    at: TrainingState,
+    path: str | Path, state: dict[str, Tensor], at: TrainingState, processes: Processes
 ) -> None:
-    """Write model, optimiser, best weights, random state and progress."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"best.{k}": v for k, v in best.items()}
-    for index, entries in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entries.items()}
-    tensors["random"] = torch.get_rng_state()
-    with atomic_path(path) as temporary:
-        plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        save_file(plain, temporary, metadata={"progress": json.dumps(vars(at))})
+    """Write `state`, the random state of every process, and progress. Called by all processes; the first one writes."""
+    random = {f"random.{rank}": one for rank, one in enumerate(processes.gather(_random_state()))}
+    if processes.is_first:
+        save_weights(path, state | random, {"progress": json.dumps(vars(at))})
+    processes.wait()
 
 
 def load_checkpoint(
-    path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: str | Path, processes: Processes = ALONE
 ) -> tuple[dict[str, Tensor], TrainingState]:
-    """Restore model, optimiser and random state; return the best weights and the progress."""
+    """Restore the random state; return the rest. UserError where it was written by another number of processes."""
     tensors, metadata = _read(path)
-    model.load_state_dict(_under("model.", tensors))
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in _under("optimizer.", tensors).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random"])
-    return _under("best.", tensors), TrainingState(**json.loads(metadata["progress"]))
+    kept = sum(name.startswith("random.") for name in tensors)
+    if kept != processes.size:
+        raise UserError(
+            f"{path}: was written by {kept} processes, and there are {processes.size}; go on with as many"
+        )
+    _set_random_state(tensors[f"random.{processes.rank}"])
+    return tensors, TrainingState(**json.loads(metadata["progress"]))
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _random_state() -> Tensor:
+    """Of every generator that training draws from: the CPU's, and the GPU's where there is one."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return torch.cat(states)
+
+
+def _set_random_state(state: Tensor) -> None:
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(state[:size])
+    if len(state) > size and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[size:])
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Its own memory on the CPU: safetensors takes no shared storage."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

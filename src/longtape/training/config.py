@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TrainingConfig(BaseModel):
@@ -16,7 +16,7 @@ class TrainingConfig(BaseModel):
     seeds: int = Field(
         1, ge=1, description="models trained from seed, seed + 1, …, whose predictions are averaged"
     )
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="windows at once, over all processes together")
     stride: int = Field(
         1, ge=1, description="an epoch visits 1/stride of the training windows, others the next time"
     )
@@ -26,13 +26,42 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(1e-3, gt=0)
     optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = Field(0.01, ge=0)
-    schedule: Literal["onecycle", "cosine", "halving", "constant"] = "onecycle"
+    schedule: Literal["onecycle", "cosine", "cosine_restarts", "plateau", "halving", "constant"] = "onecycle"
     warmup: float = Field(
-        0.1, ge=0, lt=1, description="share of the steps in which the rate rises (onecycle, cosine)"
+        0.1, ge=0, lt=1, description="share of the steps in which the rate first rises, with every schedule"
+    )
+    restart_epochs: int | None = Field(
+        None, ge=1, description="cosine_restarts: epochs from one restart to the next; 2 by default"
+    )
+    plateau_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="plateau: the rate is halved after so many epochs without a better validation loss; 1 by default",
     )
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     patience: int = Field(3, ge=1, description="epochs without a better validation loss before stopping")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
-    precision: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then validated and kept",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of matrix products; weights and losses stay float32"
+    )
+    compile: bool = Field(False, description="torch.compile; on a CPU it needs a C++ compiler")
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
     checkpoint_seconds: float = Field(60.0, gt=0, description="how often a running epoch is saved")
+    tensorboard: bool = Field(False, description="curves for TensorBoard in the run's folder")
+
+    @model_validator(mode="after")
+    def _every_option_has_an_effect(self) -> TrainingConfig:
+        for option, schedule in (("restart_epochs", "cosine_restarts"), ("plateau_epochs", "plateau")):
+            if getattr(self, option) is not None and self.schedule != schedule:
+                raise ValueError(f"{option} goes with schedule '{schedule}', not '{self.schedule}'")
+        if self.plateau_epochs is not None and self.plateau_epochs >= self.patience:
+            raise ValueError(
+                f"plateau_epochs {self.plateau_epochs} is never reached with patience {self.patience}; make it smaller"
+            )
+        return self

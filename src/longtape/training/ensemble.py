@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from longtape.core.errors import UserError
-from longtape.features.panel import Panel
+from longtape.features.panel import Panel, Rows
 from longtape.models.base import Array, Model
 from longtape.models.batch import Batch
 from longtape.models.prediction import Prediction
@@ -34,6 +34,11 @@ class Ensemble(Model):
     def future_steps(self) -> int:
         """As each member's."""
         return self._first.future_steps
+
+    @property
+    def label_offsets(self) -> Rows:
+        """As each member's."""
+        return self._first.label_offsets
 
     @property
     def reach(self) -> int:

@@ -10,6 +10,7 @@
 | forecast.parquet | forecasts of the test period and beyond, with the fingerprint of their data |
 | metrics.json, backtest/*.parquet | what they came to |
 | audit.json, report.html | the audit for look-ahead, the page |
+| tensorboard/ | curves for TensorBoard, where they were asked for |
 
 Every file is whole or absent. While a run is trained there are checkpoints beside them.
 """
@@ -36,8 +37,16 @@ from longtape.core.files import atomic_path, read_json, write_json, write_text
 from longtape.features.splits import Periods
 from longtape.models.base import ModelInputs
 from longtape.training.checkpoint import load_weights, save_weights
+from longtape.training.observers import (
+    HistoryFile,
+    LiveLine,
+    Observer,
+    TensorBoard,
+    read_history,
+    write_history,
+)
 
-VERSION = 2
+VERSION = 3
 UNFINISHED, FINISHED = "unfinished", "finished"
 _LIBRARIES = ("longtape", "torch", "numpy", "polars", "pyarrow", "numba", "safetensors")
 _FINGERPRINT = b"longtape data"
@@ -143,7 +152,7 @@ class RunFolder:
         save_weights(self.path("model.safetensors"), dict(weights))
         write_json(self.path("model.json"), inputs.to_dict())
         write_json(self.path("calibration.json"), calibration)
-        write_text(self.path("history.jsonl"), _lines(histories))
+        write_history(self.path("history.jsonl"), dict(enumerate(histories)))
         write_json(self.root / "run.json", self.facts | {"status": FINISHED})
         for pattern in ("checkpoint*.safetensors", "member-*"):
             for left in self.root.glob(pattern):
@@ -166,13 +175,14 @@ class RunFolder:
         return kept
 
     @property
-    def histories(self) -> list[list[dict[str, float]]]:
+    def histories(self) -> list[Sequence[Mapping[str, float]]]:
         """Losses per epoch of each seed."""
-        found: dict[int, list[dict[str, float]]] = {}
-        for line in self.path("history.jsonl").read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            found.setdefault(entry.pop("member"), []).append(entry)
-        return list(found.values())
+        return list(read_history(self.path("history.jsonl")).values())
+
+    def observers(self, member: int, tensorboard: bool) -> list[Observer]:
+        """Who watches the training of one seed: the terminal, the history, TensorBoard where it is wanted."""
+        watching: list[Observer] = [LiveLine(), HistoryFile(self.path("history.jsonl"), member)]
+        return [*watching, TensorBoard(self.path(f"tensorboard/{member}"))] if tensorboard else watching
 
     def write_forecast(self, frame: pl.DataFrame, fingerprints: Fingerprints) -> None:
         """Keep the forecasts of the test period, and say inside the file of which data they are."""
@@ -192,11 +202,6 @@ class RunFolder:
 
 def _digest(fingerprints: Fingerprints) -> bytes:
     return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest().encode()
-
-
-def _lines(histories: Sequence[Sequence[Mapping[str, float]]]) -> str:
-    entries = [{"member": m, **entry} for m, history in enumerate(histories) for entry in history]
-    return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
 def versions() -> dict[str, str]:

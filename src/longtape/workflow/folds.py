@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longtape.core.files import write_json
 from longtape.core.progress import say
@@ -37,8 +38,7 @@ def run_walk_forward(
     """Refit `experiment` at every fold and judge the joined forecasts; `resume` keeps the folds that are there."""
     Execution.of(experiment.training)  # a device that is not there is said before anything is read
     data = RunData.of(experiment)
-    identity = {"experiment": experiment.to_yaml(), "fingerprints": data.fingerprints}
-    walked = walk_forward(data.pipeline, data.bars, config, out, identity=identity, resume=resume)
+    walked = walk_forward(data.pipeline, data.bars, config, out, identity=walk_identity(data), resume=resume)
     say("judging the joined folds")
     results = judge_run(data.trading, walked.panel, walked.folds, data.bars, walked.forecasts)
     made = WalkedForward(Path(out), walked, results)
@@ -48,3 +48,8 @@ def run_walk_forward(
     write_json(made.root / "metrics.json", results.to_dict() | {"folds": walked.table()})
     write_walk_report(made.root / "report.html", experiment, walked.table(), results)
     return made
+
+
+def walk_identity(data: RunData) -> dict[str, Any]:
+    """What the folds of an experiment on these data depend on."""
+    return {"experiment": data.experiment.to_yaml(), "fingerprints": data.fingerprints}

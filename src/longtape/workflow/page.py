@@ -12,6 +12,7 @@ import polars as pl
 from longtape.backtest.judgement import Judgement
 from longtape.evaluation.skill import MODEL
 from longtape.experiment import Experiment
+from longtape.features.target_kinds import WEIGHT
 from longtape.report import figures
 from longtape.report.page import Block, Facts, Figure, Figures, Table, write
 from longtape.workflow.results import Results
@@ -126,8 +127,7 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
     for name, rows in results.skills.items():
         symbol, target = name.split(" ", 1)
         own = results.forecasts.filter((pl.col("symbol") == symbol) & (pl.col("target") == target))
-        fan = figures.forecast_fan(own, experiment.forecast.level, percent=True)
-        blocks.append(Figures([Figure(f"Forecast of {name}", _FAN_CAPTION, fan)]))
+        blocks.append(Figures([_forecast_figure(name, own, experiment.forecast.level)]))
         blocks.append(
             Table(f"Skill on {name}", "Every window of the test period is scored.", rows, own_first=True)
         )
@@ -139,8 +139,20 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
     )
     ahead = newest.select("symbol", "target", "known_at", "end", "mean", "lower", "upper").to_dicts()
     blocks.append(Table("Coverage of the intervals", caption, results.coverage))
+    if results.coverage:
+        bounds = (
+            "Points are the share of labels inside, bars its bounds by a block bootstrap, dots the level."
+        )
+        shown = figures.coverage_by_horizon(results.coverage)
+        blocks.append(Figures([Figure("Coverage by horizon", bounds, shown)]))
     blocks.append(Table("Newest forecast", "Past the end of the data, in original units.", ahead))
     return blocks
+
+
+def _forecast_figure(name: str, own: pl.DataFrame, level: float) -> Figure:
+    if own["kind"][0] == WEIGHT.name:
+        return Figure(f"Weights for {name}", "The newest 400 decisions.", figures.weights_decided(own))
+    return Figure(f"Forecast of {name}", _FAN_CAPTION, figures.forecast_fan(own, level, percent=True))
 
 
 def _training(

@@ -24,19 +24,25 @@ from longtape.experiment import Experiment
 from longtape.features.book_targets import with_classes
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
-from longtape.features.panel import Panel, Rows
+from longtape.features.panel import Panel, Rows, TargetColumn
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
+from longtape.features.target_kinds import target_kind
 from longtape.forecasting.fitted import FittedForecaster, History, calibrated
 from longtape.forecasting.intervals import Calibration
 from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
 from longtape.models.registry import build_model
+from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
 from longtape.training.loop import Trainer
+from longtape.training.observers import Observer
+from longtape.training.processes import ALONE, Processes
 from longtape.training.run_folder import RunFolder
+
+_WARM_UP = 512  # rows that features may need before their first value, at the first try
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,42 @@ class ExperimentPipeline:
     def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features, targets and marks of `bars`."""
         panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
+        panel = replace(panel, target_columns=self._forecast_as(panel.target_columns))
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
+
+    def newest_panel(self, bars: Sequence[MarketRows], need: int, guess: int = 0) -> Panel:
+        """The panel of the last rows alone: `need` rows past the warm-up of the features, and no more than that takes.
+
+        Features are made of their own windows, so these rows have the same bits as in the panel of all `bars`. How many
+        rows a warm-up takes (a session's average begins with the session) shows in trying: `guess` is where to begin.
+        """
+        rows = max(guess, need + _WARM_UP)
+        while True:
+            tail = _last_rows(bars, rows)
+            whole = all(len(part) == len(one) for part, one in zip(tail, bars, strict=True))
+            try:
+                panel = self.panel(tail)
+            except UserError:
+                if whole:
+                    raise
+            else:
+                if whole or panel.warm_up + need <= len(panel):
+                    return panel
+            rows *= 2
+
+    def _forecast_as(self, targets: Sequence[TargetColumn]) -> tuple[TargetColumn, ...]:
+        """Targets as the model forecasts them: their labels, or weights that earn them."""
+        gives = self.experiment.model.gives_weights
+        return tuple(replace(target, as_weight=gives(target_kind(target.kind))) for target in targets)
 
     def split(self, panel: Panel, periods: Periods | None = None) -> Split:
         """Training, validation, calibration and test origins, as configured or at the borders of `periods`."""
         return chronological(panel, self.lookback, periods or self.experiment.split)
+
+    def refuse_short(self, split: Split) -> None:
+        """UserError where a period holds no whole block of the windows that the loss takes together."""
+        for rows in (split.train, split.validation) if self.experiment.model.trains else ():
+            in_blocks(rows, self.experiment.model.block)
 
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
         """The test period of the experiment's split, block by block."""
@@ -94,12 +131,22 @@ class ExperimentPipeline:
         with tempfile.TemporaryDirectory(prefix="longtape-") as folder:
             return self.fit_in(RunFolder(folder), panel, split)
 
-    def fit_in(self, folder: RunFolder, panel: Panel, split: Split) -> FittedForecaster:
-        """Train in a folder, going on from whatever checkpoints it holds to the same numbers."""
+    def fit_in(
+        self,
+        folder: RunFolder,
+        panel: Panel,
+        split: Split,
+        processes: Processes = ALONE,
+        observers: Sequence[Observer] = (),
+    ) -> FittedForecaster:
+        """Train in a folder, going on from whatever checkpoints it holds to the same numbers.
+
+        `observers` watch the first seed, beside those of the folder.
+        """
         panel = with_classes(panel, split.train)
         inputs = self.inputs(panel, split.train)
         trained = [
-            self._member(folder, number, inputs, panel, split)
+            self._member(folder, number, inputs, panel, split, processes, () if number else observers)
             for number in range(self.experiment.training.seeds)
         ]
         model = joined([model for model, _ in trained])
@@ -123,10 +170,17 @@ class ExperimentPipeline:
         return joined([build_model(self.experiment.model, inputs) for _ in seeds])
 
     def _member(
-        self, folder: RunFolder, number: int, inputs: ModelInputs, panel: Panel, split: Split
+        self,
+        folder: RunFolder,
+        number: int,
+        inputs: ModelInputs,
+        panel: Panel,
+        split: Split,
+        processes: Processes,
+        observers: Sequence[Observer],
     ) -> tuple[Model, History]:
         """The model of one seed: as it waits for the others, or trained."""
-        seed = self.experiment.seed + number
+        seed, config = self.experiment.seed + number, self.experiment.training
         torch.manual_seed(seed)
         model = build_model(self.experiment.model, inputs)
         if model.is_trained and not len(split.validation):
@@ -142,12 +196,14 @@ class ExperimentPipeline:
             panel,
             split.train,
             split.validation,
-            self.experiment.training,
+            config,
             seed,
             folder.checkpoint(number),
+            [*folder.observers(number, config.tensorboard), *observers] if processes.is_first else (),
+            processes,
         )
         history = trainer.fit(resume=True)
-        if self.experiment.training.seeds > 1:
+        if config.seeds > 1 and processes.is_first:
             save_weights(kept, model.state_dict())
             write_json(losses, history)
         return model, history
@@ -207,3 +263,13 @@ class ExperimentPipeline:
         if marks is None or marks.events is None:
             return self
         return replace(self, events=(self.events or read_events(marks.events)).as_of(time))
+
+
+def _last_rows(bars: Sequence[MarketRows], rows: int) -> list[MarketRows]:
+    """What each has since the first of its last `rows` rows before one of them ends; the earliest such time for all."""
+    until = min(int(one.timestamps[-1]) for one in bars)
+    firsts = []
+    for one in bars:
+        times = one.timestamps
+        firsts.append(int(times[max(int(np.searchsorted(times, until, side="right")) - rows, 0)]))
+    return [one.between(min(firsts)) for one in bars]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longtape.attention.cpu.simd import Array, Operand, compiled, compiled_sum, exp2, gemm, prefetch
+from longtape.attention.cpu.simd import BYTES, Array, Operand, compiled, compiled_sum, exp2, gemm, prefetch
 
 MASKED_SCORE = -1e30  # a hidden score: finite, so that a row that sees nothing stays finite
 QUERY_TILE = 64  # queries in the lanes
@@ -103,31 +103,34 @@ class QueryTile(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What a thread keeps in cache: a key tile, scores of one tile by the other, and a query tile."""
+    """What a thread keeps in cache: a key tile, scores of one tile by the other, and a query tile.
+
+    As many lanes as a tile has queries, in whole vectors, at most QUERY_TILE.
+    """
 
     k: Array  # [KEY_TILE, width]
     v: Array  # [KEY_TILE, width]
-    s: Array  # [KEY_TILE, QUERY_TILE] scores, then weights P
-    q: Array  # [QUERY_TILE, width]
-    q_t: Array  # [width, QUERY_TILE] scaled
-    o: Array  # [QUERY_TILE, width] output; in the backward dQ
-    row_max: Array  # [QUERY_TILE]; in the backward the log-sum-exp
-    row_sum: Array  # [QUERY_TILE]; in the backward Σ dO∘O
+    s: Array  # [KEY_TILE, lanes] scores, then weights P
+    q: Array  # [lanes, width]
+    q_t: Array  # [width, lanes] scaled
+    o: Array  # [lanes, width] output; in the backward dQ
+    row_max: Array  # [lanes]; in the backward the log-sum-exp
+    row_sum: Array  # [lanes]; in the backward Σ dO∘O
 
 
 class GradientBuffers(NamedTuple):
     """What the backward keeps beside them."""
 
-    ds: Array  # [KEY_TILE, QUERY_TILE] dP, then dS
-    do: Array  # [QUERY_TILE, width]
-    do_t: Array  # [width, QUERY_TILE]
+    ds: Array  # [KEY_TILE, lanes] dP, then dS
+    do: Array  # [lanes, width]
+    do_t: Array  # [width, lanes]
 
 
 @compiled
 def forward_tiles(x: Problem, schedule: TileSchedule, start: int, stop: int) -> None:
     """Outputs and log-sum-exp of tasks start … stop − 1, task = (sample·n_heads + head)·T + tile."""
     n_tiles, size = schedule.rows.shape
-    buffers = _allocate(x)
+    buffers = _allocate(x, size)
     for task in range(start, stop):
         for first in range(0, size, QUERY_TILE):
             tile = _query_tile(x, schedule, task // n_tiles, task % n_tiles, first)
@@ -147,11 +150,12 @@ def backward_tiles(x: Problem, d: Gradients, schedule: TileSchedule, start: int,
 
     dV = PᵀdO, dS = P∘(dO·Vᵀ − Σ dO∘O)/√D, dQ = dS·K, dK = dSᵀ·Q.
     """
-    buffers, more = _allocate(x), _allocate_gradients(x)
+    size = schedule.rows.shape[1]
+    buffers, more = _allocate(x, size), _allocate_gradients(x, size)
     one = x.softmax_scale / x.softmax_scale
     for head_index in range(start, stop):
         for t in range(schedule.rows.shape[0]):
-            for first in range(0, schedule.rows.shape[1], QUERY_TILE):
+            for first in range(0, size, QUERY_TILE):
                 tile = _query_tile(x, schedule, head_index, t, first)
                 _load_rows(x.q, tile, tile.rows, buffers.q)
                 _transpose_scale(buffers.q, x.log2_scale, buffers.q_t)
@@ -212,22 +216,22 @@ def _key_tile_backward(
 @compiled
 def _scores(k: Array, q_t: Array, count: int, s: Array) -> None:
     """S [count, queries] = K·Qᵀ."""
-    width = k.shape[1]
-    gemm(k, 0, width, 1, q_t, 0, QUERY_TILE, s, 0, QUERY_TILE, count, QUERY_TILE, width, False)
+    width, lanes = q_t.shape
+    gemm(k, 0, width, 1, q_t, 0, lanes, s, 0, lanes, count, lanes, width, False)
 
 
 @compiled
 def _add_over_keys(s: Array, v: Array, count: int, o: Array) -> None:
     """O [queries, width] += Sᵀ·V."""
-    width = v.shape[1]
-    gemm(s, 0, 1, QUERY_TILE, v, 0, width, o, 0, width, QUERY_TILE, width, count, True)
+    lanes, width = o.shape
+    gemm(s, 0, 1, lanes, v, 0, width, o, 0, width, lanes, width, count, True)
 
 
 @compiled
 def _add_over_queries(s: Array, q: Array, count: int, dk: Operand, at: int) -> None:
     """Rows from dk[at] on += S·Q."""
-    width = q.shape[1]
-    gemm(s, 0, QUERY_TILE, 1, q, 0, width, dk.data, at, dk.token, count, width, QUERY_TILE, True)
+    lanes, width = q.shape
+    gemm(s, 0, lanes, 1, q, 0, width, dk.data, at, dk.token, count, width, lanes, True)
 
 
 @compiled
@@ -315,21 +319,22 @@ def _mask_scores(
 def _online_softmax_update(buffers: Buffers, count: int) -> None:
     """Scores → weights relative to the new maximum; what was summed so far follows it."""
     s, o, row_max, row_sum = buffers.s, buffers.o, buffers.row_max, buffers.row_sum
-    new_max = np.empty(QUERY_TILE, s.dtype)
-    for i in range(QUERY_TILE):
+    lanes = len(row_max)
+    new_max = np.empty(lanes, s.dtype)
+    for i in range(lanes):
         new_max[i] = row_max[i]
     for j in range(0, count - 3, 4):  # four at a time: the maximum is loaded and stored once
-        for i in range(QUERY_TILE):
+        for i in range(lanes):
             a = s[j, i] if s[j, i] > s[j + 1, i] else s[j + 1, i]
             b = s[j + 2, i] if s[j + 2, i] > s[j + 3, i] else s[j + 3, i]
             c = a if a > b else b
             new_max[i] = c if c > new_max[i] else new_max[i]
     for j in range(count - count % 4, count):
-        for i in range(QUERY_TILE):
+        for i in range(lanes):
             new_max[i] = s[j, i] if s[j, i] > new_max[i] else new_max[i]
     _rescale(row_max, new_max, row_sum, o)
     for j in range(count):
-        for i in range(QUERY_TILE):
+        for i in range(lanes):
             weight = exp2(s[j, i] - row_max[i])
             s[j, i] = weight
             row_sum[i] += weight
@@ -338,11 +343,11 @@ def _online_softmax_update(buffers: Buffers, count: int) -> None:
 @compiled
 def _rescale(row_max: Array, new_max: Array, row_sum: Array, o: Array) -> None:
     """Sums and outputs relative to `row_max` → relative to `new_max`, which becomes `row_max`."""
-    any_rose = False
-    for i in range(QUERY_TILE):
+    any_rose, lanes = False, len(row_max)
+    for i in range(lanes):
         any_rose |= new_max[i] > row_max[i]
     if any_rose:
-        for i in range(QUERY_TILE):
+        for i in range(lanes):
             factor = exp2(row_max[i] - new_max[i])
             row_sum[i] *= factor
             row_max[i] = new_max[i]
@@ -354,8 +359,9 @@ def _rescale(row_max: Array, new_max: Array, row_sum: Array, o: Array) -> None:
 def _softmax_backward(x: Problem, buffers: Buffers, ds: Array, count: int) -> None:
     """Scores in s and dP in ds → weights P and dS."""
     s, lse, delta, scale = buffers.s, buffers.row_max, buffers.row_sum, x.softmax_scale
+    lanes = len(lse)
     for j in range(count):
-        for i in range(QUERY_TILE):
+        for i in range(lanes):
             weight = exp2(s[j, i] - lse[i])
             s[j, i] = weight
             ds[j, i] = weight * (ds[j, i] - delta[i]) * scale
@@ -445,8 +451,8 @@ def _gathered_backward(
 @compiled
 def _gathered_dot(x: Operand, tile: QueryTile, slots: Ints, q_t: Array, scores: Array) -> None:
     """scores[c, i] = Σ_d q_t[d, i]·x[slots[i, c], d]: a query's product with each of its own keys."""
-    width = len(q_t)
-    gathered_t = np.zeros((width, QUERY_TILE), x.data.dtype)
+    width, lanes = q_t.shape
+    gathered_t = np.zeros((width, lanes), x.data.dtype)
     for c in range(slots.shape[1]):
         for i in range(len(slots)):
             row = x.data[_row_at(x, tile, max(slots[i, c], 0)) :]
@@ -454,7 +460,7 @@ def _gathered_dot(x: Operand, tile: QueryTile, slots: Ints, q_t: Array, scores: 
                 gathered_t[d, i] = row[d]
         scores[c, :] = 0.0
         for d in range(width):
-            for i in range(QUERY_TILE):
+            for i in range(lanes):
                 scores[c, i] += q_t[d, i] * gathered_t[d, i]
 
 
@@ -479,23 +485,28 @@ def _dropout_gathered(dropout: Dropout, tile: QueryTile, slots: Ints, s: Array) 
 
 
 @compiled
-def _allocate(x: Problem) -> Buffers:
-    kind, width = x.q.data.dtype, x.width
+def _allocate(x: Problem, tile: int) -> Buffers:
+    kind, width, lanes = x.q.data.dtype, x.width, _lanes(x, tile)
     return Buffers(
-        np.empty((KEY_TILE, width), kind), np.empty((KEY_TILE, width), kind), np.empty((KEY_TILE, QUERY_TILE), kind),
-        np.empty((QUERY_TILE, width), kind), np.empty((width, QUERY_TILE), kind), np.empty((QUERY_TILE, width), kind),
-        np.empty(QUERY_TILE, kind), np.empty(QUERY_TILE, kind),
+        np.empty((KEY_TILE, width), kind), np.empty((KEY_TILE, width), kind), np.empty((KEY_TILE, lanes), kind),
+        np.empty((lanes, width), kind), np.empty((width, lanes), kind), np.empty((lanes, width), kind),
+        np.empty(lanes, kind), np.empty(lanes, kind),
     )  # fmt: skip
 
 
 @compiled
-def _allocate_gradients(x: Problem) -> GradientBuffers:
-    kind, width = x.q.data.dtype, x.width
+def _allocate_gradients(x: Problem, tile: int) -> GradientBuffers:
+    kind, width, lanes = x.q.data.dtype, x.width, _lanes(x, tile)
     return GradientBuffers(
-        np.empty((KEY_TILE, QUERY_TILE), kind),
-        np.empty((QUERY_TILE, width), kind),
-        np.empty((width, QUERY_TILE), kind),
+        np.empty((KEY_TILE, lanes), kind), np.empty((lanes, width), kind), np.empty((width, lanes), kind)
     )
+
+
+@compiled
+def _lanes(x: Problem, tile: int) -> int:
+    """Queries in whole vectors."""
+    vector = BYTES // x.q.data.itemsize
+    return min(-(-tile // vector) * vector, QUERY_TILE)
 
 
 @compiled
@@ -508,8 +519,8 @@ def _query_tile(x: Problem, schedule: TileSchedule, head_index: int, t: int, fir
 
 @compiled
 def _load_rows(x: Operand, tile: QueryTile, rows: Ints, loaded: Array) -> None:
-    """[QUERY_TILE, width]: the rows, zeros for idle ones."""
-    for i in range(QUERY_TILE):
+    """[lanes, width]: the rows, zeros for idle ones."""
+    for i in range(len(loaded)):
         row = rows[i] if i < len(rows) else -1
         if row < 0:
             loaded[i, :] = 0.0
@@ -521,9 +532,9 @@ def _load_rows(x: Operand, tile: QueryTile, rows: Ints, loaded: Array) -> None:
 
 @compiled
 def _transpose_scale(rows: Array, scale: Any, transposed: Array) -> None:
-    """[QUERY_TILE, width] → [width, QUERY_TILE], scaled."""
+    """[lanes, width] → [width, lanes], scaled."""
     for d in range(len(transposed)):
-        for i in range(QUERY_TILE):
+        for i in range(len(rows)):
             transposed[d, i] = rows[i, d] * scale
 
 
@@ -552,7 +563,7 @@ def _normalize_and_store(x: Problem, tile: QueryTile, buffers: Buffers) -> None:
 @compiled_sum
 def _row_dot(do: Array, o: Array, delta: Array) -> None:
     """Σ dO∘O of each row."""
-    for i in range(QUERY_TILE):
+    for i in range(len(delta)):
         total = do[i, 0] * o[i, 0]
         for d in range(1, do.shape[1]):
             total += do[i, d] * o[i, d]

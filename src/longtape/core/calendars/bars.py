@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars.exchanges import NEVER
 from longtape.core.calendars.sessions import Sessions, last_known, sessions
 from longtape.core.clock import ALWAYS_OPEN, DAY, WEEK, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
-
-Flags = npt.NDArray[np.bool_]
 
 
 def is_due(opens: Milliseconds, interval: Interval, calendar: str) -> Flags:

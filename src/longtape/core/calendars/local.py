@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from longtape.core.arrays import Ints
 from longtape.core.calendars.exchanges import exchange
 from longtape.core.calendars.sessions import FX_ROLLOVER, NEW_YORK
 from longtape.core.calendars.zones import wall_clock
 from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEKDAYS_ONLY, Interval, Milliseconds
 
-Integers = npt.NDArray[np.int64]
 _CYCLES = ("time_of_day", "weekday", "day_of_month", "month")
 CALENDAR_COLUMNS = tuple(f"{cycle}_{wave}" for cycle in _CYCLES for wave in ("sin", "cos"))
 
@@ -27,7 +27,7 @@ def _zone_of(calendar: str) -> str:
     return built_in[calendar] if calendar in built_in else exchange(calendar).zone
 
 
-def hour_of_week(times: Milliseconds, calendar: str) -> Integers:
+def hour_of_week(times: Milliseconds, calendar: str) -> Ints:
     """Hour of the week of each moment by the market's own clock [T], 0 (Monday, 00:00) to 167.
 
     A session keeps its hours through a change of the clock.
@@ -35,7 +35,7 @@ def hour_of_week(times: Milliseconds, calendar: str) -> Integers:
     return (local_time(times, calendar) // HOUR + 3 * 24) % 168  # 1970-01-01 was a Thursday
 
 
-def day_of_week(times: Milliseconds, calendar: str) -> Integers:
+def day_of_week(times: Milliseconds, calendar: str) -> Ints:
     """Day of the week of each moment by the market's own clock [T], 0 (Monday) to 6.
 
     A bar of a day that is stamped at midnight UTC stands for a date: its weekday is that of `market_dates`.
@@ -43,11 +43,11 @@ def day_of_week(times: Milliseconds, calendar: str) -> Integers:
     return _weekday(local_time(times, calendar) // DAY)
 
 
-def _weekday(days: Integers) -> Integers:
+def _weekday(days: Ints) -> Ints:
     return (days + 3) % 7
 
 
-def market_dates(times: Milliseconds, interval: Interval, calendar: str) -> Integers:
+def market_dates(times: Milliseconds, interval: Interval, calendar: str) -> Ints:
     """The market's date of each bar [T], in days since 1970.
 
     A bar of a day or more that is stamped at midnight UTC stands for that date; any other by the market's own clock,

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from longtape.core.arrays import Floats
 from longtape.core.clock import ALWAYS_OPEN, Interval, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import TIME_TYPE, Bars
 from longtape.market.sources import Source
 
-Floats = npt.NDArray[np.float64]
 ORIGIN = to_milliseconds("2020-01-01")
 LONGEST = 10_000_000
 
