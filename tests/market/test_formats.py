@@ -102,6 +102,7 @@ REFUSED = {
     "a zone twice": ("time,close\n2024-01-31T00:00Z,1\n", {"time_zone": "Asia/Tokyo"}, "zone of their own"),
     "an hour that is not": ("time,close\n2024-03-10 02:30,1\n", {"time_zone": "America/New_York"}, "no such time"),
     "a column cannot go": (HEAD + "\n2024-01-31,1,1,1,1,1\n", {"without": ["close"]}, "'close' cannot be left out"),
+    "no price": ("time,close\n2024-01-31,\n", {"drop_empty": True}, "no row of it has a price"),
     "no symbol": (HEAD + "\n2024-01-31,1,1,1,1,1\n", {"symbol": None}, "nothing in it says of which symbol.*--symbol"),
     "cut off": (rows(ISO, header=HEAD)[:-12], {}, "row 12.*'volume': empty|not a number"),
     "more fields in a row": (rows(ISO, header=HEAD) + "2024-02-01 08:00:00,1,1,1,1,1,1,1\n", {}, "line 14 has 8 fields"),

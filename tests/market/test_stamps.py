@@ -208,9 +208,9 @@ def test_weeks_named_by_their_last_day_are_not_known_before_it_is_over():
     assert opens(mondays, week, stamp="close") == [t - 7 * DAY for t in mondays]
     ends = moments("2024-01-31", "2024-02-29")
     assert opens(ends, Interval.parse("1M"), stamp="close") == moments("2024-01-01", "2024-02-01")
-    assert doubtful_ends(np.array(fridays), week, None) is not None
-    assert doubtful_ends(np.array(mondays), week, None) is None
-    assert doubtful_ends(np.array(ends), Interval.parse("1M"), None) is not None
+    assert doubtful_ends(np.array(fridays), week) is not None
+    assert doubtful_ends(np.array(mondays), week) is None
+    assert doubtful_ends(np.array(ends), Interval.parse("1M")) is not None
 
 
 def test_the_row_that_is_no_time_is_blamed(tmp_path):

@@ -48,8 +48,13 @@ def run(
     Example: longtape run examples/btc_hourly.yaml --out runs/btc
     """
     from longtape.experiment import load_experiment
+    from longtape.report.text import print_blocks
     from longtape.workflow import run as run_experiment
+    from longtape.workflow.tokens import is_token_file, load_token_experiment, run_tokens
 
+    if is_token_file(experiment):
+        print_blocks(*run_tokens(load_token_experiment(experiment, override), out, resume).blocks())
+        return
     _show(run_experiment(load_experiment(experiment, override), out, resume=resume))
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longtape.evaluation.statistics import diebold_mariano
+from longtape.evaluation.statistics import diebold_mariano, score_intervals
 from longtape.features.panel import Panel, TargetColumn
 from longtape.features.splits import Split
 from longtape.features.target_kinds import TargetKind
 from longtape.forecasting.baselines import baseline_forecast
 from longtape.forecasting.predict import Predicted
 from longtape.models.base import ModelInputs
-from longtape.models.registry import title_of
+from longtape.models.registry import baselines_of, title_of
 
 MODEL = "longtape"
 P_VALUE = "p, differs from longtape"
@@ -39,7 +39,11 @@ class Scored:
     def scores(self) -> dict[str, float]:
         """The kind's scores over all known labels."""
         known = self._known()
-        return self.kind.scores(self.actual[known], self.forecast[known])
+        actual, forecast = self.actual[known], self.forecast[known]
+        found = self.kind.scores(actual, forecast)
+        if self.kind.resampled:
+            found |= score_intervals(self.kind, actual, forecast, self.horizon)
+        return found
 
     @property
     def mean_absolute_error(self) -> float | None:
@@ -83,7 +87,7 @@ def skills(
         of_kind = inputs.only(kind)
         if all(target.auxiliary for target in of_kind.targets):
             continue
-        for name in of_kind.targets[0].of_kind.baselines:
+        for name in baselines_of(of_kind, panel):
             parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
             for other in scored(of_kind, panel, origins, _joined(parts)):
                 title = title_of(name, of_kind.targets[0])

@@ -16,6 +16,7 @@ from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
 from longtape.evaluation.protocol import Fitted, Pipeline
+from longtape.features.book_targets import with_classes
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
 from longtape.market.rows import Rows as MarketRows
@@ -65,6 +66,7 @@ def walk_forward(
     out = Path(out)
     panel = pipeline.panel(bars)
     folds = pipeline.folds(panel, config)
+    panel = with_classes(panel, folds[0].train)  # so that a class is the same in all folds
     begin_plan(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
     parts = []
     for number, fold in enumerate(folds, 1):

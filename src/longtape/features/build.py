@@ -18,10 +18,12 @@ from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target, target_horizons
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
+from longtape.features.order_flow import book_imbalance, micro_price_distance
 from longtape.features.panel import UNKNOWN_END, Column, Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
+from longtape.features.trade_features import tape_summary
 from longtape.market.align import align
 from longtape.market.bars import PRICES, Bars
 from longtape.market.books import Books
@@ -74,7 +76,15 @@ def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
         raise UserError(f"features: events are those of one symbol, and there are {len(events)}")
     if config.missing != "error":
         raise UserError("features: events are where they are; `missing` is for bars")
-    return _panel({events[0].symbol: _events(events[0])}, config)
+    table = _events(events[0])
+    panel = _panel({table.symbol: table}, config)
+    of_books = isinstance(events[0], Books)
+    return replace(panel, quotes=_quotes(table)) if of_books else replace(panel, tape=tape_summary(table))
+
+
+def _quotes(table: Table) -> Array:
+    """Of books [T, 2]: the imbalance of the best sizes, in [−1, 1], and how far the micro-price is from the mid."""
+    return np.stack([book_imbalance(table), micro_price_distance(table)], axis=1)
 
 
 def _events(series: Books | Trades) -> Table:

@@ -102,6 +102,12 @@ class Panel(Shown):
     turnover: npt.NDArray[np.float64] | None = field(default=None, repr=False)
     """[T, A] volume at the close's price; None where a source reports none"""
     marks: GlobalMarks | None = None
+    quotes: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of books: imbalance, micro-price
+    tape: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of trades: taker, their imbalance
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -165,6 +171,8 @@ class Panel(Shown):
             what = "events come at no fixed time" if self.ahead == 0 else f"{self.ahead} rows are known ahead"
             raise UserError(f"panel: the calendar of {steps} rows to come was asked for; {what}")
         found = self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+        if steps == 0:
+            return found
         surprises = self._surprises[np.minimum(origins + steps, len(self) - 1)] - self._surprises[origins]
         for at in np.flatnonzero(surprises):
             opens = future_opens(int(self.timestamps[origins[at]]), steps, self.interval, self.calendar)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longtape.core import scoring
+from longtape.core.classification import confusion, f1_scores, macro_f1, matthews, weighted_f1
 from longtape.core.errors import unknown_name
 
 Array = npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ class TargetKind:
     error: Literal["difference", "log ratio"] | None  # what an interval is made of; None: no interval
     traded: bool = False  # an expected log return, which signals can trade
     classes: int = 0
+    resampled: tuple[str, ...] = ()  # scores that are given with a block-bootstrap interval
 
 
 def return_scores(actual: Array, forecast: Array) -> dict[str, float]:
@@ -98,6 +100,14 @@ def class_scores(actual: Array, probabilities: Array) -> dict[str, float]:
     }
 
 
+def tercile_scores(actual: Array, probabilities: Array) -> dict[str, float]:
+    """Of the likeliest class: macro and weighted F1, Matthews' correlation, each class's F1; and the mean log loss."""
+    table = confusion(actual, probabilities.argmax(axis=1), probabilities.shape[1])
+    each = dict(zip(("F1 down", "F1 flat", "F1 up"), map(float, f1_scores(table)), strict=True))
+    overall = {"macro F1": macro_f1(table), "weighted F1": weighted_f1(table), "MCC": matthews(table)}
+    return overall | each | {"log loss": float(scoring.log_loss(actual, probabilities).mean())}
+
+
 def _moves(name: str) -> TargetKind:
     return TargetKind(
         name,
@@ -154,6 +164,21 @@ WEIGHT = TargetKind(
     traded=True,
 )
 
+# Down, flat, up by the terciles of the training rows (`book_targets.with_classes` sets them).
+TERCILES = TargetKind(
+    "terciles",
+    unit="class, 0 to 2",
+    heads=("classes",),
+    baselines=("mean", "imbalance_sign", "book_logit", "tape_logit"),
+    loss=scoring.log_loss,
+    scores=tercile_scores,
+    headline="log loss",
+    larger_is_better=False,
+    error=None,
+    classes=3,
+    resampled=("macro F1", "weighted F1", "MCC"),
+)
+
 KINDS: Mapping[str, TargetKind] = {
     kind.name: kind
     for kind in (
@@ -163,6 +188,7 @@ KINDS: Mapping[str, TargetKind] = {
         _classes("direction", 3),
         _classes("up", 2),
         WEIGHT,
+        TERCILES,
     )
 }
 

@@ -12,6 +12,7 @@ import polars as pl
 import torch
 
 from longtape.core.errors import UserError
+from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Periods, Split
 from longtape.features.windows import first_origin
@@ -64,6 +65,7 @@ class FittedForecaster:
         """
         if panel.columns != self.model.inputs.columns:
             raise UserError("these data give other feature columns than the model was trained on")
+        panel = classed_as(panel, self.model.inputs.targets)
         rows = np.union1d(self._followed(panel, origins), origins)
         levels = self.calibration.quantiles if self.calibration.takes_quantiles else ()
         predicted = predict(self.model, panel, rows, self.windows_together, levels)

@@ -35,6 +35,7 @@ class ModelConfig(BaseModel):
     kind: str = Field(description="a model of the registry")
     lookback: int = Field(1, ge=1, description="bars in a window")
 
+    reads_market: ClassVar[bool] = True  # False: token ids of a file, which `longtape run` takes by itself
     trains: ClassVar[bool] = False  # by gradients, which takes validation windows to stop at
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
@@ -164,6 +165,11 @@ class Model(nn.Module):
     @abstractmethod
     def forward(self, batch: Batch) -> Prediction:
         """The prediction of every target at the end of every window."""
+
+    @classmethod
+    def reads(cls, panel: Panel) -> bool:
+        """True where the panel holds what the model needs: as a baseline it is left out elsewhere."""
+        return True
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """What has a closed form is fitted here, once, on the training origins; `validation` chooses penalties."""

@@ -16,10 +16,12 @@ import torch
 from longtape.backtest import BacktestResult
 from longtape.backtest.engine import run_account
 from longtape.backtest.frames import only_at_bars
+from longtape.backtest.of_books import leaning, on_bars_of_mid
 from longtape.backtest.signals import weights_from_forecast
 from longtape.core.errors import UserError
 from longtape.core.files import read_json, write_json
 from longtape.experiment import Experiment
+from longtape.features.book_targets import with_classes
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
 from longtape.features.panel import Panel, Rows, TargetColumn
@@ -28,6 +30,7 @@ from longtape.features.splits import Periods, Split, WalkForwardConfig, chronolo
 from longtape.features.target_kinds import target_kind
 from longtape.forecasting.fitted import FittedForecaster, History, calibrated
 from longtape.forecasting.intervals import Calibration
+from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
 from longtape.models.registry import build_model
@@ -108,6 +111,7 @@ class ExperimentPipeline:
 
     def inputs(self, panel: Panel, train: Rows) -> ModelInputs:
         """What a model must know of these data."""
+        panel = with_classes(panel, train)
         scaler = self.scaler(panel, train)
         deviation = np.nanstd(panel.targets[train], axis=0)
         deviation[~(deviation > 0)] = 1.0  # a constant target has no unit of its own
@@ -139,6 +143,7 @@ class ExperimentPipeline:
 
         `observers` watch the first seed, beside those of the folder.
         """
+        panel = with_classes(panel, split.train)
         inputs = self.inputs(panel, split.train)
         trained = [
             self._member(folder, number, inputs, panel, split, processes, () if number else observers)
@@ -217,13 +222,26 @@ class ExperimentPipeline:
         if not self.experiment.has_account:
             return forecast.select("timestamp").unique(maintain_order=True)
         signal = self.experiment.backtest.signal
+        if self.experiment.backtest.mid_bars is not None:
+            forecast = leaning(forecast)
         return weights_from_forecast(forecast, signal, self.periods_per_year)
 
     def backtest(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> BacktestResult:
         """The account that follows `weights` through `bars`; what has no bar at a time is not traded on then."""
-        return run_account(
-            self.experiment.backtest, only_at_bars(weights, bars), bars, funding_history=self.funding
-        )
+        weights, bars = self._on_bars(weights, bars)
+        if weights.is_empty():
+            raise UserError("backtest: no decision lies before the last bar; name shorter bars (mid_bars)")
+        return run_account(self.experiment.backtest, weights, bars, funding_history=self.funding)
+
+    def _on_bars(
+        self, weights: pl.DataFrame, rows: Sequence[MarketRows]
+    ) -> tuple[pl.DataFrame, Sequence[MarketRows]]:
+        """Weights at the times of bars, and the bars: those given, or of books those of the mid."""
+        of_books = [one for one in rows if isinstance(one, Books)]
+        if not of_books:
+            return only_at_bars(weights, rows), rows
+        decided, bars = on_bars_of_mid(weights, of_books[0], str(self.experiment.backtest.mid_bars))
+        return decided, [bars]
 
     def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
         """Trades that follow from `weights` on any `bars`, which may end anywhere: what is held then stays open.
@@ -236,7 +254,8 @@ class ExperimentPipeline:
         if account.costs.funding == "history":
             costs = account.costs.model_copy(update={"funding": "excluded"})
             account = account.model_copy(update={"costs": costs})
-        return run_account(account, only_at_bars(weights, bars), bars).fills
+        weights, bars = self._on_bars(weights, bars)
+        return run_account(account, weights, bars).fills
 
     def as_of(self, time: int) -> ExperimentPipeline:
         """The same with the events that had been announced by `time`."""

@@ -17,6 +17,7 @@ from longtape.core.files import nan_to_null
 from longtape.core.shown import Shown
 from longtape.evaluation.coverage import coverage
 from longtape.evaluation.skill import MODEL, P_VALUE, Rows, skills
+from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
@@ -117,6 +118,7 @@ def judge_run(
     Nothing outside the test period is scored or traded.
     """
     inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
+    panel = classed_as(panel, inputs.targets)
     origins = np.concatenate([split.test for split in splits])
     periods = splits[-1].periods
     first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until

@@ -396,7 +396,9 @@ class Run(Shown):
 
         `counts` are those of `longtape.evaluation.audit.audit`; few by default, so that it takes seconds.
         """
-        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": 8}
+        # Bars of the mid hold many events each, and the audit must see some fills.
+        n_origins = 8 if self.experiment.backtest.mid_bars is None else 64
+        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": n_origins}
         found = audit(self.data.pipeline, self.data.bars, fitted=self.fitted, **(few | counts))
         write_json(self.path("audit.json"), found.to_dict())
         return found

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from longtape.core.calendars import require_calendar
-from longtape.core.clock import ALWAYS_OPEN, DAY, Interval, iso
+from longtape.core.clock import ALWAYS_OPEN, DAY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import COLUMNS, PRICES, TIME_TYPE, Bars
@@ -259,30 +259,40 @@ def _as_bars(
     frame = _complete(frame.drop("symbol", strict=False))
     if config.drop_empty:
         frame = frame.filter(~pl.all_horizontal(pl.col(PRICES).is_null() | pl.col(PRICES).is_nan()))
-    frame, more = _without_silence(frame)
+    if frame.height == 0:
+        raise UserError(f"{origin}: no row of it has a price")
+    frame, silence = _without_silence(frame)
     _refuse_empty_cells(frame, origin)
     frame = _in_order(frame, config.newest_first, origin)
     stamps = frame["timestamp"].dt.timestamp("ms").to_numpy()
-    if chosen.zone is None and _NO_ZONE in chosen.notes:
+    if _NO_ZONE in chosen.notes:
         refuse_local_times(stamps, interval, instrument.calendar, origin)
     opens = opens_of(stamps, interval, instrument.calendar, config.stamp, chosen.ends, origin)
     if not np.array_equal(opens, stamps):
         frame = frame.with_columns(pl.Series("timestamp", opens).cast(TIME_TYPE))
-        if config.stamp != "close":
-            more = (
-                *more,
-                f"days are the sessions of {instrument.calendar}: {iso(int(stamps[0]))} is {iso(int(opens[0]))}",
-            )
-    bars = Bars.checked(instrument, interval, frame, origin)
+    bars = Bars(instrument, interval, frame, origin, config.stamp or "open")
     _refuse_outside(bars)
-    absent = (f"no {', '.join(bars.absent)}: null",) if bars.absent else ()
-    if calendar_is_doubtful(opens, interval, instrument.calendar):
-        more = (*more, "no bar falls on a weekend: name the market's calendar (--calendar 24/5, XNYS, …)")
-    if (doubt := doubtful_ends(stamps, interval, config.stamp)) is not None:
-        more = (*more, doubt)
     dates = interval.milliseconds >= DAY and bool((stamps % DAY == 0).all())
-    notes = (*(note for note in chosen.notes if not (dates and note == _NO_ZONE)), *more, *absent)
-    return Read(replace(bars, stamp=config.stamp or "open"), chosen.columns, notes)
+    notes = [note for note in chosen.notes if not (dates and note == _NO_ZONE)]
+    return Read(
+        bars, chosen.columns, (*notes, *silence, *_notes_on_times(bars, stamps), *_notes_on_columns(bars))
+    )
+
+
+def _notes_on_times(bars: Bars, stamps: Milliseconds) -> Iterator[str]:
+    """What is to be known of how stamps became opens, and what looks odd in them."""
+    calendar, opens = bars.instrument.calendar, bars.timestamps
+    if bars.stamp == "open" and opens[0] != stamps[0]:
+        yield f"days are the sessions of {calendar}: {iso(int(stamps[0]))} is {iso(int(opens[0]))}"
+    if calendar_is_doubtful(opens, bars.interval, calendar):
+        yield "no bar falls on a weekend: name the market's calendar (--calendar 24/5, XNYS, …)"
+    if bars.stamp == "open" and (doubt := doubtful_ends(stamps, bars.interval)) is not None:
+        yield doubt
+
+
+def _notes_on_columns(bars: Bars) -> Iterator[str]:
+    if bars.absent:
+        yield f"no {', '.join(bars.absent)}: null"
 
 
 def _complete(frame: pl.DataFrame) -> pl.DataFrame:

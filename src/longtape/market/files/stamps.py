@@ -100,9 +100,9 @@ def _are_mondays(times: Milliseconds) -> bool:
     return bool(((times // DAY + 3) % 7 == 0).all())
 
 
-def doubtful_ends(times: Milliseconds, interval: Interval, stamp: Stamp | None) -> str | None:
+def doubtful_ends(times: Milliseconds, interval: Interval) -> str | None:
     """What to say of weeks that begin on another day than Monday, and of months that begin on their last day."""
-    if stamp is not None or not len(times) or (times % DAY).any():
+    if not len(times) or (times % DAY).any():
         return None
     if interval.is_month:
         days = times.astype("datetime64[ms]").astype("datetime64[D]")
