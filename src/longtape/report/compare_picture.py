@@ -15,8 +15,8 @@ _COSTS = ("training s", "ms a forecast", "memory MB")
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for the loss of each target, the best baseline as a dotted line, and one for each cost. Rows: target, attention,
-    lookback (none: a baseline), loss, ± seeds, and costs.
+    """A panel for the loss of each target, the best baseline as a dotted line, and one for each cost. Rows: target,
+    attention, lookback (none: a baseline), loss, ± seeds, and costs.
     """
     targets = list(dict.fromkeys(row["target"] for row in rows))
     names = [*targets, *_COSTS]
