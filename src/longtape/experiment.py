@@ -5,7 +5,8 @@ Every section is the configuration of the room that does the work. Unknown keys 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +23,10 @@ from pydantic import (
 )
 
 from longtape.backtest.config import AccountConfig
+from longtape.backtest.of_books import SIGNALS_OF_EVENTS
 from longtape.backtest.selection import Target, mismatch
 from longtape.backtest.signals import SignalConfig
+from longtape.core.clock import Interval
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import PERPETUALS
 from longtape.features.build import FeaturesConfig
@@ -31,7 +34,7 @@ from longtape.features.catalogue import check_features, find_target, target_hori
 from longtape.features.expression import parse
 from longtape.features.marks import MarksConfig
 from longtape.features.splits import SplitConfig
-from longtape.features.target_kinds import TargetKind, target_kind
+from longtape.features.target_kinds import TERCILES, TargetKind, target_kind
 from longtape.forecasting.config import ForecastConfig
 from longtape.market.load import DataConfig
 from longtape.models.base import ModelConfig
@@ -52,6 +55,27 @@ class BacktestConfig(AccountConfig):
         description="trade this share of the largest forecasts: the threshold is a quantile of |forecast| on the"
         " calibration windows, chosen anew in each fold of a walk forward",
     )
+
+    mid_bars: str | None = Field(
+        None,
+        description="for books: trade on bars of this length (1s) made of the mid, with the constant half spread that"
+        " costs.spread names; of classes P(up) − P(down) is traded. Left out: nothing is traded",
+    )
+
+    @model_validator(mode="after")
+    def _bars_of_the_mid_fit(self) -> BacktestConfig:
+        if self.mid_bars is None:
+            return self
+        Interval.parse(self.mid_bars)
+        if self.signal.name not in SIGNALS_OF_EVENTS or self.signal.holding != "newest":
+            listed = ", ".join(SIGNALS_OF_EVENTS)
+            raise ValueError(
+                "mid_bars: forecasts over events are traded as they come;"
+                f" name signal.holding: newest and one of {listed}"
+            )
+        if self.traded is not None or self.signal.cost is not None:
+            raise ValueError("mid_bars: traded and signal.cost are for bars of candles; leave them away")
+        return self
 
     @model_validator(mode="after")
     def _traded_has_an_effect(self) -> BacktestConfig:
@@ -117,11 +141,19 @@ class Experiment(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _mid_is_that_of_books(self) -> Experiment:
+        if self.backtest.mid_bars is not None and self.data.kind != "books":
+            raise ValueError(
+                f"backtest.mid_bars has no effect with data.kind '{self.data.kind}', only with books"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _signal_fits_the_targets(self) -> Experiment:
         if self.has_account:
             expressions = [parse(text) for text in self.targets]
             targets = [
-                Target(str(one), self.model.forecast_kind(target_kind(find_target(one).kind)).name, horizon)
+                Target(str(one), self._traded_as(find_target(one).kind), horizon)
                 for one in expressions
                 for horizon in target_horizons(one)
             ]
@@ -134,7 +166,7 @@ class Experiment(BaseModel):
     def _intervals_fit_the_heads(self) -> Experiment:
         for kind in self.kinds.values():
             if self.model.forecast_kind(kind).error is not None:
-                self.forecast.method(self.model.head_of(kind))
+                self.forecast.method(self.model.head_of(kind), self.model)
         return self
 
     @model_validator(mode="after")
@@ -204,7 +236,15 @@ class Experiment(BaseModel):
     @property
     def has_account(self) -> bool:
         """True where forecasts can be traded: some target is a return, and there are bars to trade on."""
-        return self.data.kind == "candles" and any(kind.traded for kind in self.kinds.values())
+        kinds = [target_kind(self._traded_as(name)) for name in self.kinds]
+        has_bars = self.data.kind == "candles" or self.backtest.mid_bars is not None
+        return has_bars and any(kind.traded for kind in kinds)
+
+    def _traded_as(self, kind: str) -> str:
+        """Of books, classes are traded by how far they lean to one side, in the place of a return."""
+        if self.data.kind == "books" and kind == TERCILES.name:
+            return "return"
+        return self.model.forecast_kind(target_kind(kind)).name
 
     @property
     def feature_config(self) -> FeaturesConfig:
@@ -233,17 +273,40 @@ def _kinds_of(targets: Iterable[str]) -> dict[str, TargetKind]:
     return {name: target_kind(name) for name in found}
 
 
-def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read an experiment file; `overrides` are `key.path=value` in YAML notation. Relative paths are the file's.
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None = None
+) -> Experiment:
+    """Read an experiment file; `overrides` are `key.path=value` in YAML notation, or a mapping of keys (dotted or
+    nested). Relative paths are the file's.
 
     UserError naming the file and the key, with the nearest known key, for anything that is not understood.
     """
     path = Path(path)
-    document = _read_yaml(path)
-    for override in overrides or []:
-        _override(document, override)
+    document = with_overrides(read_yaml(path), as_overrides(overrides or ()))
     experiment = parse_experiment(document, str(path))
     return _resolve_paths(experiment, path.parent)
+
+
+def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A document with some of its keys at other values."""
+    for override in overrides:
+        apply_override(document, override)
+    return document
+
+
+def as_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """`{"training": {"epochs": 3}}` or `{"training.epochs": 3}` as `training.epochs=3`; a list stays as it is."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: give a list or a mapping, not the text '{overrides}'")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    found = []
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and value:
+            found += [f"{key}.{inner}" for inner in as_overrides(value)]
+        else:
+            found.append(f"{key}={json.dumps(value, default=str)}")
+    return found
 
 
 def _resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
@@ -260,10 +323,12 @@ def parse_experiment(document: dict[str, Any], where: str) -> Experiment:
     model = document.get("model") or {}
     kind = model.get("kind", "encoder") if isinstance(model, dict) else "encoder"
     try:
+        if not config_of(str(kind)).reads_market:
+            raise UserError(f"kind: '{kind}' reads token ids and no market; give the file to longtape run")
         typed = experiment_type(str(kind))
         return typed.model_validate(document)
     except ValidationError as error:
-        raise _one_line(error, where, typed) from None
+        raise one_line(error, where, typed) from None
     except UserError as error:
         raise UserError(f"{where}: model.{error}") from None
 
@@ -276,7 +341,8 @@ def experiment_type(kind: str) -> type[Experiment]:
     return create_model("Experiment", __base__=Experiment, model=(config, default))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a file holds; UserError naming the file and the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -306,7 +372,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _override(document: dict[str, Any], override: str) -> None:
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Write `key.path=value` into the document."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"-o {override}: write key=value, for example -o training.epochs=3")
@@ -327,7 +394,8 @@ def set_field(document: dict[str, Any], field: str, value: Any, where: str) -> N
     at[last] = value
 
 
-def _one_line(error: ValidationError, where: str, document: type[BaseModel]) -> UserError:
+def one_line(error: ValidationError, where: str, document: type[BaseModel]) -> UserError:
+    """The first mistake of a document in one line, with the key that may have been meant."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":

@@ -141,7 +141,7 @@ def test_every_sharpe_counts_from_the_same_risk_free_rate(market):
     for one in judged.benchmarks.values():
         own = metrics.sharpe(one.returns, periods, rate)
         assert one.metrics["sharpe"] == pytest.approx(own, nan_ok=True)
-    assert "after costs and 5% a year free of risk" in judged.verdict[0]
+    assert "after costs and 5% a year free of risk" in judged.statements[0]
 
 
 # What was paid
@@ -164,7 +164,7 @@ def test_funding_received_and_recorded_is_said_as_it_was(market):
     facts = {"A": Instrument("test", "linear", "A")}
     rate = Costs(funding="rate", funding_rate=-0.01)
     result = run_backtest(weights([1.0] * 300), market[1], costs=rate, instruments=facts)
-    line = judge(result, n_random=1, n_bootstrap=1).verdict[5]
+    line = judge(result, n_random=1, n_bootstrap=1).statements[5]
     assert line.startswith("Received ")
     assert line.endswith("funding -1% per 8 h.")
     assert "-" not in line.split(":")[0]

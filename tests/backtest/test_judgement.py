@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -271,15 +272,20 @@ def test_the_same_seed_gives_the_same_judgement():
 def test_a_perfect_forecaster_is_believed_and_a_coin_is_not():
     frame = calm(500, 11)
     sure = judge(run_backtest(weights(foresight(frame)), frame, costs=FREE), n_random=20, n_bootstrap=50)
-    assert sure.verdict[0].startswith("Gained after costs, more than buy & hold")
-    assert "percentile 100 by Sharpe" in sure.verdict[1]
-    assert judged().verdict[0].startswith("No edge after costs")
+    assert sure.statements[0].startswith("Gained after costs, more than buy & hold")
+    assert sure.verdict[0].startswith("Implausible: Sharpe ")  # in front of everything
+    assert "bars stamped at their close" in sure.verdict[0]
+    assert "docs/leakage.md" in sure.verdict[0]
+    plain = judge(run_backtest(weights([0.0] * 50), calm(50)), n_random=2, n_bootstrap=2)
+    assert plain.verdict == plain.statements
+    assert "percentile 100 by Sharpe" in sure.statements[1]
+    assert judged().statements[0].startswith("No edge after costs")
 
 
 def test_a_gain_below_that_of_holding_is_said_to_be():
     frame = calm(2000, 12, drift=0.002)
     half = judge(run_backtest(weights([0.0, 1.0] * 1000), frame, costs=FREE), n_random=2, n_bootstrap=20)
-    assert half.verdict[0].startswith("Gained after costs, but buy & hold would have done better")
+    assert half.statements[0].startswith("Gained after costs, but buy & hold would have done better")
 
 
 def test_an_account_that_never_traded_has_no_edge_and_no_standing():
@@ -320,8 +326,8 @@ def test_excluded_funding_is_in_the_verdict():
 
 def test_one_configuration_is_said_to_be_one():
     one = judged()
-    assert "One configuration was tried" in one.verdict[4]
-    assert "folds are not trials" in one.verdict[4]
+    assert "One configuration was tried" in one.statements[4]
+    assert "folds are not trials" in one.statements[4]
     assert one.overfitting is None
     assert one.deflated.deflated_sharpe == one.deflated.probabilistic_sharpe
 
@@ -333,11 +339,11 @@ def test_many_configurations_deflate_and_are_cross_validated_where_their_series_
     assert many.deflated.trials == 8
     assert many.deflated.deflated_sharpe < many.deflated.probabilistic_sharpe
     assert many.overfitting is not None
-    assert f"probability of overfitting {many.overfitting.probability:.1%}" in many.verdict[4]
+    assert f"probability of overfitting {many.overfitting.probability:.1%}" in many.statements[4]
     bare = judged(trials=TrialSet.of_sharpes(kept.names, list(kept.sharpes)))
     assert bare.deflated == many.deflated
     assert bare.overfitting is None
-    assert "return series were not kept" in bare.verdict[4]
+    assert "return series were not kept" in bare.statements[4]
 
 
 def test_two_bars_are_no_record():
@@ -375,3 +381,16 @@ def test_a_short_record_that_compounds_beyond_any_number_is_infinite_and_not_a_c
     result = run_backtest(weights([1.0] * 4), bars([90.0, 100.0, 300.0, 500.0]), costs=FREE)
     assert result.metrics["annual_return"] == float("inf")
     assert judge(result, n_random=2, n_bootstrap=2).to_dict()["strategies"][0]["annual_return"] is None
+
+
+def test_an_equity_that_multiplies_a_hundredfold_in_a_year_is_doubted():
+    result = run_backtest(weights([1.0] * 400), calm(400))
+    history = result.history._replace(equity=np.geomspace(100_000, 101_000, 400))
+    quiet = replace(
+        judge(result, n_random=2, n_bootstrap=2),
+        result=replace(result, history=history, periods_per_year=365),
+    )
+    assert not [figure for figure in quiet.doubts if "equity" in figure]
+    history = result.history._replace(equity=np.geomspace(100_000, 30_000_000, 400))
+    wild = replace(quiet, result=replace(result, history=history, periods_per_year=365))
+    assert any("an equity that multiplies" in figure for figure in wild.doubts)

@@ -53,7 +53,7 @@ def spoiled(column, row, value):
 
 
 FRAMES = {
-    "missing column": (lambda f: f.drop("volume"), "volume"),
+    "missing column": (lambda f: f.drop("close"), "close"),
     "unsorted": (lambda f: pl.concat([f[50:], f[:50]]), "earlier"),
     "duplicated": (lambda f: pl.concat([f[:50], f[49:]]), "repeats"),
     "NaN": (spoiled("close", 7, float("nan")), "row 8"),
@@ -163,6 +163,6 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(capsys, tmp_path, monke
 
     monkeypatch.setattr(os, "replace", full)
     code, line = fails(capsys, "train", experiment(tmp_path), "--out", str(tmp_path / "out"))
-    assert code == 1
+    assert code == 2
     assert "full" in line
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

@@ -17,6 +17,7 @@ from longtape.market.bars import Bars
 from longtape.market.book_files import read_books
 from longtape.market.books import Books
 from longtape.market.trades import Trades
+from tests.candles import candles
 from tests.features.tables import START, as_bars, columns
 from tests.shared_data import shared
 
@@ -356,3 +357,15 @@ def test_unknown_settings_are_refused() -> None:
 def test_two_exchanges_have_no_common_sessions() -> None:
     bars = [as_bars(columns(60), name, "1d", calendar=code) for name, code in (("A", "XNYS"), ("B", "XLON"))]
     refuses(lambda: build(bars, FeaturesConfig(features=["close"])), "XNYS", "XLON")
+
+
+def test_what_comes_after_an_origin_is_what_the_calendar_says_and_not_which_bars_will_be_missing():
+    whole = candles(300, 1)
+    holed = whole.with_frame(whole.frame.filter(~pl.int_range(300).is_in([120, 121, 122, 200])))
+    config = FeaturesConfig(features=["log_return"], targets=["path(6)"], missing="drop")
+    full, dropped = (build([bars, candles(300, 2, "OTHER")], config) for bars in (whole, holed))
+    assert len(dropped) == 296
+    rows = np.arange(1, 296)
+    same = np.searchsorted(full.timestamps, dropped.timestamps[rows])
+    assert np.array_equal(dropped.future(rows, 6), full.future(same, 6))
+    assert not np.array_equal(dropped.calendar_values[120], full.calendar_values[120])

@@ -41,7 +41,7 @@ KERNELS: dict[str, Kernel] = {
     "lagged": lagged,
     "log_ratio": log_ratio,
     "rsi": wilder_rsi,
-    "exponential": lambda x, n: exponential(x, 1 / (n + 1), 0, n),
+    "exponential": lambda x, n: exponential(x, 1 / (n + 1)),
 }
 prices = arrays(np.float64, st.integers(1, 80), elements=st.floats(0.01, 1e6))
 
@@ -158,5 +158,17 @@ def test_grouped_ratio_starts_again_with_each_group() -> None:
 
 @pytest.mark.parametrize("alpha", [0.01, 1 / 14, 2 / 27, 0.5, 1.0])
 def test_an_average_has_forgotten_its_start_after_its_memory(alpha: float) -> None:
-    assert (1 - alpha) ** memory(alpha) <= 1e-10
-    assert alpha == 1.0 or (1 - alpha) ** (memory(alpha) - 1) > 1e-10
+    assert (1 - alpha) ** memory(alpha) <= 1e-12
+    assert alpha == 1.0 or (1 - alpha) ** (memory(alpha) - 1) > 1e-12
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("n", [2, 3, 7, 20, 64])
+def test_a_row_has_the_same_bits_wherever_the_data_begin(name: str, n: int) -> None:
+    x = 50_000.0 + np.cumsum(np.random.default_rng(5).standard_normal(7_000))
+    whole = KERNELS[name](x, n)
+    first = int(np.isnan(whole).sum())
+    assert first < 3_000
+    for cut in (1, 19, 2_047, 3_001):
+        part = KERNELS[name](x[cut:].copy(), n)
+        assert part[first:].tobytes() == whole[cut + first :].tobytes()

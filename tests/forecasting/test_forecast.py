@@ -12,7 +12,7 @@ from longtape.core.instrument import Instrument
 from longtape.features.build import FeaturesConfig, build
 from longtape.features.panel import TargetColumn
 from longtape.features.splits import Periods
-from longtape.forecasting.config import ForecastConfig
+from longtape.forecasting.config import ForecastConfig, bounds_of
 from longtape.forecasting.frame import to_frame
 from longtape.forecasting.intervals import Calibration, TargetCalibration, calibrate, intervals
 from longtape.forecasting.predict import Predicted, predict
@@ -23,9 +23,8 @@ from tests.models.inputs import inputs_of
 
 RETURN = TargetColumn("return(6)", "return", "TEST", 6)
 VOLATILITY = TargetColumn("volatility(6)", "volatility", "TEST", 6)
-KEPT = Calibration(
-    0.9, (TargetCalibration("conformal", -1.0, 1.0, 1), TargetCalibration("conformal", -1.0, 1.0))
-)
+ONE = ((-1.0, 1.0),)
+KEPT = Calibration((0.9,), (TargetCalibration("conformal", ONE, 1), TargetCalibration("conformal", ONE)))
 
 
 def panel_of(bars):
@@ -52,6 +51,11 @@ def model_on(panel, **options):
     for head in made.heads.values():
         torch.nn.init.normal_(head.linear.weight)
     return made.eval()
+
+
+def frame_of(panel, origins, predicted, kept=KEPT, periods=None):
+    bounds = intervals(panel.target_columns, predicted, kept)
+    return to_frame(panel, origins, predicted, bounds, kept, periods)
 
 
 def points(mean):
@@ -104,7 +108,7 @@ def test_events_of_one_moment_are_all_forecast(model):
 
 def test_a_forecast_past_the_end_has_future_times_and_no_outcome(model, panel):
     newest = np.array([len(panel) - 1])
-    frame = to_frame(panel, newest, predict(model, panel, newest), KEPT)
+    frame = frame_of(panel, newest, predict(model, panel, newest))
     assert frame["actual"].null_count() == 2
     hour = 3_600_000
     assert (frame["end"].dt.timestamp("ms") == panel.known_at[-1] + 6 * hour).all()
@@ -114,7 +118,7 @@ def test_a_forecast_past_the_end_has_future_times_and_no_outcome(model, panel):
 def test_history_carries_what_happened_and_in_which_period(model, panel):
     origins = np.arange(200, 210)
     borders = Periods(*(int(panel.timestamps[row]) for row in (202, 204, 206, 208)))
-    frame = to_frame(panel, origins, predict(model, panel, origins), KEPT, borders)
+    frame = frame_of(panel, origins, predict(model, panel, origins), KEPT, borders)
     closes = panel.closes[:, 0]
     assert np.allclose(frame["actual"][:10], np.log(closes[origins + 6] / closes[origins]))
     named = ["training", "validation", "calibration", "test", "after the test"]
@@ -128,9 +132,9 @@ def test_conformal_intervals_cover_exchangeable_data(level):
     actual = np.stack([sigma * rng.standard_t(4, 20_000), sigma * rng.lognormal(0, 0.5, 20_000)], 1)
     predicted = np.stack([np.zeros(20_000), sigma], 1)
     targets, methods = (RETURN, VOLATILITY), ("conformal", "conformal")
-    kept = calibrate(targets, methods, points(predicted[:5000]), actual[:5000], level)
+    kept = calibrate(targets, methods, points(predicted[:5000]), actual[:5000], [level])
     assert [one.scaled_by for one in kept.targets] == [1, None]
-    lower, upper = intervals(targets, points(predicted[5000:]), kept)
+    lower, upper = intervals(targets, points(predicted[5000:]), kept)[level]
     inside = ((lower <= actual[5000:]) & (actual[5000:] <= upper)).mean(axis=0)
     assert np.allclose(inside, level, atol=0.02)
     assert (lower[:, 1] > 0).all()
@@ -148,8 +152,8 @@ def test_conformalised_quantiles_cover_where_the_heads_own_are_wrong():
 
     shares = {}
     for method in ("quantile", "cqr"):
-        kept = calibrate((RETURN,), (method,), part(slice(0, 5000)), actual[:5000], 0.9)
-        lower, upper = intervals((RETURN,), part(slice(5000, None)), kept)
+        kept = calibrate((RETURN,), (method,), part(slice(0, 5000)), actual[:5000], [0.9])
+        lower, upper = intervals((RETURN,), part(slice(5000, None)), kept)[0.9]
         shares[method] = ((lower <= actual[5000:]) & (actual[5000:] <= upper)).mean()
     assert shares["quantile"] == pytest.approx(0.683, abs=0.01)  # one deviation to either side
     assert shares["cqr"] == pytest.approx(0.9, abs=0.02)
@@ -160,11 +164,11 @@ def test_a_heads_own_interval_is_the_one_that_is_shown(panel, head):
     made = model_on(panel, heads={"return": head})
     rows = np.arange(420, 440)
     config = ForecastConfig()
-    predicted = predict(made, panel, rows, levels=config.levels)
+    predicted = predict(made, panel, rows, levels=bounds_of(config.level))
     methods = (config.method(head), config.method("volatility"))
     assert methods == (head, "conformal")
-    kept = calibrate(panel.target_columns, methods, predicted, panel.targets[rows], 0.9)
-    frame = to_frame(panel, rows, predicted, kept).filter(pl.col("kind") == "return")
+    kept = calibrate(panel.target_columns, methods, predicted, panel.targets[rows], [0.9])
+    frame = frame_of(panel, rows, predicted, kept).filter(pl.col("kind") == "return")
     assert np.array_equal(frame["lower"].to_numpy(), predicted.quantiles[0.05][:, 0])
     assert np.array_equal(frame["upper"].to_numpy(), predicted.quantiles[0.95][:, 0])
 
@@ -177,8 +181,8 @@ def test_an_interval_that_the_head_cannot_give_is_refused():
 
 
 def test_calibration_survives_json():
-    infinite = TargetCalibration("conformal", -np.inf, np.inf, None, 3, 0.1)
-    kept = Calibration(0.9, (*KEPT.targets, infinite, TargetCalibration(None)))
+    infinite = TargetCalibration("adaptive", ((-np.inf, np.inf),), None, 3, 0.1, (0.5, -0.25, 1e-9))
+    kept = Calibration((0.9,), (*KEPT.targets, infinite, TargetCalibration(None)))
     assert Calibration.from_dict(kept.to_dict()) == kept
 
 
@@ -186,12 +190,13 @@ def test_calibration_survives_json():
 def test_too_few_errors_give_an_infinite_interval(rows):
     """The 90 % bound is the ⌈0.9 (n + 1)⌉-th error: nine are the least."""
     actual = np.arange(float(rows))[:, None]
-    kept = calibrate((RETURN,), ("conformal",), points(np.zeros((rows, 1))), actual, 0.9)
-    assert kept.targets[0].upper == (8.0 if rows == 9 else np.inf)
+    kept = calibrate((RETURN,), ("conformal",), points(np.zeros((rows, 1))), actual, [0.9])
+    assert kept.targets[0].bounds[0][1] == (8.0 if rows == 9 else np.inf)
+    assert len(kept.shortages([RETURN])) == (rows != 9)
     assert kept.targets[0].rows == rows
 
 
 def test_the_threshold_lets_the_asked_share_of_calibration_forecasts_trade():
     predicted = np.random.default_rng(1).normal(size=(1000, 1))
-    kept = calibrate((RETURN,), ("conformal",), points(predicted), predicted, 0.9, traded=0.3)
+    kept = calibrate((RETURN,), ("conformal",), points(predicted), predicted, [0.9], traded=0.3)
     assert (np.abs(predicted) > kept.targets[0].threshold).mean() == pytest.approx(0.3, abs=0.002)

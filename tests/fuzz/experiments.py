@@ -55,8 +55,9 @@ HANDLED = {
     "backtest.fill", "forecast.intervals", "model.skip", "backtest.signal.cost",
 }  # fmt: skip
 CAUSAL = ("full", "flash", "local", "longformer", "bigbird", "performer")
-NETWORKS = ("informer",)
-GLOBAL_TOKENS = ("encoder",)
+NETWORKS = ("informer", "channels", "portfolio")
+GLOBAL_TOKENS = ("encoder", "channels", "portfolio")
+ORDERED = ("longformer", "linformer", "reformer", "probsparse")  # which cannot be joint in a portfolio
 OTHER_MODELS = {
     "return": ("zero", "mean", "ar1"),
     "path": ("zero", "mean", "ar1"),
@@ -130,8 +131,10 @@ def draw(seed: int) -> Case:
         document["symbols"] = market.symbols[:-1]
     _weights(np.random.default_rng([seed, 3]), document)
     _other_model(np.random.default_rng([seed, 4]), document)
-    document, refused = _with_extras(rng, document)
-    return Case(seed, market, document, refused, _said(spec, document))
+    document, refused = _with_extras(document, _extras(rng, document))
+    options = _options_of_model(np.random.default_rng([seed, 5]), document)
+    document, refused_options = _with_extras(document, options)
+    return Case(seed, market, document, refused + refused_options, _said(spec, document))
 
 
 def with_document(case: Case, **changes: Any) -> Case:
@@ -389,6 +392,8 @@ def _other_model(rng: Rng, document: Document) -> None:
         model |= {"n_layers": 2, "replicas": int(rng.choice([0, 1])), "calendar": bool(rng.random() < 0.5)}
         if model["attention"] in ("linformer", "reformer"):
             model["decoder_attention"] = "flash"
+    if kind == "portfolio":
+        model["layout"] = "axial" if model["attention"] in ORDERED else str(rng.choice(["joint", "axial"]))
     if kind not in NETWORKS:
         document.get("forecast", {}).pop("intervals", None)
     if kind not in GLOBAL_TOKENS:
@@ -412,10 +417,10 @@ def _marks(rng: Rng, spec: MarketSpec, document: Document) -> None:
 # --- options that the schema lists ---
 
 
-def _with_extras(rng: Rng, document: Document) -> tuple[Document, tuple[str, ...]]:
+def _with_extras(document: Document, extras: list[tuple[str, Any]]) -> tuple[Document, tuple[str, ...]]:
     """Some further options, each kept where the document takes it in this company."""
     refused = []
-    for path, value in _extras(rng, document):
+    for path, value in extras:
         tried: Document = yaml.safe_load(yaml.safe_dump(document))
         schema.put(tried, path, value)
         try:
@@ -425,6 +430,23 @@ def _with_extras(rng: Rng, document: Document) -> tuple[Document, tuple[str, ...
         else:
             document = tried
     return document, tuple(refused)
+
+
+def _options_of_model(rng: Rng, document: Document) -> list[tuple[str, Any]]:
+    """Some options of the model that take one of a few values, or names of features and targets."""
+    fields = config_of(document["model"].get("kind", "encoder")).model_json_schema()["properties"]
+    h = max(horizon_of(target) for target in document["targets"])
+    values: dict[str, list[Any]] = {
+        "static": [document["features"][1:]],
+        "auxiliary": [{f"volatility({h})": 0.5}, {f"up({h})": 0.2, f"path({h})": 0.1}],
+    }
+    for name, about in fields.items():
+        values[name] = values.get(name) or about.get(
+            "enum", [False, True] if about.get("type") == "boolean" else []
+        )
+    unfit = {"kind", "skip", "volatility_start"} | set(fields.keys() ^ values.keys())
+    drawn = [name for name in fields if values[name] and name not in unfit and rng.random() < 0.08]
+    return [(f"model.{name}", values[name][int(rng.integers(len(values[name])))]) for name in drawn]
 
 
 def _extras(rng: Rng, document: Document) -> list[tuple[str, Any]]:
@@ -455,10 +477,6 @@ def _values(path: str, document: Document) -> list[Any]:
         return schema.choices(path) or ["conformal", "cqr", "quantile", "student_t", "adaptive"]
     if path == "training.seeds":
         return [2]
-    if path == "model.static":
-        return [document["features"][1:]]
-    if path == "model.auxiliary":
-        return [{"volatility(7)": 0.5}, {"up(4)": 0.2, "path(2)": 0.1}]
     if (
         path.startswith("backtest.")
         and last in ACCOUNT

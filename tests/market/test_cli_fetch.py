@@ -120,7 +120,7 @@ def test_sample_days_go_into_the_store(tmp_path):
 def test_import_candles(tmp_path):
     candles = synthetic(100)
     file = tmp_path / "btc.csv"
-    candles.rename({"timestamp": "when"}).write_csv(file)
+    candles.rename({"timestamp": "when"}).with_columns(then=pl.col("when")).write_csv(file)
     more = ("--symbol", "BTCUSDT", "--interval", "1h", "--store", tmp_path / "store")
     code, said = run("import", file, *more)
     assert (code, "'timestamp' is missing" in said, "--time-column" in said) == (2, True, True)
@@ -128,7 +128,7 @@ def test_import_candles(tmp_path):
         "import", file, *more, "--time-column", "when", "--category", "linear", "--source", "bybit"
     )
     assert code == 0
-    assert "bybit/linear/BTCUSDT: 100 new candles" in said
+    assert "bybit/linear/BTCUSDT\n  rows      100: 100 new candles" in said
     assert Store(tmp_path / "store").read("BTCUSDT", "1h").frame.equals(candles)
     code, said = run(
         "import", file, *more, "--time-column", "when", "--category", "linear", "--source", "bybit"
@@ -177,3 +177,54 @@ def test_import_books_of_parquet_and_of_a_log(tmp_path):
     code, said = run("import", archive, *words, "--category", "spot")
     assert (code, "bybit/spot/XRPUSDT: 50 new books" in said) == (0, True), said
     assert Store(tmp_path / "store").read_books("bybit/spot/XRPUSDT").depth == 20
+
+
+def test_an_import_ends_with_one_block(tmp_path):
+    candles = synthetic(400)[[*range(100), *range(110, 400)]].with_columns(volume=pl.lit(0.0))
+    file = tmp_path / "x.csv"
+    candles.rename({"close": "last"}).write_csv(file, datetime_format="%Y-%m-%d %H:%M")
+    code, said = run("import", file, "--symbol", "X", "--interval", "1h", "--store", tmp_path / "s")
+    assert code == 0, said
+    lines = dict(line.split(maxsplit=1) for line in said.splitlines()[1:])
+    assert said.splitlines()[0] == "file/spot/X"
+    assert lines["rows"] == "390: 390 new candles"
+    assert lines["span"].endswith(" to 2024-01-17 15:00Z")
+    assert lines["interval"] == "1h"
+    assert lines["gaps"] == "1, 10 bars missing, first 2024-01-05 04:00Z"
+    assert "close = last" in lines["columns"]
+    assert lines["calendar"] == "24/7"
+    assert lines["stamp"] == "times are those at which bars open"
+    for note in ("volume is 0 throughout: taken as not reported", "times have no zone: taken as UTC"):
+        assert note in said
+
+
+def test_an_import_of_many_symbols_is_one_block(tmp_path):
+    long = pl.concat([synthetic(60, seed=i).with_columns(tic=pl.lit(f"S{i}")) for i in range(9)])
+    long.write_parquet(tmp_path / "x.parquet")
+    code, said = run(
+        "import",
+        tmp_path / "x.parquet",
+        "--symbol-column",
+        "tic",
+        "--interval",
+        "1h",
+        "--store",
+        tmp_path / "s",
+    )
+    assert code == 0, said
+    assert said.startswith("9 series: file/spot/S0, file/spot/S1")
+    assert "rows      540: 540 new candles" in said
+    assert len(Store(tmp_path / "s").entries()) == 9
+
+
+def test_what_is_implausible_is_said_at_once(tmp_path):
+    high = pl.when(pl.int_range(pl.len()) == 7).then(pl.col("high") * 100).otherwise("high")
+    synthetic(60).with_columns(high.alias("high")).write_parquet(tmp_path / "x.parquet")
+    words = ("--symbol", "X", "--interval", "1h", "--store", tmp_path / "s")
+    code, said = run("import", tmp_path / "x.parquet", *words)
+    assert code == 0
+    assert "error     implausible: a price 10 times beyond" in said
+    code, said = run("import", tmp_path / "x.parquet", "--symbol", "X", "--store", tmp_path / "s")
+    assert (code, "60 minutes apart, so perhaps --interval 1h" in said) == (2, True)
+    code, said = run("import", tmp_path / "x.parquet", *words, "--calendar", "XNYSE")
+    assert (code, "unknown calendar 'XNYSE'; did you mean 'XNYS'" in said) == (2, True)

@@ -147,7 +147,7 @@ BAD = {
     "NaN": (text([ROWS[0], ("2024-01-31 23:00:00", "NaN", 1, 1, 1, 1)]), "row 2.*'open'.*NaN"),
     "empty cell": (text([ROWS[0], ("2024-01-31 23:00:00", 1, 1, 1, "", 1)]), "row 2.*'close'.*empty"),
     "not a number": (text([ROWS[0], ("2024-01-31 23:00:00", 1, 1, "one", 1, 1)]), "row 2.*'low'.*'one'"),
-    "missing column": ("timestamp,open,high,low,close\n2024-01-31,1,1,1,1\n", "'volume' is missing.*--volume-column"),
+    "missing column": ("timestamp,open,high,low,volume\n2024-01-31,1,1,1,1\n", "'close' is missing.*--close-column"),
     "zero price": (text([("2024-01-31 22:00:00", 0.0, 1, 0.0, 1, 1)]), "row 1.*'open'.*above zero"),
     "high below low": (text([("2024-01-31 22:00:00", 1.5, 1, 2, 1.5, 1)]), "row 1.*high below low"),
     "negative volume": (text([("2024-01-31 22:00:00", 1, 1, 1, 1, -1)]), "row 1.*negative volume"),
@@ -163,7 +163,7 @@ BAD = {
     "empty": ("", "empty"),
     "ragged": (text() + "1,2,3,4,5,6,7,8\n", "not a readable table"),
     "not text": (b"\x80\x81\x82\xff,\n", "not text"),
-    "four columns": ("1706738400000,1,2,3\n", "six at least"),
+    "four columns": ("1706738400000,1,2,3\n", "no header, 4 columns.*--columns"),
 }  # fmt: skip
 
 

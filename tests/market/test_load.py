@@ -82,7 +82,6 @@ CANNOT_BE = [
     ({**FILE, "category": "xyzzy"}, "unknown category 'xyzzy'; known: crypto, etf"),
     ({**FILE, "calendar": "XNYZ"}, "unknown calendar 'XNYZ'; did you mean"),
     ({**FILE, "symbols": ["BTC/USDT"]}, "symbol 'BTC/USDT' may hold letters"),
-    ({**FILE, "symbols": ["A", "B"]}, "path needs {symbol}"),
     ({**STORE, "symbols": ["A", "B", "A"]}, "symbol 'A' is listed twice"),
     ({**STORE, **BOOKS, "symbols": ["A", "B"]}, "books are read of one symbol, not of 2"),
     ({**FILE, "interval": "1 hour"}, "interval '1 hour' is not understood"),

@@ -273,3 +273,29 @@ def test_the_page_about_the_store_names_every_defect():
     page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
     for name, (severity, _) in quality.DEFECTS.items():
         assert f"| `{name}` | {severity} |" in page
+
+
+def test_a_price_that_slipped_by_two_digits_is_an_error():
+    frame = make_bars(0, 300).frame
+    slip = pl.when(pl.int_range(pl.len()) == 7).then
+    for columns, factor in ((["high"], 100.0), (["low"], 0.01), (["open", "high", "low", "close"], 100.0)):
+        report = checked(frame.with_columns(slip(pl.col(n) * factor).otherwise(n).alias(n) for n in columns))
+        assert errors(report) == {"implausible": 1}
+        assert not report.ok
+
+
+def test_a_fall_of_nine_tenths_that_lasts_is_no_slip():
+    frame = make_bars(0, 300).frame
+    fallen = frame.with_columns(
+        pl.when(pl.int_range(pl.len()) >= 150).then(pl.col(n) / 12).otherwise(n).alias(n)
+        for n in ("open", "high", "low", "close")
+    )
+    assert checked(fallen).count("implausible") == 0
+
+
+def test_open_and_close_that_are_exchanged_are_a_warning():
+    from tests.candles import candle_frame
+
+    frame = candle_frame(100)
+    assert checked(frame).count("exchanged") == 0
+    assert checked(frame.rename({"open": "close", "close": "open"})).count("exchanged") == 100

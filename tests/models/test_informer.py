@@ -102,7 +102,7 @@ class Reference:
         return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"])
 
     def feed(self, x, name):
-        return self.linear(F.gelu(self.linear(x, f"{name}.0")), f"{name}.3")
+        return self.linear(F.gelu(self.linear(x, f"{name}.0")), f"{name}.2")
 
     def distil(self, x, name):
         y = self.convolve(x, f"{name}.convolution")

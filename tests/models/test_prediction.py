@@ -140,7 +140,7 @@ def test_turnover_is_counted_between_the_rows_of_a_block_and_nowhere_else():
         -(share[b] * earned[b]).mean() + 0.001 * np.abs(np.diff(share[b], axis=0)).mean()
         for b in (slice(0, 4), slice(4, 8), slice(8, 12))
     ]
-    assert law.loss_in_blocks(y, 4).mean().item() == pytest.approx(np.mean(expected) / 0.02, rel=1e-9)
+    assert law.loss_in_blocks(y, 4).mean().item() == pytest.approx(3 * np.mean(expected) / 0.02, rel=1e-9)
 
 
 def test_the_sharpe_ratio_is_that_of_the_whole_account_in_each_block():

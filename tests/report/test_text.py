@@ -57,6 +57,7 @@ def test_a_pipe_gets_plain_text_and_a_terminal_its_width(capsys, monkeypatch):
     assert "Title" in lines[0]
     assert lines[-2:] == ["", "Verdict"]
     assert len(lines) > 10  # the long cell is folded
+    assert "…" not in sys.stdout.getvalue()  # and nothing is lost
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ from longtape.cli.main import execute
 from longtape.core.files import read_json
 from longtape.experiment import parse_experiment
 from longtape.features.catalogue import targets
-from longtape.features.target_kinds import KINDS
+from longtape.features.target_kinds import KINDS, WEIGHT
 from longtape.models.heads import HEADS
+from longtape.models.registry import MODELS
 from longtape.workflow import load_run, run
 from tests.candles import candle_frame
 
 CANDLE_COLUMNS = {"open", "high", "low", "close", "volume"}
-PAIRS = [(kind, head) for kind in KINDS.values() for head in kind.heads]
+# Kinds that labels have; a weight is what a head makes of a return.
+TARGETED = {spec.kind for spec in targets().values()}
+PAIRS = [(kind, head) for kind in KINDS.values() if kind.name in TARGETED for head in kind.heads]
 DOCUMENT = {
     "features": ["log_return", "volatility(20)"],
     "model": {"lookback": 16, "attention": "flash", "d_model": 8, "n_heads": 2, "n_layers": 1},
@@ -63,20 +66,22 @@ def test_every_kind_of_target_runs_with_every_head(kind, head, candles, tmp_path
     target = a_target_of(kind.name)
     model = {**DOCUMENT["model"], "heads": {kind.name: head}}
     document = {**DOCUMENT, "data": data(candles, "AAA"), "targets": [target], "model": model}
+    as_weight = HEADS.load(head).gives_weights
+    said = WEIGHT if as_weight else kind  # what the forecasts are
     if kind.traded:
-        name = "allocation" if head == "allocation" else "threshold"
-        document["backtest"] = {"signal": {"name": name, "horizon": 3}}
+        document["backtest"] = {"signal": {"name": "allocation" if as_weight else "threshold", "horizon": 3}}
     made = run(parse_experiment(document, "test.yaml"), tmp_path / "out")
     history = made.folder.histories[0]
     assert [entry["epoch"] for entry in history] == [0, 1]
     assert all(np.isfinite(entry["validation"]) for entry in history)
     assert type(made.fitted.model.heads[kind.name]) is HEADS.load(head)
     assert made.forecasts["mean"].is_finite().all()
-    assert set(made.forecasts["kind"]) == {kind.name}
+    assert set(made.forecasts["kind"]) == {said.name}
     results = read_json(made.path("metrics.json"))
     [rows] = results["skill"].values()
-    assert np.isfinite(rows[0][kind.headline])
-    assert len(rows) == 1 + len(kind.baselines)
+    assert np.isfinite(rows[0][said.headline])
+    standing = [name for name in said.baselines if MODELS.load(name).reads(made.data.panel)]
+    assert len(rows) == 1 + len(standing)
     assert (results["account"] is not None) == kind.traded
     assert made.path("report.html").stat().st_size > 100_000
     assert load_run(made.root).forecast().equals(made.forecast())

@@ -291,7 +291,7 @@ def test_seeds_that_are_averaged_give_the_mean_of_their_variances(tmp_path):
 def test_a_run_of_an_older_version_is_refused(tmp_path):
     made = train(experiment(tmp_path), tmp_path / "out")
     path = made.path("run.json")
-    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    path.write_text(path.read_text().replace('"version": 3', '"version": 1'))
     with pytest.raises(UserError, match="version 1"):
         load_run(made.root)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -34,6 +35,14 @@ CASES = {
         "kind": "informer", "attention": "probsparse", "attention_options": {"factor": 1}, "lookback": 25,
         "n_layers": 3, "replicas": 2, "auxiliary": {"path(3)": 0.2},
     },
+    "channels": {"kind": "channels", "attention": "performer"},
+    "portfolio, joint": {
+        "kind": "portfolio", "attention": "bigbird", "attention_options": {"block_size": 2}, "calendar": True,
+        "heads": {"return": {"name": "sharpe", "block": 8, "turnover_cost": 0.0005}}, "gradient_checkpointing": True,
+    },
+    "portfolio, axial": {
+        "kind": "portfolio", "layout": "axial", "attention": "linformer", "pooling": "mean", "patch": 5,
+    },
 }  # fmt: skip
 
 
@@ -42,12 +51,18 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for seed, symbol in enumerate(("AAA", "BBB")):
         candle_frame(600, seed).write_parquet(folder / f"{symbol}.parquet")
+    holes = np.r_[120:150, 300:304, 520:560]
+    candle_frame(600, 2).filter(~pl.int_range(600).is_in(holes)).write_parquet(folder / "CCC.parquet")
     (folder / "models.yaml").write_text(EXPERIMENT)
     return folder
 
 
 def experiment_of(folder, name):
     given = [f"model.{key}={value}" for key, value in CASES[name].items()]
+    if "heads" in CASES[name] and "return" in CASES[name]["heads"]:
+        given.append("backtest.signal.name=allocation")
+    if name == "portfolio, axial":  # one of whose assets is not always there
+        given += ["data.symbols=[AAA, CCC]", "missing=mask"]
     return load_experiment(folder / "models.yaml", given)
 
 
@@ -86,11 +101,11 @@ def test_it_resumes_exactly(made, folder, tmp_path, monkeypatch):
     name, whole = made
     step, steps = Trainer._step, []
 
-    def stopping(self, batch, number):
-        steps.append(number)
+    def stopping(self, *given):
+        steps.append(given)
         if len(steps) == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch, number)
+        return step(self, *given)
 
     monkeypatch.setattr(Trainer, "_step", stopping)
     with pytest.raises(KeyboardInterrupt):

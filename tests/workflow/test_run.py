@@ -157,7 +157,7 @@ def test_the_report_needs_no_network(made):
         "Audit passed",
     ):
         assert heading in page
-    assert len(re.findall(r'class="plotly-graph-div"', page)) == 8
+    assert len(re.findall(r'class="plotly-graph-div"', page)) == 9
 
 
 def test_a_folder_that_exists_is_not_touched(made):
@@ -181,7 +181,7 @@ def test_nothing_is_left_of_a_run_on_bad_data(tmp_path):
 def test_resume_refuses_other_data_or_another_experiment(tmp_path):
     path = write_experiment(tmp_path, candle_frame(900))
     train(path, tmp_path / "out")
-    with pytest.raises(UserError, match="experiment is not"):
+    with pytest.raises(UserError, match="began with seed = 1, and is asked to go on with 2"):
         train(load_experiment(path, ["seed=2"]), tmp_path / "out", resume=True)
     write_experiment(tmp_path, candle_frame(900, seed=5))
     with pytest.raises(UserError, match="data are not"):

@@ -132,6 +132,10 @@ class Attention(nn.Module, ABC):
             f"{type(self).__name__} has no fixed pattern: what a query sees depends on the input"
         )
 
+    def global_flags(self, n_tokens: int, global_positions: Tensor | None = None) -> Tensor | None:
+        """Bool [1 or B, N]: the tokens that see, and are seen by, all; None where the mechanism has no such tokens."""
+        return None
+
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """X → q, k, v as [B, H, N, D] views of the projections."""
         source = x if context is None else context

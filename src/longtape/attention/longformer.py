@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from longtape.attention.base import Attention, AttentionConfig, Capabilities, masked_softmax
 from longtape.attention.full import full_attention
 from longtape.attention.operators.block_sparse import pattern_attention
-from longtape.attention.pattern import Pattern, check_positions
+from longtape.attention.pattern import Pattern, check_positions, token_flags
 from longtape.attention.patterned import explicit_tokens
 
 Projections = tuple[Tensor, Tensor, Tensor]  # q, k, v
@@ -175,6 +175,12 @@ class LongformerAttention(Attention):
         rows = torch.arange(n_tokens)
         named = self._all_global(n_tokens)[None]
         return torch.stack([p.rows(n_tokens, rows, named)[0] for p in set(self.patterns)]).any(0)
+
+    def global_flags(self, n_tokens: int, global_positions: Tensor | None = None) -> Tensor | None:
+        named = self._all_global(n_tokens)[None]
+        if global_positions is not None:
+            named = torch.cat([named.expand(len(global_positions), -1), global_positions.cpu()], 1)
+        return token_flags(named, n_tokens) if named.shape[1] else None
 
     def positions(self, q: Tensor, global_positions: Tensor | None) -> Tensor:
         """All global tokens, each once: [B, G] int64, −1 = none."""

@@ -85,6 +85,10 @@ class PatternAttention(Attention):
     def visible_pairs(self, n_tokens: int) -> Tensor:
         return self.pattern.rows(n_tokens, torch.arange(n_tokens), self.positions(None))[0]
 
+    def global_flags(self, n_tokens: int, global_positions: Tensor | None = None) -> Tensor | None:
+        flags = self.pattern.global_flags(n_tokens, self.positions(global_positions))
+        return flags if global_positions is not None or flags.any() else None
+
     def positions(self, global_positions: Tensor | None) -> Tensor | None:
         """Explicit global tokens of the configuration and of the call, [1 or B, G]; None where there are none."""
         if global_positions is None:

@@ -14,6 +14,7 @@ from longtape.backtest.account import AccountHistory, Plan, Prices, Rules, keep_
 from longtape.backtest.config import AccountConfig, Fill, Limits, LotSize, Rebalance, ZeroVolume
 from longtape.backtest.costs import DEFAULT_COSTS, Costs
 from longtape.backtest.frames import (
+    FIELDS,
     Market,
     frozen,
     long_bars,
@@ -98,6 +99,7 @@ def run_account(
     bars, instruments, interval = _with_facts(bars, instruments)
     times, symbols, matrix = read_weights(weights)
     market = read_market(bars, symbols)
+    _refuse_what_bars_lack(market, config)
     known = costing.instruments_of(symbols, instruments)
     row_of = rows_on_clock(times, market.clock)
     matrix, capped = scaled_to(matrix, config.limits.max_leverage)
@@ -122,6 +124,24 @@ def run_account(
         _notes(market, history, config, known, capped),
         config.risk_free_rate,
     )
+
+
+def _refuse_what_bars_lack(market: Market, config: AccountConfig) -> None:
+    """UserError where an order would need a price, or an impact a volume, that the source does not have."""
+    limits = config.limits
+    stops = bool(limits.stop_loss or limits.take_profit or limits.maintenance_margin)
+    for symbol, names in market.absent.items():
+        prices = [name for name in FIELDS if name in names and name != "volume"]
+        if "open" in names and config.fill == "next_open":
+            raise UserError(
+                f"bars: {symbol} has no {', '.join(prices)}, so nothing fills at an open; name fill next_close"
+            )
+        if prices and stops:
+            raise UserError(
+                f"bars: {symbol} has no {', '.join(prices)}, so no stop or margin call can be seen; leave limits out"
+            )
+        if "volume" in names and config.costs.impact:
+            raise UserError(f"bars: {symbol} has no volume, which costs.impact needs; leave impact out")
 
 
 def _config(**choices: Any) -> AccountConfig:
@@ -291,7 +311,11 @@ def _notes(
         notes.append(f"{unfilled} orders never filled: no later bar with volume")
     if config.zero_volume == "wait":
         most = np.nan_to_num(market.prices.volume).max(axis=0)
-        silent = [s for s, volume in zip(market.symbols, most, strict=True) if volume == 0]
+        unknown = [s for s in market.symbols if "volume" in market.absent.get(s, ())]
+        silent = [
+            s for s, volume in zip(market.symbols, most, strict=True) if volume == 0 and s not in unknown
+        ]
+        notes += [f"{s}: its source reports no volume, so every order fills" for s in unknown]
         notes += [
             f"{s} has no volume on any bar, so no order fills; zero_volume='fill' trades it" for s in silent
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from longtape.backtest.account import Prices
 from longtape.core.arrays import Floats, Ints
 from longtape.core.clock import Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
+from longtape.market import frames as market_frames
 from longtape.market.bars import Bars
 
 PRICES = ("open", "high", "low", "close")
@@ -23,34 +24,25 @@ FIELDS = (*PRICES, "volume")
 
 @dataclass(frozen=True, eq=False)
 class Market:
-    """Bars of several symbols on the union of their clocks."""
+    """Bars of several symbols on the union of their clocks. `absent`: the columns that a symbol's source does not have,
+    NaN throughout.
+    """
 
     clock: Milliseconds  # [T] opens, UTC milliseconds, strictly increasing
     symbols: tuple[str, ...]
     prices: Prices  # [T, S] each, NaN where a symbol has no bar
+    absent: Mapping[str, frozenset[str]]
 
 
 def as_frame(data: Any, what: str, columns: Sequence[str]) -> pl.DataFrame:
-    """A polars frame from polars or pandas (a time index becomes `timestamp`), holding at least `columns`."""
-    if isinstance(data, pl.LazyFrame):
-        data = data.collect()
-    if not isinstance(data, pl.DataFrame):
-        data = _from_pandas(data, what)
-    missing = [name for name in columns if name not in data.columns]
+    """A polars frame from polars or pandas (its time in a column or the index), holding at least `columns`."""
+    frame = market_frames.as_frame(data, what)
+    missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(
-            f"{what}: column '{missing[0]}' is missing; there are {', '.join(data.columns) or 'none'}"
+            f"{what}: column '{missing[0]}' is missing; there are {', '.join(frame.columns) or 'none'}"
         )
-    return data
-
-
-def _from_pandas(data: Any, what: str) -> pl.DataFrame:
-    if type(data).__module__.split(".")[0] != "pandas":
-        raise UserError(f"{what}: expected a polars or pandas frame, not {type(data).__name__}")
-    if "timestamp" not in data.columns:
-        data = data.rename_axis(index="timestamp").reset_index()
-    data.columns = [str(name) for name in data.columns]
-    return pl.from_pandas(data, nan_to_null=False)
+    return frame
 
 
 def milliseconds(times: pl.Series, what: str) -> Milliseconds:
@@ -71,7 +63,7 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
     prices that are missing, not finite or not above zero, for a high below a low, and for times out of order
     within a symbol.
     """
-    frame = as_frame(bars, "bars", ("timestamp", "symbol", *FIELDS))
+    frame = _long_frame(bars, wanted)
     if frame.height == 0:
         raise UserError("bars: the frame is empty")
     times = frozen(milliseconds(frame["timestamp"], "bars"))
@@ -79,18 +71,51 @@ def read_market(bars: Any, wanted: Sequence[str]) -> Market:
     columns = tuple(frozen(numbers(frame[name], "bars")) for name in FIELDS)
     alone = len(wanted) == 1 and bool((symbols == wanted[0]).all())
     codes = frozen(np.zeros(0, np.int64) if alone else _codes(symbols, wanted))
-    row, fault = _first_fault(times, codes, len(wanted), columns)
+    absent = _absent(frame, wanted)
+    row, fault = _first_fault(times, codes, len(wanted), _stand_ins(columns, absent, codes, wanted))
     if fault >= 0:
         raise UserError(
             f"bars: row {row + 1} ({symbols[row]}, {iso(int(times[row]))}): {_fault(row, fault, columns)}"
         )
     if alone:
-        return Market(times, tuple(wanted), Prices(*(column.reshape(-1, 1) for column in columns)))
+        prices = Prices(*(column.reshape(-1, 1) for column in columns))
+        return Market(times, tuple(wanted), prices, absent)
     ordered = np.sort(times, kind="stable")  # merges the symbols' runs; np.unique hashes, four times as long
     clock = ordered[np.append(True, ordered[1:] > ordered[:-1])]
     matrices = tuple(np.full((len(clock), len(wanted)), np.nan) for _ in FIELDS)
     _scatter(times, codes, clock, columns, matrices)
-    return Market(frozen(clock), tuple(wanted), Prices(*(frozen(matrix) for matrix in matrices)))
+    return Market(frozen(clock), tuple(wanted), Prices(*(frozen(matrix) for matrix in matrices)), absent)
+
+
+def _long_frame(bars: Any, wanted: Sequence[str]) -> pl.DataFrame:
+    """A frame of bars with our columns; of one symbol the column `symbol` may be left out."""
+    frame = market_frames.lower_case(market_frames.as_frame(bars, "bars"), ("symbol", *FIELDS))
+    if "symbol" not in frame.columns and len(wanted) == 1:
+        frame = frame.with_columns(pl.lit(wanted[0]).alias("symbol"))
+    return as_frame(frame, "bars", ("timestamp", "symbol", *FIELDS))
+
+
+def _absent(frame: pl.DataFrame, wanted: Sequence[str]) -> dict[str, frozenset[str]]:
+    """The columns, other than the close, that are null throughout, by symbol; most frames have none."""
+    some = [name for name in FIELDS if name != "close" and frame[name].null_count()]
+    if not some:
+        return {}
+    empty = frame.group_by(pl.col("symbol").cast(pl.String)).agg(pl.col(some).is_null().all())
+    found = {row["symbol"]: frozenset(name for name in some if row[name]) for row in empty.to_dicts()}
+    return {symbol: found[symbol] for symbol in wanted if found.get(symbol)}
+
+
+def _stand_ins(
+    columns: tuple[Floats, ...], absent: Mapping[str, frozenset[str]], codes: Ints, wanted: Sequence[str]
+) -> tuple[Floats, ...]:
+    """Columns in which what a source does not have is no fault: the close stands for a price, 0 for a volume."""
+    made = [np.array(column) if absent else column for column in columns]
+    close = columns[FIELDS.index("close")]
+    for symbol, names in absent.items():
+        rows = codes == wanted.index(symbol) if len(codes) else np.ones(len(close), bool)
+        for name in names:
+            made[FIELDS.index(name)][rows] = 0.0 if name == "volume" else close[rows]
+    return tuple(frozen(column) for column in made)
 
 
 def numbers(values: pl.Series, what: str) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ from longtape.core.files import nan_to_null
 
 Rows = list[dict[str, Any]]
 ONE_SIDED = 1.645  # 95 % of a normal distribution
+MOST_SHARPE = 4.0  # above these figures the data are to be doubted before the strategy is believed
+MOST_GROWTH = 100.0  # times in a year
+MOST_R2 = 0.2  # of returns
+SHORTEST_YEARS = 1 / 12  # below, a growth is not stretched to a year
 MAX_STATED_RETURN = 100.0  # the largest return a year that a sentence spells out
 
 
@@ -70,7 +74,25 @@ class Judgement:
 
     @property
     def verdict(self) -> list[str]:
-        """Sentences for a reader who trusts nothing."""
+        """Sentences for a reader who trusts nothing; what cannot be stands in front."""
+        return [*implausible(self.doubts), *self.statements]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Figures of the account that honest strategies do not have."""
+        found, result = [], self.result
+        sharpe, growth = result.metrics["sharpe"], 1 + result.metrics["annual_return"]
+        if len(result.clock) < result.periods_per_year * SHORTEST_YEARS:
+            growth = float(result.equity["equity"][-1]) / result.initial_capital
+        if sharpe > MOST_SHARPE and result.metrics["n_fills"] > 0:
+            found.append(f"Sharpe {sharpe:.2f} after costs")
+        if growth >= MOST_GROWTH:
+            found.append(f"an equity that multiplies {growth:,.4g} times in a year")
+        return found
+
+    @property
+    def statements(self) -> list[str]:
+        """What there is to say of the figures as they are."""
         lines = [
             _benchmark_line(self.result, self.benchmarks),
             _random_line(self.random),
@@ -150,6 +172,18 @@ def judge(
         overfitting(trials) if trials is not None and kept else None,
         trials,
     )
+
+
+def implausible(figures: Sequence[str]) -> list[str]:
+    """One sentence that doubts figures that cannot be, with what to check; none where there are none."""
+    if not figures:
+        return []
+    return [
+        f"Implausible: {' and '.join(figures)}. Look for the future in the data before believing anything here: bars"
+        " stamped at their close beside others stamped at their open (longtape data check compares the symbols of a"
+        " store), a column or a list of symbols made with hindsight, prices at which nobody could trade, costs left"
+        " out; see docs/leakage.md."
+    ]
 
 
 def _row(name: str, result: BacktestResult) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from longtape.backtest.account import REASONS, AccountHistory, Plan, Prices, Rul
 from longtape.backtest.costs import Costs
 from longtape.backtest.metrics import compute_metrics, equity_returns
 from longtape.core.arrays import Floats
-from longtape.core.clock import Milliseconds
+from longtape.core.clock import Milliseconds, iso
+from longtape.core.shown import Shown
 from longtape.market.bars import TIME_TYPE
+from longtape.market.frames import to_pandas
 
 
 class Setup(NamedTuple):
@@ -26,8 +28,8 @@ class Setup(NamedTuple):
     max_leverage: float | None
 
 
-@dataclass(frozen=True, eq=False)
-class BacktestResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class BacktestResult(Shown):
     """Equity, positions, trades and measures of one account. Times are opens of bars; values are marked at
     their closes.
     """
@@ -43,6 +45,32 @@ class BacktestResult:
     multipliers: Floats  # [S]
     notes: tuple[str, ...] = ()
     risk_free_rate: float = 0.0  # a year
+
+    @property
+    def title(self) -> str:
+        """The symbols traded."""
+        return ", ".join(self.symbols[:5]) + (" …" if len(self.symbols) > 5 else "")
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        m = self.metrics
+        return {
+            "bars": len(self.clock),
+            "from": iso(int(self.clock[0])),
+            "to": iso(int(self.clock[-1])),
+            "total return": f"{m['total_return']:.2%}",
+            "Sharpe": f"{m['sharpe']:.2f}",
+            "max drawdown": f"{m['max_drawdown']:.2%}",
+            "fills": int(m["n_fills"]),
+        }
+
+    def preview(self) -> pl.DataFrame:
+        """The newest rows of the ledger."""
+        return self.ledger.tail(5)
+
+    def to_pandas(self) -> Any:
+        """The ledger (cash, positions, equity, exposure at each close) as a pandas frame, times (UTC) as its index."""
+        return to_pandas(self.ledger)
 
     @property
     def equity(self) -> pl.DataFrame:

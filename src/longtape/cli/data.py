@@ -14,7 +14,7 @@ from longtape.core.errors import CheckFailed, UserError
 if TYPE_CHECKING:
     from longtape.market.quality import QualityReport
     from longtape.market.series import Series
-    from longtape.market.store import Store
+    from longtape.market.store import Entry, Store
 
 app = typer.Typer(help="The store: list, check, repair, export.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -34,9 +34,7 @@ def list_(store: StoreOption, json: JsonOption = False) -> None:
 
     Example: longtape data list --store data
     """
-    from longtape.market.store import Store
-
-    entries = Store(store).entries()
+    entries = _opened(store).entries()
     if json:
         _print_json({"store": store, "series": [entry.to_dict() for entry in entries]})
         return
@@ -49,10 +47,14 @@ def list_(store: StoreOption, json: JsonOption = False) -> None:
             "first": _iso(e.first),
             "last": _iso(e.last),
             "size": f"{e.size / 1e6:.1f} MB",
-            "": f"{len(e.damaged)} damaged" if e.damaged else "",
+            "": ", ".join(filter(None, [_damaged(e), "stamped at its close" if e.stamp == "close" else ""])),
         }
         for e in entries
     )
+
+
+def _damaged(entry: Entry) -> str:
+    return f"{len(entry.damaged)} damaged" if entry.damaged else ""
 
 
 @app.command("check")
@@ -79,7 +81,7 @@ def check(
         raise UserError("name either a store (--store DIR) or files to check")
     if store is not None:
         stored, chosen = _chosen(store, symbol, interval, source, category)
-        reports = [quality.check_stored(stored, series) for series in chosen]
+        reports = quality.check_store(stored, chosen)
     else:
         if interval is None:
             raise UserError("--interval is needed to check a file")
@@ -122,7 +124,7 @@ def repair(
     stored, chosen = _chosen(store, symbol, interval, source, category)
     results = []
     for series in (series for series in chosen if series.interval):
-        opened = open_source(service or series.source, base_url)
+        opened = open_source(service or _service_of(series), base_url)
         try:
             results.append(repair(stored, series, opened, last=last))
         finally:
@@ -131,6 +133,18 @@ def repair(
     still = sum(result.missing for result in results)
     if still:
         raise CheckFailed(f"{still:,} bars are still missing: the service has none there")
+
+
+def _service_of(series: Series) -> str:
+    """The source that a series came from, where that is a service; UserError for imported bars."""
+    from longtape.market.sources import SOURCES
+
+    if series.source.partition("-")[0] not in SOURCES:
+        raise UserError(
+            f"{series.key} {series.name} was imported from a file, which cannot be asked for what is missing: import a"
+            " better file, or name a service with --from (bybit, ccxt-kraken, yahoo)"
+        )
+    return series.source
 
 
 @app.command("export")
@@ -150,10 +164,9 @@ def export(
     Example: longtape data export --symbol BTCUSDT --interval 1h --store data --out btc.parquet
     """
     from longtape.market.export import export
-    from longtape.market.store import Store
 
     rows = export(
-        Store(store), symbol, out, interval=interval, kind=kind, source=source, category=category, since=since,
+        _opened(store), symbol, out, interval=interval, kind=kind, source=source, category=category, since=since,
         until=until,
     )  # fmt: skip
     typer.echo(f"{out}: {rows:,} rows")
@@ -163,10 +176,18 @@ def _chosen(
     store: str, symbol: str | None, interval: str | None, source: str | None, category: str | None
 ) -> tuple[Store, list[Series]]:
     """The stored series that the options name; UserError where there is none."""
+    stored = _opened(store)
+    return stored, stored.select(symbol, interval, source, category)
+
+
+def _opened(store: str) -> Store:
+    """A store that is there; UserError for a folder that is none."""
     from longtape.market.store import Store
 
-    stored = Store(store)
-    return stored, stored.select(symbol, interval, source, category)
+    opened = Store(store)
+    if not opened.exists:
+        raise UserError(f"{store}: there is no store here; make one with longtape fetch or longtape import")
+    return opened
 
 
 def _show_repairs(results: list[dict[str, Any]], json: bool) -> None:

@@ -5,30 +5,68 @@ Heavy libraries are imported inside the commands, so that `longtape --help` answ
 
 from __future__ import annotations
 
-import errno
 import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from longtape.cli import bench, data, many, runs
 from longtape.cli.audit import audit
+from longtape.cli.compare import compare
+from longtape.cli.explain import explain
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
 from longtape.core.errors import LongtapeError
+from longtape.core.files import is_full
 from longtape.core.progress import set_silent
 from longtape.core.threads import wait_passively
 
 INTERRUPTED = 130
 
+
+class _Stopped(Exception):
+    """Ctrl-C, with what was saved and how to go on."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Keep what an interrupted command says; typer would make it an exit code without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped(str(stop)) from stop
+
+
 app = typer.Typer(
     name="longtape",
+    cls=_Commands,
     help="Long-context attention for market data, from the exchange to the tear sheet."
     "  Every command takes --quiet (no progress) and --debug (tracebacks).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from longtape import __version__
+
+        typer.echo(f"longtape {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("fetch")(fetch)
@@ -36,9 +74,11 @@ app.command("import")(import_file)
 app.add_typer(data.app, name="data")
 app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
+app.command("explain")(explain)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
 app.command("walk-forward")(many.walk_forward)
+app.command("compare")(compare)
 app.command("runs")(many.runs)
 app.command("tune")(many.tune)
 app.command("audit")(audit)
@@ -57,9 +97,9 @@ def execute(arguments: list[str]) -> int:
     set_silent("--quiet" in arguments)
     arguments = [argument for argument in arguments if argument not in ("--debug", "--quiet")]
     try:
-        return int(app(args=arguments, standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        _print_error("stopped")
+        return int(app(args=arguments, prog_name="longtape", standalone_mode=False) or 0)
+    except (_Stopped, KeyboardInterrupt, typer.Abort) as stop:
+        _print_error(": ".join(filter(None, ["stopped", str(stop)])))
         return INTERRUPTED
     except Exception as error:
         if debug:
@@ -73,14 +113,18 @@ def _report_error(error: Exception) -> int:
     if isinstance(error, LongtapeError):
         _print_error(str(error))
         return error.exit_code
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group by itself: its help is no mistake
+        typer.echo(error.ctx.get_help())  # type: ignore[attr-defined]
+        return 0
     if hasattr(error, "format_message"):  # a usage error of the command line
         _print_error(f"{error.format_message()} Try --help.")
         return 2
     if isinstance(error, BrokenPipeError):
         return 0
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _print_error(f"the disk is full ({error.filename or 'while writing'}); free some space and run again")
-        return 1
+    if is_full(error):
+        where = getattr(error, "filename", None) or "while writing"
+        _print_error(f"the disk is full ({where}); free some space and run again")
+        return 2
     if isinstance(error, OSError):
         _print_error(f"{error.filename or 'file'}: {error.strerror or error}")
         return 2

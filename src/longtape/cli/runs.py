@@ -18,6 +18,10 @@ RunFolderArgument = Annotated[Path, typer.Argument(help="folder of a run")]
 Override = Annotated[
     list[str] | None, typer.Option("-o", "--override", help="key=value, for example -o training.epochs=3")
 ]
+NewerData = Annotated[
+    Path | None,
+    typer.Option(help="file, folder or pattern of newer candles of the run's symbols ({symbol} for each)"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")]
 
 
@@ -44,8 +48,13 @@ def run(
     Example: longtape run examples/btc_hourly.yaml --out runs/btc
     """
     from longtape.experiment import load_experiment
+    from longtape.report.text import print_blocks
     from longtape.workflow import run as run_experiment
+    from longtape.workflow.tokens import is_token_file, load_token_experiment, run_tokens
 
+    if is_token_file(experiment):
+        print_blocks(*run_tokens(load_token_experiment(experiment, override), out, resume).blocks())
+        return
     _show(run_experiment(load_experiment(experiment, override), out, resume=resume))
 
 
@@ -92,34 +101,48 @@ def forecast(
     history: Annotated[
         bool, typer.Option("--history", help="every test window too, not only the newest")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="with those of training, validation and calibration, marked as such")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG or SVG file to draw: the price, then the forecasts and their intervals"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the forecasts as JSON")] = False,
+    data: NewerData = None,
+    override: Override = None,
 ) -> None:
     """Forecast past the end of the data, with intervals and future timestamps.
 
-    Example: longtape forecast runs/btc --history --out forecast.parquet
+    Example: longtape forecast runs/btc --picture forecast.png
     """
     from longtape.workflow import load_run
-    from longtape.workflow.run import write_frame
+    from longtape.workflow.run import refuse_ending
+    from longtape.workflow.show import show_forecast
+    from longtape.workflow.varied import varied
 
-    frame = load_run(run_folder).forecast(history=history)
     if out is not None:
-        write_frame(frame, out)
-        typer.echo(f"{out}: {frame.height:,} forecasts")
-    else:
-        from longtape.report.text import frame_table, print_blocks
-
-        print_blocks(frame_table(frame.tail(40)))
+        refuse_ending(out)
+    made = varied(load_run(run_folder), data, override or (), "forecast")
+    frame = made.forecast(history=history, everything=everything)
+    typer.echo(show_forecast(made, frame, out, picture, as_json))
 
 
-def backtest(run_folder: RunFolderArgument) -> None:
+def backtest(run_folder: RunFolderArgument, data: NewerData = None, override: Override = None) -> None:
     """Trade the forecasts of the test period and stand the result beside the baselines.
 
+    With --data or -o nothing is kept in the run's folder.
+
     Example: longtape backtest runs/btc
+
+    Example: longtape backtest runs/btc --data newer.csv -o backtest.costs.fee=0.0004
     """
     from longtape.report.text import print_blocks
     from longtape.workflow import load_run
+    from longtape.workflow.varied import varied
 
-    made = load_run(run_folder)
+    made = varied(load_run(run_folder), data, override or ())
     if made.experiment.has_account:
         made.backtest()
     else:
@@ -130,14 +153,22 @@ def backtest(run_folder: RunFolderArgument) -> None:
 def report(
     run_folder: RunFolderArgument,
     out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the run by default")] = None,
+    data: NewerData = None,
+    override: Override = None,
 ) -> None:
-    """Write the HTML report of a run.
+    """Write the HTML report of a run; with --data or -o name where it goes (--out).
 
     Example: longtape report runs/btc
-    """
-    from longtape.workflow import load_run
 
-    typer.echo(f"report: {load_run(run_folder).report(out)}")
+    Example: longtape report runs/btc --data newer.csv --out newer.html
+    """
+    from longtape.report.page import refuse_ending
+    from longtape.workflow import load_run
+    from longtape.workflow.varied import varied
+
+    if out is not None:
+        refuse_ending(out)
+    typer.echo(f"report: {varied(load_run(run_folder), data, override or ()).report(out)}")
 
 
 def _show(made: Run) -> None:

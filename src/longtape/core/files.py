@@ -13,35 +13,65 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from longtape.core.errors import LongtapeError
+from longtape.core.errors import UserError
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Give a path beside `target` to write to; on success it is fsynced and renamed over it, else removed.
 
-    Raises LongtapeError with one line when the disk is full.
+    UserError with one line that names `target` when the disk is full, by whatever library noticed it, and when the
+    folder cannot be written to.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
-    temporary = Path(name)
+    temporary = _made_beside(target)
     try:
         yield temporary
         _sync(temporary)
         os.replace(temporary, target)
         sync_folder(target.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LongtapeError(
-                f"{target}: the disk is full; nothing was changed, free some space"
-            ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        if is_full(error):
+            raise _full(target) from error
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            raise _refused(target, error) from error
         raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _made_beside(target: Path) -> Path:
+    """An empty hidden file beside `target`."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    except OSError as error:
+        raise (_full(target) if is_full(error) else _refused(target, error)) from error
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    return Path(name)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a library ran out of room on the disk: some of them have exceptions of their own for it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "os error 28" in str(error)
+
+
+def _full(target: Path) -> UserError:
+    return UserError(f"{target}: the disk is full; nothing was changed, free some space and run again")
+
+
+def _refused(target: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{target}: cannot be written ({error.strerror or error}); name another place or mend its rights"
+    )
 
 
 def _umask() -> int:

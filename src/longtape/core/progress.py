@@ -42,6 +42,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """One line that the user must see, to standard error, also under `--quiet`."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 @cache
 def _terminal() -> Console:
     """The one console of all bars, so that they and lines between them keep out of each other's way."""

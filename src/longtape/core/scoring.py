@@ -41,6 +41,13 @@ def pinball(actual: Floats, quantile: Floats, level: float) -> Floats:
     return (actual - quantile) * (level - (actual < quantile))
 
 
+def interval_score(actual: Floats, lower: Floats, upper: Floats, level: float) -> Floats:
+    """Width + 2/(1 − level) · the distance outside (Gneiting & Raftery 2007, section 6.2)."""
+    outside = np.maximum(lower - actual, 0.0) + np.maximum(actual - upper, 0.0)
+    width: Floats = upper - lower
+    return width + 2 / (1 - level) * outside
+
+
 def negative_return(actual: Floats, share: Floats) -> Floats:
     """−w·(e^y − 1): what a share w of the equity loses on a log return y."""
     return -share * np.expm1(actual)

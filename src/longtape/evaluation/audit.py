@@ -206,7 +206,7 @@ def _check_split(check: Check, study: _Study) -> None:
         decisions = [int(panel.known_at[other].min()) for other in later if len(other)]
         if not decisions or not len(rows):
             continue
-        ends = label_ends(panel, rows)
+        ends = label_ends(panel, rows, auxiliary=name != "calibration")
         late = ends > min(decisions)
         if late.any():
             row = rows[int(late.argmax())]
@@ -318,10 +318,10 @@ def _check_inputs(
 
 
 def _until(frame: pl.DataFrame, time: int, known: int | None = None) -> pl.DataFrame:
-    """Rows up to `time`. `actual` is no forecast and comes later by its nature; so does the end of a label that has not
-    ended when the data are `known`, where bars that will be missing, or events, decide it.
+    """Rows up to `time`. What happened (`actual`, `crps`) is no forecast and comes later by its nature; so does the end
+    of a label that has not ended when the data are `known`, where bars that will be missing, or events, decide it.
     """
-    rows = frame.filter(pl.col("timestamp").dt.timestamp("ms") <= time).drop("actual", strict=False)
+    rows = frame.filter(pl.col("timestamp").dt.timestamp("ms") <= time).drop("actual", "crps", strict=False)
     if known is None or "end" not in rows.columns:
         return rows
     return rows.with_columns(pl.when(pl.col("end").dt.timestamp("ms") <= known).then("end").alias("end"))

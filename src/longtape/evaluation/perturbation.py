@@ -39,7 +39,8 @@ def change_before(series: Sequence[Rows], time: int, seed: int) -> list[Rows]:
 def _changed(one: Rows, rows: npt.NDArray[np.bool_], seed: int) -> Rows:
     draw = np.random.default_rng(seed)
     values = {name: one.column(name).copy() for name, kind in one.frame.schema.items() if kind.is_numeric()}
-    values = {name: column for name, column in values.items() if name not in IDENTITY}
+    there = {column.name for column in one.frame.iter_columns() if column.null_count() < len(column)}
+    values = {name: column for name, column in values.items() if name not in IDENTITY and name in there}
     change = _change_bars if isinstance(one, Bars) else _change_events
     change(values, rows, draw)
     dtypes = one.frame.schema
@@ -56,8 +57,10 @@ def _change_bars(
     for name in others:  # what was zero must become something too
         column = values[name]
         column[rows] += np.abs(draw.normal(0, 1, int(rows.sum()))) * (np.abs(column).mean() + 1e-9)
-    prices = np.stack([values[name][rows] for name in PRICES])
-    values["high"][rows], values["low"][rows] = prices.max(axis=0) * 1.01, prices.min(axis=0) * 0.99
+    prices = np.stack([values[name][rows] for name in PRICES if name in values])
+    for name, outermost in (("high", prices.max(axis=0) * 1.01), ("low", prices.min(axis=0) * 0.99)):
+        if name in values:
+            values[name][rows] = outermost
 
 
 def _change_events(

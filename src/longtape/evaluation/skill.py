@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from longtape.evaluation.statistics import diebold_mariano
+from longtape.evaluation.statistics import diebold_mariano, score_intervals
 from longtape.features.panel import Panel, TargetColumn
 from longtape.features.splits import Split
 from longtape.features.target_kinds import TargetKind
 from longtape.forecasting.baselines import baseline_forecast
 from longtape.forecasting.predict import Predicted
 from longtape.models.base import ModelInputs
-from longtape.models.registry import title_of
+from longtape.models.registry import baselines_of, title_of
 
 MODEL = "longtape"
 P_VALUE = "p, differs from longtape"
@@ -39,7 +39,19 @@ class Scored:
     def scores(self) -> dict[str, float]:
         """The kind's scores over all known labels."""
         known = self._known()
-        return self.kind.scores(self.actual[known], self.forecast[known])
+        actual, forecast = self.actual[known], self.forecast[known]
+        found = self.kind.scores(actual, forecast)
+        if self.kind.resampled:
+            found |= score_intervals(self.kind, actual, forecast, self.horizon)
+        return found
+
+    @property
+    def mean_absolute_error(self) -> float | None:
+        """Over all known labels; None for classes and weights."""
+        if self.kind.error is None:
+            return None
+        known = self._known()
+        return float(np.abs(self.actual[known] - self.forecast[known]).mean())
 
     def losses(self) -> Array:
         """Mean loss of each origin [n], NaN where no label is known."""
@@ -64,20 +76,39 @@ def skills(
     origins = np.concatenate([split.test for split in splits])
     own = {
         one.name: one
-        for one in _scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
+        for one in scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
     }
-    found: dict[str, Rows] = {name: [{"model": MODEL, **one.scores()}] for name, one in own.items()}
+    crps = _mean_crps(panel, origins, forecasts)
+    found: dict[str, Rows] = {
+        name: [{"model": MODEL, **one.scores(), **_crps_column(one, crps.get(name))}]
+        for name, one in own.items()
+    }
     for kind in inputs.kinds:
         of_kind = inputs.only(kind)
         if all(target.auxiliary for target in of_kind.targets):
             continue
-        for name in of_kind.targets[0].of_kind.baselines:
+        for name in baselines_of(of_kind, panel):
             parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
-            for other in _scored(of_kind, panel, origins, _joined(parts)):
+            for other in scored(of_kind, panel, origins, _joined(parts)):
                 title = title_of(name, of_kind.targets[0])
                 p_value = _p_value(own[other.name], other)
-                found[other.name].append({"model": title, **other.scores(), P_VALUE: p_value})
+                crps_of_point = _crps_column(other, other.mean_absolute_error)
+                found[other.name].append(
+                    {"model": title, **other.scores(), **crps_of_point, P_VALUE: p_value}
+                )
     return found
+
+
+def _mean_crps(panel: Panel, origins: Origins, forecasts: pl.DataFrame) -> dict[str, float]:
+    """Of "SYMBOL target", over the scored origins: what the heads' own distributions lose."""
+    scored = forecasts.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
+    means = scored.group_by("symbol", "target").agg(pl.col("crps").mean())
+    return {f"{symbol} {target}": crps for symbol, target, crps in means.iter_rows() if crps is not None}
+
+
+def _crps_column(one: Scored, value: float | None) -> dict[str, float]:
+    """Continuous ranked probability score; of a point forecast, its absolute error. Classes and weights have none."""
+    return {} if one.kind.error is None or value is None else {"CRPS": value}
 
 
 def _joined(parts: Sequence[Predicted]) -> Predicted:
@@ -86,7 +117,8 @@ def _joined(parts: Sequence[Predicted]) -> Predicted:
     return Predicted(mean, {}, np.concatenate(classes) if classes else None)
 
 
-def _scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predicted) -> list[Scored]:
+def scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predicted) -> list[Scored]:
+    """Forecasts of `inputs`' targets at the origins with their labels, one entry for each asset and target name."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, target in enumerate(inputs.targets):
         if not target.auxiliary:
@@ -137,15 +169,3 @@ def _p_value(own: Scored, other: Scored) -> float:
     if len(own.actual) <= 2 * own.horizon:
         return float("nan")
     return diebold_mariano(own.losses(), other.losses(), horizon=own.horizon).p_value
-
-
-def coverage(forecast: pl.DataFrame) -> Rows:
-    """Per target and horizon: the share of labels inside their interval, and how wide it is on average."""
-    known = forecast.drop_nulls(("actual", "lower", "upper"))
-    inside = pl.col("actual").is_between(pl.col("lower"), pl.col("upper"))
-    rows = known.group_by("symbol", "target", "horizon", maintain_order=True).agg(
-        inside.mean().alias("coverage"),
-        (pl.col("upper") - pl.col("lower")).mean().alias("mean width"),
-        pl.len().alias("forecasts"),
-    )
-    return rows.to_dicts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from longtape.backtest.bootstrap import ConfidenceInterval, block_length, stationary_bootstrap
 from longtape.core.arrays import Floats
 from longtape.core.errors import UserError
+from longtape.features.target_kinds import TargetKind
 
 Kernel = Literal["bartlett", "rectangular"]
 _TINY = 1e-12
@@ -100,6 +102,17 @@ def student_two_sided(statistic: float, freedom: int) -> float:
     return float(np.clip(1 - inside, 0.0, 1.0))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that all of them together err with the level of one (Holm 1979)."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(p_values))
+    largest = 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * float(p_values[at])))
+        adjusted[at] = largest
+    return [float(p) for p in adjusted]
+
+
 def mean_difference_interval(
     losses: Any,
     baseline: Any,
@@ -119,6 +132,33 @@ def mean_difference_interval(
     drawn = stationary_bootstrap(difference, np.mean, block=block, resamples=resamples, seed=seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return ConfidenceInterval(float(difference.mean()), float(low), float(high), level, block, resamples)
+
+
+def score_intervals(
+    kind: TargetKind, actual: Floats, forecast: Floats, horizon: int, *, resamples: int = 500, seed: int = 0
+) -> dict[str, float]:
+    """Stationary-bootstrap 95 % intervals of a kind's `resampled` scores, each as "NAME 2.5 %" and "NAME 97.5 %".
+
+    Labels [n] in order of time and forecasts [n, …] are drawn in blocks as long as Politis and White say for the
+    losses, at least `horizon`, because labels overlap over that many rows.
+    """
+    if len(actual) < 2:
+        return {}
+
+    def scored(rows: Floats) -> list[float]:
+        drawn = rows.astype(np.int64)
+        found = kind.scores(actual[drawn], forecast[drawn])
+        return [found[name] for name in kind.resampled]
+
+    block = max(block_length(kind.loss(actual, forecast)), float(horizon))
+    drawn = stationary_bootstrap(np.arange(len(actual)), scored, block=block, resamples=resamples, seed=seed)
+    bounds = np.nanquantile(drawn, [0.025, 0.975], axis=0).T
+    named = zip(kind.resampled, bounds, strict=True)
+    return {
+        f"{name} {side}": float(bound)
+        for name, own in named
+        for side, bound in zip(("2.5 %", "97.5 %"), own, strict=True)
+    }
 
 
 def compare(losses: Any, baseline: Any, *, horizon: int = 1, seed: int = 0) -> dict[str, float]:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 
 from longtape.core.clock import iso
+from longtape.core.documents import first_difference
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
 from longtape.evaluation.protocol import Fitted, Pipeline
+from longtape.features.book_targets import with_classes
 from longtape.features.panel import Panel
 from longtape.features.splits import Split, WalkForwardConfig
 from longtape.market.rows import Rows as MarketRows
@@ -63,7 +66,8 @@ def walk_forward(
     out = Path(out)
     panel = pipeline.panel(bars)
     folds = pipeline.folds(panel, config)
-    begin(out, config, identity, resume)
+    panel = with_classes(panel, folds[0].train)  # so that a class is the same in all folds
+    begin_plan(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
     parts = []
     for number, fold in enumerate(folds, 1):
         path = fold_path(out, number)
@@ -71,7 +75,7 @@ def walk_forward(
             say(
                 f"fold {number}/{len(folds)}: {len(fold.train):,} training windows, {len(fold.test):,} to forecast"
             )
-            write_fold(pipeline.fit(panel, fold), panel, fold, path)
+            write_fold(_fitted(pipeline, panel, fold, out, number), panel, fold, path)
         parts.append(pl.read_parquet(path))
     return WalkForward(panel, tuple(folds), pl.concat(parts))
 
@@ -87,14 +91,38 @@ def write_fold(fitted: Fitted, panel: Panel, fold: Split, path: Path) -> None:
         fitted.forecast(panel, fold.test).write_parquet(temporary, compression="zstd")
 
 
-def begin(out: Path, config: WalkForwardConfig, identity: Mapping[str, Any], resume: bool) -> None:
-    """Say in `out` what its folds depend on. UserError where it is there already: `walk_forward` says when."""
-    described = {**identity, "folds": config.model_dump(mode="json")}
+def _fitted(pipeline: Pipeline, panel: Panel, fold: Split, out: Path, number: int) -> Any:
+    try:
+        return pipeline.fit(panel, fold)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{out} holds {number - 1} whole folds; the same command with --resume (--out {out} --resume) goes on there"
+        ) from None
+
+
+def begin_plan(out: Path, identity: Mapping[str, Any], resume: bool) -> None:
+    """Write what a folder of many results is made by; with `resume`, UserError where it was made by something else."""
     # A hidden file is what a killed writer left: it is no part of a record.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        write_json(out / IDENTITY_FILE, described)
+        write_json(out / IDENTITY_FILE, dict(identity))
         return
     if not resume:
         raise UserError(f"{out}: is there already and not empty; go on with --resume or name another folder")
-    if not (out / IDENTITY_FILE).exists() or read_json(out / IDENTITY_FILE) != described:
-        raise UserError(f"{out}: was not made by this experiment on these data; name another folder")
+    if not (out / IDENTITY_FILE).exists():
+        raise UserError(
+            f"{out}: was not made by this experiment, nor by any walk forward; name another folder"
+        )
+    if (found := first_difference(_read(read_json(out / IDENTITY_FILE)), _read(identity))) is not None:
+        key, before, now = found
+        raise UserError(
+            f"{out}: was not made by this experiment on these data: it began with {key} = {before}, and is asked to go"
+            f" on with {now}; resume with the same, or name another folder"
+        )
+
+
+def _read(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity whose experiment is a document, so that a key of it can be named."""
+    given = identity.get("experiment")
+    document = yaml.safe_load(given) if isinstance(given, str) else None
+    rest = {name: value for name, value in identity.items() if name != "experiment"}
+    return {**(document if isinstance(document, dict) else {"experiment": given}), **rest}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -18,10 +18,12 @@ from longtape.core.errors import UserError, unknown_name
 from longtape.features.catalogue import find_target, target_horizons
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
+from longtape.features.order_flow import book_imbalance, micro_price_distance
 from longtape.features.panel import UNKNOWN_END, Column, Panel, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
+from longtape.features.trade_features import tape_summary
 from longtape.market.align import align
 from longtape.market.bars import PRICES, Bars
 from longtape.market.books import Books
@@ -74,7 +76,15 @@ def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
         raise UserError(f"features: events are those of one symbol, and there are {len(events)}")
     if config.missing != "error":
         raise UserError("features: events are where they are; `missing` is for bars")
-    return _panel({events[0].symbol: _events(events[0])}, config)
+    table = _events(events[0])
+    panel = _panel({table.symbol: table}, config)
+    of_books = isinstance(events[0], Books)
+    return replace(panel, quotes=_quotes(table)) if of_books else replace(panel, tape=tape_summary(table))
+
+
+def _quotes(table: Table) -> Array:
+    """Of books [T, 2]: the imbalance of the best sizes, in [−1, 1], and how far the micro-price is from the mid."""
+    return np.stack([book_imbalance(table), micro_price_distance(table)], axis=1)
 
 
 def _events(series: Books | Trades) -> Table:
@@ -159,8 +169,28 @@ def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
         calendar=first.calendar,
         warm_up=max(series.ready for series in computed),
         closes=np.stack([tables[asset]["close"] for asset in assets], axis=1),
+        ranges=_of_each(tables, assets, ("high", "low"), _parkinson),
+        turnover=_of_each(tables, assets, ("volume", "close"), np.multiply),
         calendar_values=_calendar_values(first, max(column.horizon for column in target_columns)),
     )
+
+
+def _of_each(
+    tables: Mapping[str, Table],
+    assets: Sequence[str],
+    names: tuple[str, str],
+    formula: Callable[[Array, Array], Array],
+) -> Array | None:
+    """A formula over two columns of every asset [T, A]; None where one of them lacks a column or its numbers."""
+    pairs = [[tables[asset].columns.get(name) for name in names] for asset in assets]
+    made = [formula(a, b) for a, b in pairs if a is not None and b is not None]
+    complete = len(made) == len(assets) and all(np.isfinite(values).any() for values in made)
+    return np.stack(made, axis=1) if complete else None
+
+
+def _parkinson(high: Array, low: Array) -> Array:
+    variance: Array = np.log(high / low) ** 2 / (4 * np.log(2))
+    return variance
 
 
 def _ordinals(table: Table) -> Milliseconds:

@@ -6,20 +6,32 @@ from collections.abc import Mapping, Sequence
 
 from longtape.core.errors import UserError, unknown_name
 from longtape.features import (
+    book_features,
     calendar_features,
     cross_asset,
     order_flow,
     price,
+    trade_features,
     volatility,
     volume,
 )
+from longtape.features import book_targets as _book_targets  # noqa: F401
 from longtape.features import targets as _targets  # noqa: F401  its import registers the targets
 from longtape.features.expression import Expression, parse
 from longtape.features.registry import FEATURES, TARGETS, Spec, family_of
 
 FAMILIES = tuple(
     family_of(module.__name__)
-    for module in (price, volatility, volume, order_flow, calendar_features, cross_asset)
+    for module in (
+        price,
+        volatility,
+        volume,
+        order_flow,
+        book_features,
+        trade_features,
+        calendar_features,
+        cross_asset,
+    )
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,16 +55,20 @@ def _table(specs: Sequence[Spec], warm_ups: Sequence[str] | None) -> str:
     head = ["written", "what it is", "formula", "columns", *(["warm-up"] if warm_ups else []), "source"]
     rows = []
     for i, spec in enumerate(specs):
-        outputs = f" Columns: {', '.join(spec.outputs)}." if spec.outputs else ""
+        names = spec.output_names(**_defaults(spec))
+        outputs = f" Columns: {', '.join(names)}." if names else ""
         cells = [f"`{spec.usage}`", spec.description + outputs, spec.formula, ", ".join(spec.needs) or "–"]
         rows.append([*cells, *([warm_ups[i]] if warm_ups else []), spec.source])
     return markdown_table(head, rows, numbers=False) + "\n"
 
 
 def _warm_up(spec: Spec) -> str:
-    given = {p.name: None if p.default is p.empty else p.default for p in spec.parameters}
     series = any(p.annotation in ("Series", "CrossSection") for p in spec.parameters)
-    return ("+" if series else "") + f"{spec.warm_up(_hourly_bars(), **given)}"
+    return ("+" if series else "") + f"{spec.warm_up(_hourly_bars(), **_defaults(spec))}"
+
+
+def _defaults(spec: Spec) -> dict[str, Any]:
+    return {p.name: None if p.default is p.empty else p.default for p in spec.parameters}
 
 
 def _hourly_bars() -> Table:

@@ -84,7 +84,7 @@ class Evaluator:
         values = result if isinstance(result, tuple) else (result,)
         for output in values:
             output[:ready] = np.nan
-        return Computed(values, ready, spec.outputs)
+        return Computed(values, ready, spec.output_names(**arguments))
 
     def _column(self, expression: Expression, table: Table) -> Computed:
         if expression.arguments or expression.keywords or expression.name not in table.columns:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from longtape.core.calendars import calendar_features, future_opens, is_due
 from longtape.core.clock import Interval, Milliseconds
 from longtape.core.errors import UserError
+from longtape.core.shown import Shown
 from longtape.features.target_kinds import WEIGHT, TargetKind, target_kind
+from longtape.market.frames import to_pandas
 
 Rows = npt.NDArray[np.int64]
 UNKNOWN_END = 2**62  # of a label that ends with an event to come, which nobody can date
@@ -68,8 +73,8 @@ class GlobalMarks(Protocol):
         """Positions [B, G] inside the windows that end at `origins`, 0 = oldest bar, −1 = none."""
 
 
-@dataclass(frozen=True, eq=False)
-class Panel:
+@dataclass(frozen=True, eq=False, repr=False)
+class Panel(Shown):
     """T moments × C features float32, with K targets whose labels know their end.
 
     Row t is a bar's close or an event of a book or a tape; it holds what is known at `known_at[t]` (a bar opened at
@@ -92,10 +97,49 @@ class Panel:
     warm_up: int
     closes: npt.NDArray[np.float64] = field(repr=False)  # [T, A], for closed-form models and original units
     calendar_values: npt.NDArray[np.float32] = field(repr=False)  # [T + ahead, D]: rows to come included
+    ranges: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+    """[T, A] variance of each bar from its high and low (Parkinson 1980); None where a source has none"""
+    turnover: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+    """[T, A] volume at the close's price; None where a source reports none"""
     marks: GlobalMarks | None = None
+    quotes: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of books: imbalance, micro-price
+    tape: npt.NDArray[np.float64] | None = field(
+        default=None, repr=False
+    )  # [T, 2] of trades: taker, their imbalance
 
     def __len__(self) -> int:
         return len(self.timestamps)
+
+    @property
+    def title(self) -> str:
+        """The assets."""
+        return ", ".join(self.assets[:5]) + (" …" if len(self.assets) > 5 else "")
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        return {
+            "rows": len(self),
+            "interval": self.interval.name,
+            "features": len(self.columns),
+            "targets": ", ".join(dict.fromkeys(target.name for target in self.target_columns)),
+            "warm-up": self.warm_up,
+        }
+
+    def to_frame(self) -> pl.DataFrame:
+        """`timestamp`, the features and the targets as columns named `BTCUSDT rsi(14)`."""
+        times = pl.Series("timestamp", self.timestamps).cast(pl.Datetime("ms", "UTC"))
+        named: dict[str, npt.NDArray[np.generic]] = {}
+        for i, column in enumerate(self.columns):
+            named[str(column)] = self.values[:, i]
+        for k, target in enumerate(self.target_columns):
+            named[f"{target.asset} {target.name} in {target.horizon}"] = self.targets[:, k]
+        return pl.DataFrame({"timestamp": times, **named})
+
+    def to_pandas(self) -> Any:
+        """The same as a pandas frame, times (UTC) as its index."""
+        return to_pandas(self.to_frame())
 
     @property
     def n_shared(self) -> int:
@@ -119,11 +163,31 @@ class Panel:
         return len(self.calendar_values) - len(self)
 
     def future(self, origins: Rows, steps: int) -> npt.NDArray[np.float32]:
-        """Calendar [B, steps, D] of the rows after each origin: known ahead, whatever the market does."""
+        """Calendar [B, steps, D] of the bars that are due after each origin: known ahead, whatever the market does.
+
+        Those are the next rows, but where bars are missing or come when the market is closed, which nobody could know.
+        """
         if steps > self.ahead:
             what = "events come at no fixed time" if self.ahead == 0 else f"{self.ahead} rows are known ahead"
             raise UserError(f"panel: the calendar of {steps} rows to come was asked for; {what}")
-        return self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+        found = self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
+        if steps == 0:
+            return found
+        surprises = self._surprises[np.minimum(origins + steps, len(self) - 1)] - self._surprises[origins]
+        for at in np.flatnonzero(surprises):
+            opens = future_opens(int(self.timestamps[origins[at]]), steps, self.interval, self.calendar)
+            found[at] = calendar_features(opens, self.interval, self.calendar)
+        return found
+
+    @cached_property
+    def _surprises(self) -> Rows:
+        """How many rows up to each, [T], are not the bar that was due after the one before."""
+        surprise = ~is_due(self.timestamps, self.interval, self.calendar)
+        apart = np.diff(self.timestamps, prepend=self.timestamps[0] - self.interval.milliseconds)
+        for row in np.flatnonzero(apart != self.interval.milliseconds):
+            due = future_opens(int(self.timestamps[row - 1]), 1, self.interval, self.calendar)
+            surprise[row] |= bool(self.timestamps[row] != due[0])
+        return np.cumsum(surprise)
 
     def calendar_of(self, origins: Rows, lookback: int) -> npt.NDArray[np.float32]:
         """Calendar [B, lookback, D] of the rows of the windows that end at `origins`."""

@@ -11,7 +11,6 @@ from longtape.features.rolling import (
     Array,
     divide,
     exponential,
-    kernel,
     lagged,
     log_ratio,
     memory,
@@ -122,22 +121,13 @@ def zscore(table: Table, x: Series, n: int = 100) -> Array:
 
 
 @feature(
-    "y_t = y_{t−1} + (2/(n+1))(x_t − y_{t−1}), begun with the mean of the first n",
+    "y_t = y_{t−1} + (2/(n+1))(x_t − y_{t−1})",
     "Brown (1959), Statistical Forecasting for Inventory Control",
-    warm_up=lambda table, x, n: n - 1 + memory(2 / (n + 1)),
+    warm_up=lambda table, x, n: memory(2 / (n + 1)) - 1,
 )
 def ema(table: Table, x: Series, n: int = 20) -> Array:
     """Exponential moving average with span n."""
-    return exponential(x, 2 / (n + 1), leading_nan(x), n)
-
-
-@kernel
-def leading_nan(x: Array) -> int:
-    """Number of NaN before the first value."""
-    for t in range(len(x)):
-        if not math.isnan(x[t]):
-            return t
-    return len(x)
+    return exponential(x, 2 / (n + 1))
 
 
 WILDER = "Wilder (1978), New Concepts in Technical Trading Systems"
@@ -147,7 +137,7 @@ WILDER = "Wilder (1978), New Concepts in Technical Trading Systems"
     "100·U/(U+D), U and D the averages of gains and losses smoothed by 1/n",
     WILDER,
     needs=("close",),
-    warm_up=lambda table, n: n + memory(1 / n),
+    warm_up=lambda table, n: memory(1 / n),
 )
 def rsi(table: Table, n: int = 14) -> Array:
     """Relative strength index with Wilder's smoothing; 50 where there were neither gains nor losses."""
@@ -169,11 +159,11 @@ def rsi_simple(table: Table, n: int = 14) -> Array:
 
 
 def _macd_rows(table: Table, fast: int, slow: int) -> int:
-    return slow - 1 + memory(2 / (slow + 1))
+    return memory(2 / (slow + 1)) - 1
 
 
 def _signal_rows(table: Table, fast: int, slow: int, signal: int) -> int:
-    return _macd_rows(table, fast, slow) + signal - 1 + memory(2 / (signal + 1))
+    return _macd_rows(table, fast, slow) + memory(2 / (signal + 1)) - 1
 
 
 def _fast_is_faster(fast: int, slow: int, **_: object) -> None:

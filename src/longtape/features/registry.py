@@ -23,6 +23,7 @@ from longtape.features.expression import Argument, Expression
 Series: TypeAlias = npt.NDArray[np.float64]
 WarmUp: TypeAlias = Callable[..., int]
 Check: TypeAlias = Callable[..., None]
+Outputs: TypeAlias = tuple[str, ...] | Callable[..., tuple[str, ...]]
 
 FEATURES: dict[str, Spec] = {}
 TARGETS: dict[str, Spec] = {}
@@ -48,7 +49,7 @@ class Spec:
     warm_up: WarmUp
     formula: str
     source: str
-    outputs: tuple[str, ...]
+    outputs: Outputs
     shared: bool
     check: Check
     kind: str = ""  # of a target
@@ -64,6 +65,10 @@ class Spec:
             for p in self.parameters
         )
         return f"{self.name}({inside})" if inside else self.name
+
+    def output_names(self, **arguments: Any) -> tuple[str, ...]:
+        """Names of the columns, where there are several."""
+        return self.outputs(**arguments) if callable(self.outputs) else self.outputs
 
     @property
     def description(self) -> str:
@@ -157,7 +162,7 @@ def feature(
     *,
     needs: tuple[str, ...] = (),
     warm_up: WarmUp = _none,
-    outputs: tuple[str, ...] = (),
+    outputs: Outputs = (),
     shared: bool = False,
     check: Check = _anything,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -165,8 +170,9 @@ def feature(
 
     `warm_up(table, **arguments)` is the number of rows before the first value that no longer depends on where
     the data begin, on top of what its series arguments need. `outputs` names the columns of a function that
-    returns several. `shared`: the same for every symbol. `check(**arguments)` refuses, by `refuse_unless`,
-    parameters that make no sense; it is asked before there are data, and series arguments are still expressions.
+    returns several, or is a function of its arguments that does. `shared`: the same for every symbol.
+    `check(**arguments)` refuses, by `refuse_unless`, parameters that make no sense; it is asked before there are data,
+    and series arguments are still expressions.
     """
     return _register(FEATURES, formula, source, needs, warm_up, outputs, shared, check, "")
 
@@ -194,7 +200,7 @@ def _register(
     source: str,
     needs: tuple[str, ...],
     warm_up: WarmUp,
-    outputs: tuple[str, ...],
+    outputs: Outputs,
     shared: bool,
     check: Check,
     kind: str,

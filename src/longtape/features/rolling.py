@@ -1,15 +1,14 @@
-"""Kernels over the past: one forward pass, float64, and nothing of a window's sum survives outside the
-window.
+"""Kernels over the past, in float64: each result is made of its own window's values, always in the same order.
 
-A running sum that adds the newest value and subtracts the oldest keeps the rounding of everything it has ever
-seen, so its value depends on where the data begins, and one huge value spoils all that follow. Here rows are
-cut into blocks one shorter than the window, and a window is the tail of one block and the head of the next
-(van Herk 1992; Gil & Werman 1993). Each result is made of its own window's values only, at two additions a
-row. Moments are taken about the last value of the earlier block, which every window over the two blocks
-holds, so that there is no cancellation at high price levels.
+A running sum that adds the newest value and subtracts the oldest keeps the rounding of everything it has ever seen, so
+its value depends on where the data begins, and one huge value spoils all that follow. Here windows are doubled: the sum
+of 2h values is that of the newest h and of the h before, and a window of n is put together from the powers of two in n
+(Hillis & Steele 1986, "Data parallel algorithms"). So a row has the same bits wherever the data begin, at log n
+additions that the processor does side by side. Moments are taken about the newest value of each part, so that there is
+no cancellation at high price levels.
 
-Every function takes a C-contiguous float64 array [T] and returns one of the same length. The first n − 1 rows
-are NaN, and so is every window that holds a NaN, and no other.
+Every function takes a C-contiguous float64 array [T] and returns one of the same length. The first n − 1 rows are NaN,
+and so is every window that holds a NaN, and no other.
 """
 
 from __future__ import annotations
@@ -31,54 +30,154 @@ def kernel(function: F) -> F:
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
+CHUNK = 2_048  # rows whose windows are doubled together, in the cache
+
+
 @kernel
 def rolling_sum(x: Array, n: int) -> Array:
     """Σ of the last n values."""
-    rows, block = len(x), n - 1
-    out = np.empty(rows)
-    if n == 1:
-        out[:] = x
-        return out
-    out[: min(block, rows)] = np.nan
-    tail = np.empty(block)
-    for start in range(block, rows, block):
-        before, now, to = x[start - block : start], x[start : start + block], out[start : start + block]
-        total = 0.0
-        for j in range(block):
-            total += before[block - 1 - j]
-            tail[block - 1 - j] = total
-        head = 0.0
-        for j in range(len(now)):
-            head += now[j]
-            to[j] = tail[j] + head
+    out = np.full(len(x), np.nan)
+    width = max(CHUNK, 4 * n)
+    part, double = np.empty(width + n), np.empty(width + n)
+    for start in range(n - 1, len(x), width):
+        total = out[start : start + width]
+        low, count = start - n + 1, len(total) + n - 1
+        part[:count] = x[low : low + count]
+        total[:] = 0.0
+        size, have, rest = 1, 0, n  # values in a part, values in the total, what is still to be added
+        while True:
+            if rest & 1:
+                _add(total, total, part[n - 1 - have :])
+                have += size
+            rest >>= 1
+            if rest == 0:
+                break
+            first = 2 * size - 1
+            _add(double[first:count], part[first:], part[first - size :])
+            part, double, size = double, part, 2 * size
     return out
+
+
+@kernel
+def _add(out: Array, newer: Array, older: Array) -> None:
+    for t in range(len(out)):
+        out[t] = newer[t] + older[t]
 
 
 @kernel
 def _centred(x: Array, n: int) -> tuple[Array, Array]:
     """x less the mean of the last n ≥ 2 values, and their sample variance."""
-    rows, block = len(x), n - 1
-    above, variance = np.empty(rows), np.empty(rows)
-    above[: min(block, rows)], variance[: min(block, rows)] = np.nan, np.nan
-    tail, tail2 = np.empty(block), np.empty(block)
-    per_n, per_freedom = 1.0 / n, 1.0 / block
-    for start in range(block, rows, block):
-        before, now = x[start - block : start], x[start : start + block]
-        pivot, total, total2 = before[block - 1], 0.0, 0.0
-        for j in range(block):
-            d = before[block - 1 - j] - pivot
-            total += d
-            total2 += d * d
-            tail[block - 1 - j], tail2[block - 1 - j] = total, total2
-        total, total2 = 0.0, 0.0
-        for j in range(len(now)):
-            d = now[j] - pivot
-            total += d
-            total2 += d * d
-            s = tail[j] + total
-            above[start + j] = d - s * per_n
-            variance[start + j] = (tail2[j] + total2 - s * s * per_n) * per_freedom
+    above, variance = np.full(len(x), np.nan), np.full(len(x), np.nan)
+    per_n, per_freedom = 1.0 / n, 1.0 / (n - 1)
+    width = max(CHUNK, 4 * n)
+    ps, pq, ds, dq = np.empty(width + n), np.empty(width + n), np.empty(width + n), np.empty(width + n)
+    for start in range(n - 1, len(x), width):
+        s, q = above[start : start + width], variance[start : start + width]
+        low, count = start - n + 1, len(s) + n - 1
+        xs = x[low : low + count]
+        ps[:], pq[:], s[:], q[:] = 0.0, 0.0, 0.0, 0.0
+        size, have, rest = 1, 0, n
+        while True:
+            if rest & 1:
+                now, at = n - 1, n - 1 - have
+                _join_squares(q, q, pq[at:], ps[at:], xs[now:], xs[at:], size)
+                _join(s, s, ps[at:], xs[now:], xs[at:], size)
+                have += size
+            rest >>= 1
+            if rest == 0:
+                break
+            now, at = 2 * size - 1, size - 1
+            _join_squares(dq[now:count], pq[now:], pq[at:], ps[at:], xs[now:], xs[at:], size)
+            _join(ds[now:count], ps[now:], ps[at:], xs[now:], xs[at:], size)
+            ps, ds, pq, dq, size = ds, ps, dq, pq, 2 * size
+        for t in range(len(s)):
+            q[t] = (q[t] - s[t] * s[t] * per_n) * per_freedom
+            s[t] = -s[t] * per_n
     return above, variance
+
+
+@kernel
+def _join_squares(
+    out: Array, newer: Array, older: Array, older_s: Array, x: Array, older_x: Array, size: float
+) -> None:
+    """Sums of squares about x, from `newer` ones about the same and `size` `older` ones about older_x."""
+    for t in range(len(out)):
+        d = older_x[t] - x[t]
+        out[t] = newer[t] + (older[t] + d * (2.0 * older_s[t] + size * d))
+
+
+@kernel
+def _moments(x: Array, y: Array, n: int) -> tuple[Array, Array, Array]:
+    """Σ(x − x_t), Σ(y − y_t) and Σ(x − x_t)(y − y_t) over the last n values, t being the newest."""
+    out_x, out_y, out_xy = np.full(len(x), np.nan), np.full(len(x), np.nan), np.full(len(x), np.nan)
+    width = max(CHUNK, 4 * n)
+    px, py, pxy = np.empty(width + n), np.empty(width + n), np.empty(width + n)  # sums of `size` values
+    dx, dy, dxy = np.empty(width + n), np.empty(width + n), np.empty(width + n)  # of twice as many
+    for start in range(n - 1, len(x), width):
+        sx, sy, sxy = (
+            out_x[start : start + width],
+            out_y[start : start + width],
+            out_xy[start : start + width],
+        )
+        low, count = start - n + 1, len(sx) + n - 1
+        xs, ys = x[low : low + count], y[low : low + count]
+        px[:], py[:], pxy[:], sx[:], sy[:], sxy[:] = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        size, have, rest = 1, 0, n
+        while True:
+            if rest & 1:
+                now, at = n - 1, n - 1 - have
+                _join_products(
+                    sxy, sxy, pxy[at:], px[at:], py[at:], xs[now:], xs[at:], ys[now:], ys[at:], size
+                )
+                _join(sx, sx, px[at:], xs[now:], xs[at:], size)
+                _join(sy, sy, py[at:], ys[now:], ys[at:], size)
+                have += size
+            rest >>= 1
+            if rest == 0:
+                break
+            now, at = 2 * size - 1, size - 1
+            _join_products(
+                dxy[now:count],
+                pxy[now:],
+                pxy[at:],
+                px[at:],
+                py[at:],
+                xs[now:],
+                xs[at:],
+                ys[now:],
+                ys[at:],
+                size,
+            )
+            _join(dx[now:count], px[now:], px[at:], xs[now:], xs[at:], size)
+            _join(dy[now:count], py[now:], py[at:], ys[now:], ys[at:], size)
+            px, dx, py, dy, pxy, dxy, size = dx, px, dy, py, dxy, pxy, 2 * size
+    return out_x, out_y, out_xy
+
+
+@kernel
+def _join(out: Array, newer: Array, older: Array, x: Array, older_x: Array, size: float) -> None:
+    """Sums about x of `newer` values, about the same, and of `size` `older` ones, about older_x."""
+    for t in range(len(out)):
+        out[t] = newer[t] + (older[t] + size * (older_x[t] - x[t]))
+
+
+@kernel
+def _join_products(
+    out: Array,
+    newer: Array,
+    older: Array,
+    older_sx: Array,
+    older_sy: Array,
+    x: Array,
+    older_x: Array,
+    y: Array,
+    older_y: Array,
+    size: float,
+) -> None:
+    """The same for sums of products."""
+    for t in range(len(out)):
+        dx, dy = older_x[t] - x[t], older_y[t] - y[t]
+        out[t] = newer[t] + (older[t] + dx * (older_sy[t] + size * dy) + dy * older_sx[t])
 
 
 @kernel
@@ -112,25 +211,10 @@ def rolling_zscore(x: Array, n: int) -> Array:
 @kernel
 def rolling_covariance(x: Array, y: Array, n: int) -> tuple[Array, Array, Array]:
     """Sample covariance of x and y, and the variances of both, over the last n ≥ 2 values."""
-    rows, block = len(x), n - 1
-    cov, var_x, var_y = np.full(rows, np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
-    tail = np.empty((block, 5))
-    for start in range(block, rows, block):
-        at_x, at_y = x[start - 1], y[start - 1]
-        a, b, aa, bb, ab = 0.0, 0.0, 0.0, 0.0, 0.0
-        for j in range(block - 1, -1, -1):
-            u, v = x[start - block + j] - at_x, y[start - block + j] - at_y
-            a, b, aa, bb, ab = a + u, b + v, aa + u * u, bb + v * v, ab + u * v
-            tail[j, 0], tail[j, 1], tail[j, 2], tail[j, 3], tail[j, 4] = a, b, aa, bb, ab
-        a, b, aa, bb, ab = 0.0, 0.0, 0.0, 0.0, 0.0
-        for j in range(min(block, rows - start)):
-            u, v = x[start + j] - at_x, y[start + j] - at_y
-            a, b, aa, bb, ab = a + u, b + v, aa + u * u, bb + v * v, ab + u * v
-            s, t = tail[j, 0] + a, tail[j, 1] + b
-            var_x[start + j] = (tail[j, 2] + aa - s * s / n) / block
-            var_y[start + j] = (tail[j, 3] + bb - t * t / n) / block
-            cov[start + j] = (tail[j, 4] + ab - s * t / n) / block
-    return cov, var_x, var_y
+    sum_x, sum_y, cov = _moments(x, y, n)
+    for t in range(len(x)):
+        cov[t] = (cov[t] - sum_x[t] * sum_y[t] / n) / (n - 1)
+    return cov, _centred(x, n)[1], _centred(y, n)[1]
 
 
 @kernel
@@ -161,21 +245,59 @@ def rolling_max(x: Array, n: int) -> Array:
     return out
 
 
+FORGOTTEN = 1e-12
+
+
+def memory(alpha: float) -> int:
+    """Rows after which an exponential average has forgotten its start: (1 − α)^rows below 1e-12."""
+    return 1 if alpha >= 1.0 else math.ceil(math.log(FORGOTTEN) / math.log1p(-alpha))
+
+
+def exponential(x: Array, alpha: float) -> Array:
+    """Mean of the last `memory(alpha)` values with the weights (1 − α)^k: what y_t = y_{t−1} + α(x_t − y_{t−1}) comes
+    to when it has forgotten where it began.
+    """
+    return _exponential(x, 1.0 - alpha, memory(alpha))
+
+
 @kernel
-def exponential(x: Array, alpha: float, start: int, seed: int) -> Array:
-    """y_t = y_{t−1} + α(x_t − y_{t−1}), begun at row start + seed − 1 with the mean of x over its first `seed` rows."""
+def _exponential(x: Array, decay: float, n: int) -> Array:
     out = np.full(len(x), np.nan)
-    if start + seed > len(x):
-        return out
-    y = 0.0
-    for t in range(start, start + seed):
-        y += x[t]
-    y /= seed
-    out[start + seed - 1] = y
-    for t in range(start + seed, len(x)):
-        y += alpha * (x[t] - y)
-        out[t] = y
+    width = max(CHUNK, 4 * n)
+    part, double = np.empty(width + n), np.empty(width + n)
+    for start in range(n - 1, len(x), width):
+        mean = out[start : start + width]
+        low, count = start - n + 1, len(mean) + n - 1
+        part[:count] = x[low : low + count]
+        size, have, rest = 1, 0, n
+        while True:
+            if rest & 1:
+                older = part[n - 1 - have :]
+                if have == 0:
+                    mean[:] = older[: len(mean)]
+                else:
+                    _blend(mean, mean, older, _share(decay, have, size))
+                have += size
+            rest >>= 1
+            if rest == 0:
+                break
+            first = 2 * size - 1
+            _blend(double[first:count], part[first:], part[size - 1 :], _share(decay, size, size))
+            part, double, size = double, part, 2 * size
     return out
+
+
+@kernel
+def _share(decay: float, newer: int, older: int) -> float:
+    """Weight of the `older` values before the `newer` ones, in both together."""
+    weight = decay**newer * (1.0 - decay**older)
+    return weight / (1.0 - decay**newer + weight)
+
+
+@kernel
+def _blend(out: Array, newer: Array, older: Array, share: float) -> None:
+    for t in range(len(out)):
+        out[t] = newer[t] + share * (older[t] - newer[t])
 
 
 @kernel
@@ -194,28 +316,11 @@ def grouped_ratio(
     return out
 
 
-@kernel
 def wilder_rsi(x: Array, n: int) -> Array:
-    """RSI of Wilder (1978): average gain and loss by exponential smoothing of 1/n, begun with means of n changes."""
-    rows = len(x)
-    out = np.full(rows, np.nan)
-    if rows <= n:
-        return out
-    up, down = 0.0, 0.0
-    for t in range(1, n + 1):
-        change = x[t] - x[t - 1]
-        up += max(change, 0.0)
-        down += max(-change, 0.0)
-    up, down, rate = up / n, down / n, 1.0 / n
-    for t in range(n, rows):
-        if t > n:
-            change = x[t] - x[t - 1]
-            gain = change if change > 0.0 else 0.0
-            up += rate * (gain - up)
-            down += rate * ((gain - change) - down)
-        total = up + down
-        out[t] = 100.0 * up / total if total != 0.0 else 50.0
-    return out
+    """RSI of Wilder (1978): average gain and loss with exponential weights of 1/n; 50 where there were neither."""
+    change = x - lagged(x, 1)
+    up, down = exponential(np.maximum(change, 0.0), 1 / n), exponential(np.maximum(-change, 0.0), 1 / n)
+    return divide(100.0 * up, up + down, 50.0)
 
 
 def rolling_mean(x: Array, n: int) -> Array:
@@ -250,11 +355,3 @@ def log_ratio(x: Array, n: int) -> Array:
         np.divide(x[n:], x[:-n], out=out[n:])
         np.log(out[n:], out=out[n:])
     return out
-
-
-FORGOTTEN = 1e-10
-
-
-def memory(alpha: float) -> int:
-    """Rows after which an exponential average has forgotten its start: (1 − α)^rows below 1e-10."""
-    return 1 if alpha >= 1.0 else math.ceil(math.log(FORGOTTEN) / math.log1p(-alpha))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from longtape.core.clock import iso, to_milliseconds
+from longtape.core.clock import Milliseconds, iso, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.core.iso_time import IsoTime
 from longtape.features.panel import Panel, Rows
@@ -139,7 +139,7 @@ def usable(panel: Panel, lookback: int) -> Rows:
     if panel.targets.shape[1] == 0:
         raise UserError("split: the panel has no target; name one under targets")
     first = first_origin(panel, lookback)
-    due = panel.target_ends[first:].max(axis=1) <= panel.known_at[-1]
+    due = label_ends(panel, np.arange(first, len(panel)), auxiliary=False) <= panel.known_at[-1]
     known = due & np.isfinite(panel.targets[first:]).any(axis=1)
     if not known.any():
         raise UserError(
@@ -197,16 +197,17 @@ def chronological(panel: Panel, lookback: int, config: SplitConfig | Periods) ->
 
 
 def _at(panel: Panel, candidates: Rows, borders: Periods) -> Split:
-    def between(since: int, until: int, gap: int) -> Rows:
+    def between(since: int, until: int, gap: int, ends: Milliseconds) -> Rows:
         inside = (opens >= since) & (ends <= _earlier(panel, until, gap))
         return candidates[inside]
 
-    opens, ends = panel.timestamps[candidates], label_ends(panel, candidates)
+    opens, learnt = panel.timestamps[candidates], label_ends(panel, candidates)
+    forecast = label_ends(panel, candidates, auxiliary=False)  # all that is scored or calibrated
     return Split(
-        between(-_FAR, borders.train_until, borders.embargo),
-        between(borders.train_until, borders.calibration_from, borders.embargo),
-        between(borders.calibration_from, borders.validation_until, borders.embargo),
-        between(borders.validation_until, borders.test_until, 0),
+        between(-_FAR, borders.train_until, borders.embargo, learnt),
+        between(borders.train_until, borders.calibration_from, borders.embargo, learnt),
+        between(borders.calibration_from, borders.validation_until, borders.embargo, forecast),
+        between(borders.validation_until, borders.test_until, 0, forecast),
         borders,
     )
 
@@ -219,9 +220,10 @@ def _earlier(panel: Panel, time: int, bars: int) -> int:
     return int(panel.timestamps[row]) if row >= 0 else -_FAR
 
 
-def label_ends(panel: Panel, origins: Rows) -> npt.NDArray[np.int64]:
-    """When the last label of each origin is known [n], UTC milliseconds."""
-    return panel.target_ends[origins].max(axis=1)
+def label_ends(panel: Panel, origins: Rows, auxiliary: bool = True) -> Milliseconds:
+    """When the last label of each origin is known [n], UTC milliseconds, with or without those that are only learnt."""
+    counted = [k for k, target in enumerate(panel.target_columns) if auxiliary or not target.auxiliary]
+    return panel.target_ends[origins][:, counted].max(axis=1)
 
 
 class WalkForwardConfig(BaseModel):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longtape.core import scoring
+from longtape.core.classification import confusion, f1_scores, macro_f1, matthews, weighted_f1
 from longtape.core.errors import unknown_name
 
 Array = npt.NDArray[np.float64]
@@ -38,28 +39,42 @@ class TargetKind:
     error: Literal["difference", "log ratio"] | None  # what an interval is made of; None: no interval
     traded: bool = False  # an expected log return, which signals can trade
     classes: int = 0
+    resampled: tuple[str, ...] = ()  # scores that are given with a block-bootstrap interval
 
 
 def return_scores(actual: Array, forecast: Array) -> dict[str, float]:
-    """R² out of sample against zero (1 − SSE/Σy²), root mean squared error, hit rate of the sign."""
+    """R² out of sample against zero (1 − SSE/Σy²), hit rate of the sign, root mean squared, mean squared and mean
+    absolute error.
+    """
     sse, against = ((actual - forecast) ** 2).sum(), (actual**2).sum()
     moved = (forecast != 0) & (actual != 0)
     hits = float((np.sign(forecast) == np.sign(actual))[moved].mean()) if moved.any() else float("nan")
     return {
         "R² against zero": float(1 - sse / against) if against > 0 else float("nan"),
-        "RMSE": float(np.sqrt(((actual - forecast) ** 2).mean())),
+        "RMSE": float(np.sqrt(sse / len(actual))),
         "hit rate": hits,
+        **_errors(actual, forecast),
     }
 
 
 def volatility_scores(actual: Array, forecast: Array) -> dict[str, float]:
-    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011)."""
+    """On variances: R² = 1 − SSE/Σ(y − mean of test)², and QLIKE = mean(y/f − ln(y/f) − 1) (Patton 2011); on
+    volatilities: mean squared and mean absolute error.
+    """
     y = np.maximum(actual**2, scoring.SMALLEST_VARIANCE)
     f = np.maximum(forecast**2, scoring.SMALLEST_VARIANCE)
     spread = ((y - y.mean()) ** 2).sum()
     return {
         "R²": float(1 - ((y - f) ** 2).sum() / spread) if spread > 0 else float("nan"),
         "QLIKE": float(scoring.qlike(actual, forecast).mean()),
+        **_errors(actual, forecast),
+    }
+
+
+def _errors(actual: Array, forecast: Array) -> dict[str, float]:
+    return {
+        "MSE": float(scoring.squared_error(actual, forecast).mean()),
+        "MAE": float(scoring.absolute_error(actual, forecast).mean()),
     }
 
 
@@ -83,6 +98,14 @@ def class_scores(actual: Array, probabilities: Array) -> dict[str, float]:
         "Brier": float(scoring.brier(actual, probabilities).mean()),
         "accuracy": float((probabilities.argmax(axis=1) == actual).mean()),
     }
+
+
+def tercile_scores(actual: Array, probabilities: Array) -> dict[str, float]:
+    """Of the likeliest class: macro and weighted F1, Matthews' correlation, each class's F1; and the mean log loss."""
+    table = confusion(actual, probabilities.argmax(axis=1), probabilities.shape[1])
+    each = dict(zip(("F1 down", "F1 flat", "F1 up"), map(float, f1_scores(table)), strict=True))
+    overall = {"macro F1": macro_f1(table), "weighted F1": weighted_f1(table), "MCC": matthews(table)}
+    return overall | each | {"log loss": float(scoring.log_loss(actual, probabilities).mean())}
 
 
 def _moves(name: str) -> TargetKind:
@@ -119,7 +142,7 @@ VOLATILITY = TargetKind(
     "volatility",
     unit="volatility of the horizon (root of the sum of squared log returns)",
     heads=("volatility",),
-    baselines=("mean", "last_value", "log_har"),
+    baselines=("mean", "last_value", "log_har", "log_har_mean"),
     loss=scoring.qlike,
     scores=volatility_scores,
     headline="QLIKE",
@@ -141,6 +164,21 @@ WEIGHT = TargetKind(
     traded=True,
 )
 
+# Down, flat, up by the terciles of the training rows (`book_targets.with_classes` sets them).
+TERCILES = TargetKind(
+    "terciles",
+    unit="class, 0 to 2",
+    heads=("classes",),
+    baselines=("mean", "imbalance_sign", "book_logit", "tape_logit"),
+    loss=scoring.log_loss,
+    scores=tercile_scores,
+    headline="log loss",
+    larger_is_better=False,
+    error=None,
+    classes=3,
+    resampled=("macro F1", "weighted F1", "MCC"),
+)
+
 KINDS: Mapping[str, TargetKind] = {
     kind.name: kind
     for kind in (
@@ -150,6 +188,7 @@ KINDS: Mapping[str, TargetKind] = {
         _classes("direction", 3),
         _classes("up", 2),
         WEIGHT,
+        TERCILES,
     )
 }
 

@@ -137,14 +137,14 @@ def _true_range(table: Table) -> Array:
     "max(high, close_{t−1}) − min(low, close_{t−1}), smoothed by 1/n",
     WILDER,
     needs=("high", "low", "close"),
-    warm_up=lambda table, n: n + memory(1 / n),
+    warm_up=lambda table, n: memory(1 / n),
 )
 def atr(table: Table, n: int = 14) -> Array:
     """Average true range with Wilder's smoothing, in units of price."""
-    return exponential(_true_range(table), 1 / n, 1, n)
+    return exponential(_true_range(table), 1 / n)
 
 
-@feature("atr(n) / close", WILDER, needs=("high", "low", "close"), warm_up=lambda table, n: n + memory(1 / n))
+@feature("atr(n) / close", WILDER, needs=("high", "low", "close"), warm_up=lambda table, n: memory(1 / n))
 def atr_ratio(table: Table, n: int = 14) -> Array:
     """Average true range as a fraction of the close."""
     return atr(table, n) / table["close"]
@@ -154,10 +154,10 @@ def atr_ratio(table: Table, n: int = 14) -> Array:
     "√y_t, y_t = λ·y_{t−1} + (1−λ)·ln(close_t / close_{t−1})²",
     "J.P. Morgan (1996), RiskMetrics Technical Document",
     needs=("close",),
-    warm_up=lambda table, decay: 1 + memory(1 - decay),
+    warm_up=lambda table, decay: memory(1 - decay),
     check=lambda decay: refuse_unless(0 < decay < 1, "decay must lie between 0 and 1"),
 )
 def ewma_volatility(table: Table, decay: float = 0.94) -> Array:
     """Exponentially weighted volatility per bar; 0 < decay < 1."""
     returns = one_bar_returns(table)
-    return np.sqrt(exponential(returns * returns, 1 - decay, 1, 1))
+    return np.sqrt(exponential(returns * returns, 1 - decay))

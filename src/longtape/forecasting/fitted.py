@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,15 @@ import polars as pl
 import torch
 
 from longtape.core.errors import UserError
+from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Periods, Split
-from longtape.forecasting.config import ForecastConfig
+from longtape.features.windows import first_origin
+from longtape.forecasting.config import ForecastConfig, Method, bounds_of
+from longtape.forecasting.conformal import RATE
+from longtape.forecasting.dropout import PASSES, sample_windows
 from longtape.forecasting.frame import to_frame
-from longtape.forecasting.intervals import Calibration, calibrate
+from longtape.forecasting.intervals import Array, Calibration, Course, calibrate, intervals
 from longtape.forecasting.predict import Predicted, predict
 from longtape.models.base import Model
 from longtape.training.batches import BatchSource
@@ -55,17 +59,52 @@ class FittedForecaster:
         return {name: tensor.numpy() for name, tensor in named.items()}
 
     def forecast(self, panel: Panel, origins: Rows) -> pl.DataFrame:
-        """Forecast frame of the windows that end at `origins`. UserError where the panel has other columns."""
+        """Forecast frame of the windows that end at `origins`. UserError where the panel has other columns.
+
+        Adaptive intervals follow the misses since the calibration period, so all windows since are forecast with them.
+        """
         if panel.columns != self.model.inputs.columns:
             raise UserError("these data give other feature columns than the model was trained on")
-        levels = self.calibration.levels if needs_quantiles(self.calibration) else ()
-        predicted = predict(self.model, panel, origins, self.config.batch_size, levels)
-        return to_frame(panel, origins, predicted, self.calibration, self.periods)
+        panel = classed_as(panel, self.model.inputs.targets)
+        rows = np.union1d(self._followed(panel, origins), origins)
+        levels = self.calibration.quantiles if self.calibration.takes_quantiles else ()
+        predicted = predict(self.model, panel, rows, self.windows_together, levels)
+        bounds = intervals(
+            self.model.inputs.targets, predicted, self.calibration, self._course(panel, rows),
+            self._draws(panel, rows), self.config.rate or RATE,
+        )  # fmt: skip
+        wanted = np.searchsorted(rows, origins)
+        asked = {level: (lower[wanted], upper[wanted]) for level, (lower, upper) in bounds.items()}
+        return to_frame(panel, origins, predicted.at(wanted), asked, self.calibration, self.periods)
 
+    @property
+    def windows_together(self) -> int:
+        """Windows in a batch: always as many, so that a forecast has the same bits in any company."""
+        return self.config.windows_together(self.model.config.lookback)
 
-def needs_quantiles(calibration: Calibration) -> bool:
-    """True where an interval is made from the head's own quantiles."""
-    return any(target.method in ("cqr", "quantile", "student_t") for target in calibration.targets)
+    def first_followed(self, panel: Panel) -> int | None:
+        """The first row that adaptive intervals follow; None where there are no such intervals."""
+        if not self.calibration.uses("adaptive"):
+            return None
+        if self.periods is None:
+            raise UserError("forecast.intervals: 'adaptive' needs periods that follow one another")
+        after = int(np.searchsorted(panel.timestamps, self.periods.validation_until))
+        return max(after, first_origin(panel, self.model.config.lookback))
+
+    def _followed(self, panel: Panel, origins: Rows) -> Rows:
+        first = self.first_followed(panel)
+        return origins[:0] if first is None else np.arange(first, int(origins.max()) + 1)
+
+    def _course(self, panel: Panel, rows: Rows) -> Course | None:
+        first = self.first_followed(panel)
+        if first is None:
+            return None
+        return Course(panel.known_at[rows], panel.target_ends[rows], panel.targets[rows], rows >= first)
+
+    def _draws(self, panel: Panel, rows: Rows) -> Iterable[Array]:
+        if not self.calibration.uses("mc_dropout"):
+            return ()
+        return sample_windows(self.model, panel, rows, self.config.samples or PASSES)
 
 
 def calibrated(
@@ -79,21 +118,23 @@ def calibrated(
     origins = split.calibration
     if not len(origins):
         return _nothing_to_calibrate_on(model, methods, config, traded)
-    levels = config.levels if any(method not in (None, "conformal") for method in methods) else ()
-    predicted = predict(model, panel, origins, config.batch_size, levels, "calibrate")
+    quantiles = [p for level in config.every_level for p in bounds_of(level)] if "cqr" in methods else []
+    together = config.windows_together(model.config.lookback)
+    predicted = predict(model, panel, origins, together, quantiles, "calibrate")
     actual = panel.targets[origins]
-    return calibrate(model.inputs.targets, methods, predicted, actual, config.level, traded)
+    return calibrate(model.inputs.targets, methods, predicted, actual, config.every_level, traded)
 
 
 def _nothing_to_calibrate_on(
-    model: Model, methods: Sequence[Any], config: ForecastConfig, traded: float | None
+    model: Model, methods: Sequence[Method | None], config: ForecastConfig, traded: float | None
 ) -> Calibration:
     if traded is not None:
         raise UserError(
             "backtest.traded: the threshold is chosen on calibration windows, and there are none;"
             " name a validation period under split"
         )
-    n = len(model.inputs.targets)
-    nothing = np.empty((0, n))
-    predicted = Predicted(nothing, dict.fromkeys(config.levels, nothing), None)
-    return calibrate(model.inputs.targets, methods, predicted, nothing, config.level)
+    nothing = np.empty((0, len(model.inputs.targets)))
+    quantiles = {p: nothing for level in config.every_level for p in bounds_of(level)}
+    return calibrate(
+        model.inputs.targets, methods, Predicted(nothing, quantiles, None), nothing, config.every_level
+    )

@@ -25,6 +25,18 @@ class Predicted:
     mean: Array  # [n, K]
     quantiles: dict[float, Array]  # level → [n, K], NaN where the head forecasts a point only
     probabilities: Array | None  # [n, K, M], zero beyond a target's own classes; None without classes
+    crps: Array | None = (
+        None  # [n, K] of the head's own distribution (a point: its absolute error), NaN without a label
+    )
+
+    def at(self, rows: Rows) -> Predicted:
+        """Those of some of the windows."""
+        return Predicted(
+            self.mean[rows],
+            {level: values[rows] for level, values in self.quantiles.items()},
+            None if self.probabilities is None else self.probabilities[rows],
+            None if self.crps is None else self.crps[rows],
+        )
 
 
 @torch.no_grad()
@@ -51,8 +63,9 @@ def predict(
             parts.append((wanted, [values[places] for values in found]))
             bar.advance(len(wanted))
     columns = [_joined(parts, i, len(origins)) for i in range(len(parts[0][1]))]
-    quantiles = dict(zip(levels, columns[1:], strict=False))
-    return Predicted(columns[0], quantiles, columns[-1] if len(columns) > 1 + len(levels) else None)
+    quantiles = dict(zip(levels, columns[2:], strict=False))
+    classes = columns[-1] if len(columns) > 2 + len(levels) else None
+    return Predicted(columns[0], quantiles, classes, columns[1])
 
 
 def _device(model: Model) -> torch.device:
@@ -61,7 +74,9 @@ def _device(model: Model) -> torch.device:
 
 def _numbers(model: Model, batch: Batch, levels: Sequence[float]) -> list[npt.NDArray[np.float32]]:
     prediction = model(batch)
-    tensors = [prediction.mean(), *(prediction.quantile(level) for level in levels)]
+    labels = torch.where(batch.y_present, batch.y, 0.0)
+    crps = torch.where(batch.y_present, prediction.crps(labels), torch.nan)
+    tensors = [prediction.mean(), crps, *(prediction.quantile(level) for level in levels)]
     probabilities = prediction.probabilities()
     if probabilities is not None:
         tensors.append(probabilities)

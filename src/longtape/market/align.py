@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,7 @@ from longtape.core.arrays import Flags
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.core.progress import say
+from longtape.core.shown import Shown
 from longtape.market import gaps
 from longtape.market.bars import COLUMNS, PRICES, TIME_TYPE, Bars
 
@@ -23,8 +24,8 @@ TRADED = ("volume", "turnover")  # nothing was traded in a bar that is not there
 _DONE = {"forward_fill": "filled forward with no volume", "drop": "dropped for all symbols", "mask": "masked"}
 
 
-@dataclass(frozen=True, eq=False)
-class Aligned:
+@dataclass(frozen=True, eq=False, repr=False)
+class Aligned(Shown):
     """Bars on one clock of T rows. `frames[name]` [T rows] has that clock as its `timestamp`; `present` [T, S] is False
     where a symbol had no bar, `missing[name]` counts these between its first bar and its last before the policy was
     applied, and `dropped` counts rows that the policy took out. A name is the symbol, or its key where two sources have
@@ -42,6 +43,16 @@ class Aligned:
 
     def __len__(self) -> int:
         return len(self.timestamps)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        return {
+            "rows": len(self),
+            "interval": self.interval.name,
+            "symbols": ", ".join(self.names),
+            "missing": sum(self.missing.values()),
+            "dropped": self.dropped,
+        }
 
 
 def align(bars: Sequence[Bars], policy: str = "error", span: str = "shared") -> Aligned:
@@ -137,14 +148,28 @@ def _report(
     if not absent.any():
         return
     counts = ", ".join(f"{name} {count:,}" for name, count in missing.items() if count)
-    first = iso(int(clock[np.argmax(absent.any(axis=1))]))
-    what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} (first at {first})"
+    first, more = _first_gap(clock, absent)
+    what = f"{interval} bars missing on the shared clock of {len(clock):,}: {counts} (first at {first}"
     if policy == "error":
-        raise UserError(f"{what}; choose what to do about them: forward_fill, drop or mask")
-    say(f"{what}; {_DONE[policy]}")
+        raise UserError(
+            f"{what}{more}); get them (longtape data repair, or import what is missing), or choose what to do about"
+            " them with missing: forward_fill, drop or mask"
+        )
+    say(f"{what}); {_DONE[policy]}")
+
+
+def _first_gap(clock: Milliseconds, absent: Flags) -> tuple[str, str]:
+    """Where bars are missing first, and how many in a row until when."""
+    holes: Flags = np.asarray(absent.any(axis=1))
+    start = int(np.argmax(holes))
+    length = int(np.argmin(np.append(holes[start:], False)))
+    first, last = iso(int(clock[start])), iso(int(clock[start + length - 1]))
+    return first, f", {length:,} in a row to {last}" if length > 1 else ""
 
 
 def _on_clock(bars: Bars, clock: Milliseconds, policy: str) -> pl.DataFrame:
+    """The bars at the clock's moments, without the columns that their source does not have."""
+    bars = bars.with_frame(bars.frame.drop(bars.absent))
     own = clock[_listed(clock, bars)]
     frame = _while_listed(bars, own, policy)
     return frame if len(own) == len(clock) else _with_nan(_spread(frame, clock))
@@ -169,7 +194,8 @@ def _spread(frame: pl.DataFrame, clock: Milliseconds) -> pl.DataFrame:
 
 
 def _with_nan(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(pl.col(COLUMNS[1:]).fill_null(float("nan")))
+    there = [name for name in COLUMNS[1:] if name in frame.columns]
+    return frame.with_columns(pl.col(there).fill_null(float("nan")))
 
 
 def _before(bars: Bars, clock: Milliseconds) -> float:
@@ -182,7 +208,7 @@ def _filled(frame: pl.DataFrame, before: float) -> pl.DataFrame:
     others = [name for name in frame.columns if name not in (*COLUMNS, *TRADED)]
     standing = pl.col("close").fill_null(strategy="forward").fill_null(before)
     return frame.with_columns(
-        *(pl.col(name).fill_null(standing) for name in PRICES),
+        *(pl.col(name).fill_null(standing) for name in PRICES if name in frame.columns),
         *(pl.col(name).fill_null(0.0) for name in TRADED if name in frame.columns),
         *(pl.col(name).fill_null(strategy="forward") for name in others),
     )

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
+
+import pyarrow as pa
 
 from longtape.core.errors import UserError
 
 UNPACKED_LIMIT = 4 << 30
 LINE_LIMIT = 64 << 20
 _CHUNK = 1 << 20
+_ZIP = b"PK\x03\x04"
+_WORKBOOKS = (".xlsx", ".xlsm")  # ZIP archives too, and read as what they are
 
 
 def read_bytes(path: str | Path, limit: int = UNPACKED_LIMIT) -> bytes:
@@ -47,41 +53,84 @@ def read_lines(path: str | Path, limit: int = UNPACKED_LIMIT) -> Iterator[bytes]
 
 @contextmanager
 def open_unpacked(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, looking through .gz and one-member .zip. UserError if it is absent or broken."""
+    """Open a file for reading, looking through gzip, bzip2, xz, zstd and a ZIP of one file, whatever its name says.
+
+    UserError if it is absent or broken.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix == ".zip":
-        with _zip_member(path) as file:
-            yield file
-        return
     with path.open("rb") as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield io.BufferedReader(unpacked, _CHUNK)
+        start = raw.read(6)
+        raw.seek(0)
+        if (start[:4] == _ZIP and path.suffix.lower() not in _WORKBOOKS) or path.suffix.lower() == ".zip":
+            with _zip_member(path) as file:
+                yield file
         else:
-            yield raw
+            yield _stream(raw, start)
+
+
+def _stream(raw: IO[bytes], start: bytes) -> IO[bytes]:
+    """The bytes behind a compressed stream, told by how it begins."""
+    unpacked: Any = raw
+    if start[:2] == b"\x1f\x8b":
+        unpacked = io.BufferedReader(gzip.GzipFile(fileobj=raw), _CHUNK)
+    elif start[:3] == b"BZh":
+        unpacked = bz2.BZ2File(raw)
+    elif start == b"\xfd7zXZ\x00":
+        unpacked = lzma.LZMAFile(raw)  # noqa: SIM115  the file below is closed by who opened it
+    elif start[:4] == b"\x28\xb5\x2f\xfd":
+        unpacked = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), _CHUNK)
+    return unpacked
+
+
+def member_of(path: str | Path) -> str:
+    """The name of the one file in a ZIP archive; the file's own name otherwise, without .gz and the like."""
+    path = Path(path)
+    if path.suffix.lower() == ".zip":
+        with _opened_zip(path) as archive:
+            return PurePosixPath(_only_member(archive, path).filename).name
+    return path.stem if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst") else path.name
+
+
+def _opened_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        raise UserError(f"{path}: not a readable ZIP archive; fetch it again") from None
+
+
+def _only_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
+    """The one file of an archive, beside what a Mac leaves in it (__MACOSX, .DS_Store)."""
+    members = [entry for entry in archive.infolist() if not entry.is_dir() and not _is_litter(entry.filename)]
+    if len(members) != 1:
+        listed = ", ".join(entry.filename for entry in members[:5]) or "nothing"
+        raise UserError(
+            f"{path}: holds {len(members)} files ({listed}); unpack it and name one of them, or their folder"
+        )
+    return members[0]
+
+
+def _is_litter(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] in (".DS_Store", "Thumbs.db")
 
 
 @contextmanager
 def _zip_member(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        raise UserError(f"{path}: not a readable ZIP archive; fetch it again") from None
-    with archive:
-        members = [entry for entry in archive.infolist() if not entry.is_dir()]
-        if len(members) != 1:
-            raise UserError(f"{path}: holds {len(members)} files; unpack it and name one of them")
-        name = PurePosixPath(members[0].filename)
+    with _opened_zip(path) as archive:
+        member = _only_member(archive, path)
+        name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"{path}: its member '{name}' points outside the archive; refused")
-        with archive.open(members[0]) as file:
+        if member.flag_bits & 1:
+            raise UserError(f"{path}: is locked with a password; unpack it first")
+        with archive.open(member) as file:
             yield file
 
 
 def _read(file: IO[bytes], size: int, path: str | Path, line: bool = False) -> bytes:
     try:
         return file.readline(size) if line else file.read(size)
-    except (EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, zlib.error, zipfile.BadZipFile, lzma.LZMAError) as error:
         raise UserError(f"{path}: broken or cut off ({error}); fetch it again") from None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from longtape.core.arrays import Flags, Floats
+from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
+from longtape.market.frames import as_frame, lower_case
 from longtape.market.rows import Rows, as_numbers, as_times, refuse_disorder, refuse_values, require_columns
 
 PRICES = ("open", "high", "low", "close")
@@ -21,28 +24,92 @@ COLUMNS = ("timestamp", *PRICES, "volume")
 TIME_TYPE = pl.Datetime("ms", "UTC")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bars(Rows):
-    """One symbol, one interval. `frame` has `timestamp` (open, UTC), open, high, low, close, volume (float64)
-    and may carry more columns (`turnover`, `adj_close`). Build it with `Bars.checked`.
+    """One symbol, one interval, checked when it is made: UserError names `origin`, the row and its time for anything a
+    bar cannot be.
+
+    `frame` has `timestamp` (open, UTC), open, high, low, close, volume (float64) and may carry more columns
+    (`turnover`, `adj_close`). Open, high, low or volume may be null throughout, where the source has none. A pandas
+    frame is taken too, its time in a column or the index. `stamp` is how the source wrote the times; `timestamp` is the
+    open in any case.
     """
 
     instrument: Instrument
     interval: Interval
     frame: pl.DataFrame
     origin: str = field(default="data")
+    stamp: str = field(default="open")
+
+    def __post_init__(self) -> None:
+        frame = lower_case(as_frame(self.frame, self.origin), COLUMNS)
+        checked = _checked_frame(frame, self.interval, self.instrument.calendar, self.origin)
+        object.__setattr__(self, "frame", checked)
 
     @classmethod
     def checked(
         cls, instrument: Instrument, interval: Interval, frame: pl.DataFrame, origin: str = "data"
     ) -> Bars:
-        """Check and take `frame`. UserError naming `origin`, the row and its time for anything a bar cannot be."""
-        return cls(instrument, interval, _checked_frame(frame, interval, instrument.calendar, origin), origin)
+        """The same as making one."""
+        return cls(instrument, interval, frame, origin)
+
+    @classmethod
+    def stored(
+        cls, instrument: Instrument, interval: Interval, frame: pl.DataFrame, origin: str, stamp: str = "open"
+    ) -> Bars:
+        """Rows that were checked before they were stored; they are not checked again."""
+        made = object.__new__(cls)
+        values = {
+            "instrument": instrument,
+            "interval": interval,
+            "frame": frame,
+            "origin": origin,
+            "stamp": stamp,
+        }
+        for name, value in values.items():
+            object.__setattr__(made, name, value)
+        return made
+
+    @classmethod
+    def of(
+        cls,
+        frame: Any,
+        symbol: str,
+        interval: str | Interval,
+        *,
+        source: str = "frame",
+        category: str = "spot",
+        calendar: str = ALWAYS_OPEN,
+    ) -> Bars:
+        """Bars of a polars or pandas frame: `Bars.of(frame, "BTCUSDT", "1h")`.
+
+        Of a frame with a column `symbol` its rows are taken. A volume, or open, high and low, that are not there
+        are null.
+        """
+        origin = f"bars of {symbol}"
+        taken = lower_case(as_frame(frame, origin), (*COLUMNS, "symbol", "adj_close"))
+        if "symbol" in taken.columns:
+            taken = taken.filter(pl.col("symbol").cast(pl.String) == symbol).drop("symbol")
+            if taken.is_empty():
+                raise UserError(f"{origin}: no row of the frame is of '{symbol}'")
+        lacking = [name for name in COLUMNS[1:] if name not in taken.columns and name != "close"]
+        taken = taken.with_columns(pl.lit(None, pl.Float64).alias(name) for name in _lacking(lacking))
+        instrument = Instrument(source, category, symbol, calendar=require_calendar(calendar, origin))
+        return cls(instrument, Interval.parse(interval), taken, origin)
 
     @property
     def known_at(self) -> Milliseconds:
         """Close times [T]: the moment at which each bar is known."""
         return self.interval.close_of(self.timestamps)
+
+    def lacks(self, name: str) -> bool:
+        """Whether the source has no such column: it is null throughout."""
+        return bool(self.frame[name].null_count() == len(self.frame)) if len(self.frame) else False
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Which of open, high, low and volume the source does not have."""
+        return tuple(name for name in COLUMNS[1:] if self.lacks(name))
 
     def fingerprint(self) -> str:
         """SHA-256 over times and values: the same data give the same text on every machine."""
@@ -51,6 +118,16 @@ class Bars(Rows):
         for name in COLUMNS[1:]:
             digest.update(self.column(name).tobytes())
         return digest.hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        return {"interval": self.interval.name, "calendar": self.instrument.calendar, **super().facts()}
+
+
+def _lacking(names: list[str]) -> list[str]:
+    """What a source may lack: the volume, and open, high and low together."""
+    together = {*PRICES} - {"close"} <= {*names}
+    return [name for name in names if name == "volume" or together]
 
 
 def _checked_frame(frame: pl.DataFrame, interval: Interval, calendar: str, origin: str) -> pl.DataFrame:
@@ -99,12 +176,17 @@ def _finest_step(steps: npt.NDArray[np.int64]) -> int:
 
 
 def _check_values(frame: pl.DataFrame, times: Milliseconds, origin: str) -> None:
-    columns = {name: frame[name].to_numpy() for name in COLUMNS[1:]}
-    checks: list[tuple[str, str, Callable[[Floats], Flags]]] = [
-        (name, "not a finite number", lambda x: ~np.isfinite(x)) for name in COLUMNS[1:]
+    """Values that a bar can have; a column that is null throughout, other than the close, is one the source lacks."""
+    there = [
+        n for n in COLUMNS[1:] if n == "close" or frame[n].null_count() < frame.height or not frame.height
     ]
-    checks += [(name, "a price must be above zero", lambda x: x <= 0) for name in PRICES]
-    checks += [("volume", "negative volume", lambda x: x < 0)]
+    columns = {name: frame[name].to_numpy() for name in there}
+    checks: list[tuple[str, str, Callable[[Floats], Flags]]] = [
+        (name, "not a finite number", lambda x: ~np.isfinite(x)) for name in there
+    ]
+    checks += [(name, "a price must be above zero", lambda x: x <= 0) for name in PRICES if name in there]
+    checks += [("volume", "negative volume", lambda x: x < 0)] if "volume" in there else []
     for name, what, is_bad in checks:
         refuse_values(is_bad(columns[name]), frame[name], what, times, origin)
-    refuse_values(columns["high"] < columns["low"], frame["high"], "high below low", times, origin)
+    if {"high", "low"} <= {*there}:
+        refuse_values(columns["high"] < columns["low"], frame["high"], "high below low", times, origin)

@@ -28,7 +28,7 @@ OPTIONAL = ("event_time", "received_ns", "update_id")
 _ABOVE_ZERO = "above zero and finite"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Books(Rows):
     """One row an update: `timestamp` (the matching engine's, UTC µs), where they are known `event_time` (UTC ms),
     `received_ns` and `update_id`, and `bid_price_i, bid_size_i, ask_price_i, ask_size_i`, i = 1 … depth, best first,

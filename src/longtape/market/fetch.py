@@ -94,6 +94,8 @@ def fetch(
     method = SNAPSHOTS.get(wanted.kind, "candles" if wanted.kind in CANDLES else wanted.kind)
     if not hasattr(source, method):
         raise UserError(f"{source.name} has no {wanted.kind}")
+    if wanted.interval is not None:
+        source.refuse_interval(wanted.interval)
     jobs = [_Job(source, store, source.instrument(name, category), wanted) for name in names]
     with progress(f"fetch {source.name}", _expected(jobs), "rows") as bar:
         _run(jobs, bar, source, workers)
@@ -113,14 +115,22 @@ def _run(jobs: Sequence[_Job], bar: Progress, source: Source, workers: int) -> N
             while wait(futures, timeout=0.2).not_done:
                 pass  # wake up now and then, so that Ctrl-C is heard whichever thread it reaches
             failures = [error for future in futures if (error := future.exception())]
-        except BaseException:
+        except BaseException as stop:
             source.close()  # ends all waiting, so that the threads come to their end
             pool.shutdown(cancel_futures=True)
+            if isinstance(stop, KeyboardInterrupt):
+                raise KeyboardInterrupt(_stopped(jobs)) from None
             raise
     if len(failures) > 1 and all(isinstance(error, LongtapeError) for error in failures):
         raise type(failures[0])("; ".join(dict.fromkeys(str(error) for error in failures)))
     if failures:
         raise failures[0]
+
+
+def _stopped(jobs: Sequence[_Job]) -> str:
+    """What was stored before the work was interrupted, and how it goes on."""
+    done = ", ".join(f"{job.stored.added:,} of {job.instrument.symbol}" for job in jobs if job.stored.added)
+    return f"{done or 'nothing'} stored; run the same command again, and only what is missing is fetched"
 
 
 @dataclass

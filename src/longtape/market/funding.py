@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -89,12 +88,12 @@ def _of_store(config: DataConfig, instrument: Instrument, since: int, until: int
 
 def _of_file(path: str, instrument: Instrument, perpetuals: int, since: int, until: int) -> pl.DataFrame:
     own = path.replace("{symbol}", instrument.symbol)
-    table = read_table(Path(own))
+    table = read_table(own).cells
     require_columns(table, ("timestamp", "rate"), own)
     if "symbol" not in table.columns and perpetuals > 1 and own == path:
         raise UserError(f"{own}: column 'symbol' is missing, and there are several perpetuals")
     rows = only_symbol(table, instrument.symbol, own)
-    rows = rows.select(to_utc(rows["timestamp"], own), numbers(rows, "rate", own))
+    rows = rows.select(to_utc(rows["timestamp"], own), numbers(rows, ["rate"], own)["rate"])
     at = rows["timestamp"].dt.timestamp("ms").to_numpy()
     refuse_values(~np.isfinite(rows["rate"].to_numpy()), rows["rate"], "not a rate", at, own)
     return _complete(rows, instrument, since, until, f"{own}: funding of {instrument.key}", None)

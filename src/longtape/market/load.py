@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, to_milliseconds
-from longtape.core.errors import UserError
+from longtape.core.errors import UserError, unknown_name
 from longtape.core.instrument import CATEGORIES, Instrument, check_category
 from longtape.core.iso_time import IsoTime
 from longtape.market.bars import Bars
 from longtape.market.book_files import read_books
 from longtape.market.books import Books
-from longtape.market.files import read_bars
+from longtape.market.files import FileConfig, read_bars, read_files
 from longtape.market.rows import Rows
 from longtape.market.series import usual_name
 from longtape.market.sources import sample
@@ -33,6 +33,8 @@ _GOES_WITH = (
     ("store_source", "source", ("store",)),
     ("funding_path", "source", ("file", "store")),
     ("funding_path", "category", ("linear", None)),  # of a store series it may be left open
+    ("read", "source", ("file",)),
+    ("read", "kind", ("candles",)),
     ("interval", "kind", ("candles",)),
     ("drop_last", "kind", ("candles",)),
     ("depth", "kind", ("books",)),
@@ -55,7 +57,13 @@ class DataConfig(BaseModel):
     depth: int | None = Field(
         None, ge=1, description="for books: levels of each side, by default all there are (20 of a log)"
     )
-    path: str | None = Field(None, description="for file: the file; {symbol} stands for each symbol")
+    path: str | None = Field(
+        None, description="for file: the file, a folder or a pattern; {symbol} stands for each symbol"
+    )
+    read: FileConfig | None = Field(
+        None,
+        description="for file: how it is written, where it does not tell; the options of longtape import",
+    )
     store: str | None = Field(None, description="for store: its folder or URL")
     store_source: str | None = Field(None, description="for store: the source, where a symbol is not unique")
     category: str | None = Field(
@@ -123,8 +131,6 @@ class DataConfig(BaseModel):
             raise ValueError(f"symbol '{repeated}' is listed twice")
         if self.kind != "candles" and len(self.symbols) > 1:
             raise ValueError(f"{self.kind} are read of one symbol, not of {len(self.symbols)}; name one")
-        if self.source == "file" and len(self.symbols) > 1 and "{symbol}" not in str(self.path):
-            raise ValueError("path needs {symbol} where there are several symbols")
         return self
 
     @model_validator(mode="after")
@@ -172,7 +178,9 @@ def load(config: DataConfig) -> list[Bars] | list[Books] | list[Trades]:
     """What the section names, symbol by symbol, checked. UserError in one line where something is missing."""
     instruments = describe(config)
     if config.kind == "candles":
-        return [_of_period(_bars(config, one), config) for one in instruments]
+        together = config.source == "file" and len(instruments) > 1 and "{symbol}" not in str(config.path)
+        bars = _of_one_table(config, instruments) if together else [_bars(config, one) for one in instruments]
+        return [_of_period(one, config) for one in bars]
     if config.kind == "trades":
         return [_of_period(_trades(config, one), config) for one in instruments]
     books = [_of_period(_books(config, one), config) for one in instruments]
@@ -192,7 +200,19 @@ def _bars(config: DataConfig, instrument: Instrument) -> Bars:
         interval=str(config.interval),
         category=instrument.category,
         calendar=instrument.calendar,
+        config=config.read,
     )
+
+
+def _of_one_table(config: DataConfig, instruments: Sequence[Instrument]) -> list[Bars]:
+    """Several symbols of one long or wide table, or of the files of a folder that are such tables."""
+    facts = {"category": instruments[0].category, "calendar": instruments[0].calendar}
+    found = read_files(str(config.path), interval=str(config.interval), config=config.read, **facts)
+    by_symbol = {read.bars.symbol: read.bars for read in found}
+    for one in instruments:
+        if one.symbol not in by_symbol:
+            raise unknown_name("symbol", one.symbol, by_symbol, str(config.path))
+    return [by_symbol[one.symbol] for one in instruments]
 
 
 def _books(config: DataConfig, instrument: Instrument) -> Books:

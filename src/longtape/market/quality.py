@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ from longtape.core.calendars import require_calendar
 from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.market import gaps as clock
+from longtape.market.agreement import leads, named_most
 from longtape.market.bars import COLUMNS, PRICES, Bars
-from longtape.market.files import read_raw
+from longtape.market.files import FileConfig, read_raw
 from longtape.market.gaps import Gap
 from longtape.market.series import Series
 from longtape.market.store import Store
@@ -25,8 +27,12 @@ from longtape.market.store import Store
 Severity = Literal["error", "warning", "note"]
 OUTLIER = 20.0  # times the median absolute return of its block: 13.5 σ of a Gaussian
 BLOCK = 256
+BEYOND = (
+    10.0  # times the open and close that a high or low may reach, and that a price may jump and fall back
+)
 THIN = 0.5  # of the median volume of the block before it: a last bar below this may be unfinished
 _SHOWN = 5
+_FEW = 10  # bars, in which nothing can be seen
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,10 @@ DEFECTS: dict[str, tuple[Severity, str]] = {
     "nan": ("error", "a value is missing or not finite (empty rows included)"),
     "non_positive": ("error", "a price is zero or below, or a volume below zero"),
     "high_below_low": ("error", "high is below low"),
+    "implausible": (
+        "error",
+        f"a price {BEYOND:g} times beyond its own bar's open and close, or beyond the bars on both sides",
+    ),
     "zero_volume": ("error", "nothing was traded"),
     "outside_range": ("warning", "open or close lies outside of low to high"),
     "outliers": ("warning", f"a move of more than {OUTLIER:g} times the usual one"),
@@ -116,6 +126,15 @@ DEFECTS: dict[str, tuple[Severity, str]] = {
         "the last bar has little volume: it may have been stored before it was over",
     ),
     "no_volume": ("note", "the series carries no volume at all"),
+    "closes_only": ("note", "the series has no open, high or low"),
+    "exchanged": (
+        "warning",
+        "open and close may be exchanged: bars close where the bar before opened, and do not open where it closed",
+    ),
+    "leads": (
+        "warning",
+        "its returns agree with another series' of the bar before or after, more than of the same bar",
+    ),
     "damaged": ("error", "a file of the store cannot be read"),
 }
 
@@ -156,7 +175,8 @@ def check_frame(
     steps = clock.steps_between(ordered, interval)
     found = _gap_findings(missing, ordered)
     found += _time_findings(times, interval, calendar)
-    found += _value_findings(times, columns)
+    absent = frozenset(n for n in COLUMNS[1:] if n != "close" and frame.height and _is_absent(frame[n]))
+    found += _value_findings(times, columns, absent)
     if len(times):
         found += _last_bar(
             times, columns["volume"], interval, int(time.time() * 1000) if now is None else now
@@ -173,6 +193,35 @@ def check_frame(
         steps_left_out=int(np.maximum(steps - 1, 0).sum()),
         identity=identity or {},
     )
+
+
+def check_store(store: Store, chosen: Sequence[Series], now: int | None = None) -> list[QualityReport]:
+    """Check stored series, each by itself and the candles of one interval against each other."""
+    reports = [check_stored(store, series, now) for series in chosen]
+    sound = [
+        series
+        for series, report in zip(chosen, reports, strict=True)
+        if series.kind.name == "candles" and series.interval is not None and not report.count("damaged")
+    ]
+    bars = [store.read(series.key, str(series.interval)) for series in sound]
+    return with_leads(reports, bars)
+
+
+def with_leads(reports: Sequence[QualityReport], bars: Sequence[Bars]) -> list[QualityReport]:
+    """The reports with a warning where one series' returns agree with another's of the bar before or after."""
+    late = named_most(leads(bars))
+    found = {
+        (name, group[0].interval): Finding(
+            "leads", "warning", len(group), "; ".join(lead.text for lead in group[:3])
+        )
+        for name, group in late
+    }
+    return [
+        replace(report, findings=(*report.findings, found[(report.name, report.interval)]))
+        if report.interval is not None and (report.name, report.interval) in found
+        else report
+        for report in reports
+    ]
 
 
 def check_stored(store: Store, series: Series, now: int | None = None) -> QualityReport:
@@ -205,10 +254,14 @@ def check_stored(store: Store, series: Series, now: int | None = None) -> Qualit
 
 
 def check_file(
-    path: str | Path, interval: Interval | str, calendar: str = ALWAYS_OPEN, symbol: str | None = None
+    path: str | Path,
+    interval: Interval | str,
+    calendar: str = ALWAYS_OPEN,
+    symbol: str | None = None,
+    config: FileConfig | None = None,
 ) -> list[QualityReport]:
-    """Check a CSV or Parquet file as it is, one report for each symbol of a long table (or only for `symbol`)."""
-    frame = read_raw(path)
+    """Check a file of candles as it is, one report for each symbol of a long table (or only for `symbol`)."""
+    frame = read_raw(path, config)
     if "symbol" not in frame.columns:
         return [check_frame(frame, interval, calendar=calendar, name=str(path))]
     parts = frame.partition_by("symbol", as_dict=True, maintain_order=True)
@@ -220,6 +273,11 @@ def check_file(
         for (name,), part in parts.items()
         if symbol in (None, name)
     ]
+
+
+def _is_absent(values: pl.Series) -> bool:
+    """Null throughout: a column that the source does not have."""
+    return values.null_count() == len(values)
 
 
 def _times(frame: pl.DataFrame, name: str) -> Milliseconds:
@@ -271,23 +329,57 @@ def _time_findings(times: Milliseconds, interval: Interval, calendar: str) -> li
     ]
 
 
-def _value_findings(times: Milliseconds, columns: dict[str, npt.NDArray[np.float64]]) -> list[Finding]:
+def _value_findings(
+    times: Milliseconds, columns: dict[str, npt.NDArray[np.float64]], absent: frozenset[str]
+) -> list[Finding]:
     prices = np.stack([columns[name] for name in PRICES])
     volume, (opens, high, low, close) = columns["volume"], prices
-    silent: Flags = np.equal(volume, 0)
+    there = np.stack([columns[name] for name in PRICES if name not in absent])
+    silent: Flags = np.equal(volume, 0) | ("volume" in absent)
     whole = len(silent) > 0 and bool(silent.all())
     outside = (opens > high) | (opens < low) | (close > high) | (close < low)
+    missing = np.zeros(len(times), bool) if "volume" in absent else ~np.isfinite(volume)
     defects: dict[str, Flags] = {
-        "empty": np.asarray(np.isnan(prices).all(axis=0)),
-        "nan": ~np.isfinite(prices).all(axis=0) | ~np.isfinite(volume),
+        "empty": np.asarray(np.isnan(there).all(axis=0)),
+        "nan": ~np.isfinite(there).all(axis=0) | missing,
         "non_positive": (prices <= 0).any(axis=0) | (volume < 0),
         "high_below_low": high < low,
+        "implausible": implausible(opens, high, low, close),
         "zero_volume": silent & (not whole),
         "no_volume": silent & whole,
+        "closes_only": np.full(len(times), len(absent & {*PRICES}) == len(PRICES) - 1),
         "outside_range": outside & ~(high < low),
+        "exchanged": exchanged(opens, close),
         "outliers": outliers(close),
     }
     return [finding for name, bad in defects.items() for finding in _finding(name, times, bad)]
+
+
+def implausible(
+    opens: npt.NDArray[np.float64],
+    high: npt.NDArray[np.float64],
+    low: npt.NDArray[np.float64],
+    close: npt.NDArray[np.float64],
+) -> Flags:
+    """True where a high or low lies `BEYOND` times beyond open and close of its bar, or a close that much beyond those
+    of the bars on both sides, which agree within a factor of two [T]. A price that is missing tells nothing.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        top, bottom = np.fmax(opens, close), np.fmin(opens, close)
+        beyond = (high > BEYOND * top) | ((low * BEYOND < bottom) & (low > 0))
+        before, after = close[:-2], close[2:]
+        agree = np.abs(np.log(after / before)) < np.log(2)
+        jumped = np.abs(np.log(close[1:-1] / np.sqrt(before * after))) > np.log(BEYOND)
+    beyond[1:-1] |= agree & jumped
+    return np.asarray(beyond)
+
+
+def exchanged(opens: npt.NDArray[np.float64], close: npt.NDArray[np.float64]) -> Flags:
+    """True throughout where most bars close at the very open of the bar before, and few open at its close [T]."""
+    if len(close) < _FEW:
+        return np.zeros(len(close), bool)
+    backwards, forwards = (close[1:] == opens[:-1]).mean(), (opens[1:] == close[:-1]).mean()
+    return np.full(len(close), bool(backwards > 0.5 and forwards < 0.1))
 
 
 def outliers(close: npt.NDArray[np.float64]) -> Flags:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from dataclasses import replace
-from typing import Self
+from datetime import date, datetime
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from longtape.core.arrays import Flags, Floats
-from longtape.core.clock import Milliseconds, iso
+from longtape.core.clock import Milliseconds, iso, to_milliseconds
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
+from longtape.core.shown import Shown
+from longtape.market.frames import to_pandas
 from longtape.market.timestamps import TimeUnit, in_utc
 
+Moment = str | datetime | date | int
 
-class Rows:
+
+class Rows(Shown):
     """Rows of one instrument in order of time: `frame` has `timestamp` (UTC). The base of Bars, Books and Trades."""
 
     instrument: Instrument
@@ -54,14 +59,35 @@ class Rows:
 
     def with_frame(self, frame: pl.DataFrame) -> Self:
         """The same with other rows of the same kind, which are not checked again."""
-        return replace(self, frame=frame)  # type: ignore[type-var]  # every subclass is a dataclass
+        made = copy.copy(self)
+        object.__setattr__(made, "frame", frame)
+        return made
 
-    def between(self, since: int | None = None, until: int | None = None) -> Self:
-        """Rows whose time is in [since, until), UTC milliseconds."""
+    def between(self, since: Moment | None = None, until: Moment | None = None) -> Self:
+        """Rows whose time is in [since, until): text, dates or datetimes in UTC, or milliseconds since 1970."""
         times = self.timestamps
-        low = 0 if since is None else int(np.searchsorted(times, since))
-        high = len(times) if until is None else int(np.searchsorted(times, until))
+        low = 0 if since is None else int(np.searchsorted(times, to_milliseconds(since, "since")))
+        high = len(times) if until is None else int(np.searchsorted(times, to_milliseconds(until, "until")))
         return self.with_frame(self.frame.slice(low, max(high - low, 0)))
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas frame, their times (UTC) as its index."""
+        return to_pandas(self.frame)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        times = self.timestamps
+        span = {"first": iso(int(times[0])), "last": iso(int(times[-1]))} if len(times) else {}
+        return {"rows": len(self), **span, "columns": ", ".join(self.frame.columns[1:9])}
+
+    @property
+    def title(self) -> str:
+        """The instrument's key."""
+        return self.instrument.key
+
+    def preview(self) -> pl.DataFrame:
+        """The first and last rows."""
+        return self.frame if len(self) <= 6 else pl.concat([self.frame.head(3), self.frame.tail(3)])
 
 
 def require_columns(frame: pl.DataFrame, names: tuple[str, ...], origin: str) -> None:

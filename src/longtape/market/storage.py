@@ -7,6 +7,7 @@ none, and takes one writer at a time.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from longtape.core.errors import LongtapeError, UserError
-from longtape.core.files import atomic_path, sync_folder
+from longtape.core.files import atomic_path, is_full, sync_folder
 
 LOCK_SECONDS = 120.0
 _LOCK = ".lock"
@@ -85,7 +86,8 @@ class Storage:
     def failed(self, name: str, error: OSError) -> LongtapeError:
         """One line for an operating-system error, with what is left as it was."""
         reason = error.strerror or str(error)
-        return LongtapeError(
+        mistake = is_full(error) or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        return (UserError if mistake else LongtapeError)(
             f"{self.where(name)}: {reason}; what was stored is unchanged, mend this and run the command again"
         )
 

@@ -23,9 +23,11 @@ import numpy as np
 import polars as pl
 import pyarrow.fs as pafs
 
+from longtape.core.calendars import require_calendar
 from longtape.core.clock import Interval, iso, to_milliseconds
 from longtape.core.errors import LongtapeError, UserError, unknown_name
 from longtape.core.instrument import Instrument
+from longtape.core.shown import Shown
 from longtape.market import codec, partition
 from longtape.market.bars import Bars
 from longtape.market.books import Books
@@ -37,6 +39,7 @@ from longtape.market.trades import Trades
 
 _STORE = "store.json"
 _INSTRUMENT = "instrument.json"
+_SERIES = "series.json"
 _READERS = 4
 T = TypeVar("T")
 
@@ -53,6 +56,7 @@ class Entry:
     last: int | None
     size: int
     damaged: tuple[str, ...] = ()
+    stamp: str = "open"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, times in ISO form."""
@@ -66,11 +70,12 @@ class Entry:
             "first": None if self.first is None else iso(self.first),
             "last": None if self.last is None else iso(self.last),
             "bytes": self.size,
+            "stamp": self.stamp,
             "damaged": list(self.damaged),
         }
 
 
-class Store:
+class Store(Shown):
     """Market data in a folder, or at a URL that pyarrow can open (`s3://bucket/path`; one writer at a time there)."""
 
     def __init__(self, root: str | Path, filesystem: pafs.FileSystem | None = None) -> None:
@@ -81,15 +86,52 @@ class Store:
         if text is not None:
             codec.check_version(self._version(text), self.storage.where(_STORE))
 
-    def append(self, bars: Bars, *, kind: str = "candles", on_conflict: OnConflict = "keep") -> Appended:
+    @property
+    def title(self) -> str:
+        """Its root."""
+        return self.root
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        every = self.series()
+        listed = ", ".join(f"{one.symbol} {one.name}" for one in every[:8]) + (" …" if len(every) > 8 else "")
+        return {"series": len(every), "among them": listed} if every else {"series": 0}
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever stored here."""
+        return self._prepared
+
+    def append(
+        self,
+        bars: Bars | Any,
+        *,
+        kind: str = "candles",
+        on_conflict: OnConflict = "keep",
+        symbol: str | None = None,
+        interval: str | Interval | None = None,
+        **facts: str,
+    ) -> Appended:
         """Add candles (`kind="mark"`: mark-price candles) to what is stored, and say what was new.
 
         A bar stored before with the same values is a duplicate. With other values it is a conflict: `keep` (the
         default) leaves the stored bar, `replace` takes the new one, `refuse` raises UserError; it is always counted.
+        A polars or pandas frame needs its `symbol` and `interval`, and may have source, category and calendar.
         """
         if kind not in CANDLE_KINDS:
             raise unknown_name("kind of candles", kind, CANDLE_KINDS)
+        if not isinstance(bars, Bars):
+            if symbol is None or interval is None:
+                raise UserError(
+                    "append: a frame needs symbol and interval: append(frame, symbol=…, interval=…)"
+                )
+            bars = Bars.of(bars, symbol, interval, **facts)
+        elif symbol is not None or interval is not None or facts:
+            raise UserError(
+                "append: bars have a symbol and an interval of their own; give those for a frame only"
+            )
         series = Series.of(bars.instrument, kind, bars.interval)
+        self._keep_stamp(series, bars)
         return self._append(series, bars.instrument, bars.frame, on_conflict, bars.origin)
 
     def append_table(
@@ -121,7 +163,8 @@ class Store:
         """
         interval = usual_name(Interval.parse(interval))
         series = self.find(symbol, kind, interval, source, category)
-        return Bars(self.instrument(series), interval, self._rows(series, since, until), self._origin(series))
+        rows, stamp = self._rows(series, since, until), self.stamp(series)
+        return Bars.stored(self.instrument(series), interval, rows, self._origin(series), stamp)
 
     def read_books(
         self,
@@ -198,6 +241,7 @@ class Store:
             last=ranges[-1][2] if ranges else None,
             size=size,
             damaged=tuple(damaged),
+            stamp=self.stamp(series),
         )
 
     def series(self) -> list[Series]:
@@ -225,9 +269,27 @@ class Store:
         """The facts about a stored series' instrument."""
         return self._read_instrument(series.key)
 
+    def stamp(self, series: Series) -> str:
+        """How the source of a series wrote its times: those at which bars open, or close. The store has opens."""
+        text = self.storage.get(f"{series.folder}/{_SERIES}")
+        return str(json.loads(text)["stamp"]) if text is not None else "open"
+
+    def _keep_stamp(self, series: Series, bars: Bars) -> None:
+        """UserError where earlier rows of the series were stamped in the other way."""
+        kept = self.stamp(series)
+        if kept != bars.stamp and self._files(series):
+            raise UserError(
+                f"{bars.origin}: {series.key} {series.name} is stored from bars stamped at their {kept}; say --stamp"
+                f" {kept}, or import these under another --source"
+            )
+        if kept != bars.stamp:
+            self._prepare()
+            self.storage.put(f"{series.folder}/{_SERIES}", json.dumps({"stamp": bars.stamp}).encode())
+
     def put_instrument(self, instrument: Instrument) -> None:
         """Store the facts about an instrument; one that is left at its default (no lot, 24/7) leaves the stored one."""
         self._prepare()
+        require_calendar(instrument.calendar, instrument.key)
         name = f"{instrument.key}/{_INSTRUMENT}"
         if self.storage.size(name) is not None:
             stored = self._read_instrument(instrument.key)

@@ -26,7 +26,7 @@ OPTIONAL = ("id", "side")
 _SIDES = ("buy", "sell")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trades(Rows):
     """One row a trade: `timestamp` (UTC µs), `price`, `size`, and where they are known `id` (text) and `side`, the
     taker's (`buy`, `sell`, null). Many trades of one moment are normal. Build it with `Trades.checked`.

@@ -24,6 +24,9 @@ from longtape.models.prediction import Prediction
 Array = npt.NDArray[np.float64]
 
 
+ALL_ROWS = 2**31  # the reach of what is fitted anew as time goes on: every row there is
+
+
 class ModelConfig(BaseModel):
     """What describes a model: its kind, a name of `MODELS`, and the bars it looks back over."""
 
@@ -32,6 +35,7 @@ class ModelConfig(BaseModel):
     kind: str = Field(description="a model of the registry")
     lookback: int = Field(1, ge=1, description="bars in a window")
 
+    reads_market: ClassVar[bool] = True  # False: token ids of a file, which `longtape run` takes by itself
     trains: ClassVar[bool] = False  # by gradients, which takes validation windows to stop at
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
@@ -71,6 +75,11 @@ class ModelConfig(BaseModel):
     def summary(self) -> str:
         """The model in a few words, for a heading."""
         return self.kind
+
+    @property
+    def has_dropout(self) -> bool:
+        """True where a pass in training leaves something out by chance."""
+        return False
 
     @property
     def has_global_tokens(self) -> bool:
@@ -157,6 +166,11 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         """The prediction of every target at the end of every window."""
 
+    @classmethod
+    def reads(cls, panel: Panel) -> bool:
+        """True where the panel holds what the model needs: as a baseline it is left out elsewhere."""
+        return True
+
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """What has a closed form is fitted here, once, on the training origins; `validation` chooses penalties."""
 
@@ -170,6 +184,26 @@ class Model(nn.Module):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer, [B, N, d_model] each. UserError for a model that has none."""
         raise UserError(f"model '{self.config.kind}' has no hidden states")
+
+    def token_bars(self) -> Rows:
+        """The newest bar of the window [0, lookback) that each token holds, [N]; −1 for a token that is no bar.
+
+        UserError for a model whose tokens do not stand in time.
+        """
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
+
+    def token_assets(self, layer: nn.Module) -> Rows | None:
+        """The asset of each token that an attention layer reads, [N]; None where they are all of one.
+
+        UserError for a model whose tokens hold all assets side by side.
+        """
+        raise UserError(
+            f"model '{self.config.kind}' has no tokens that are assets: all stand side by side in one"
+        )
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        """The share of each token of the last layer in what the head is given, [B, N]. UserError as `token_bars`."""
+        raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")
 
     @property
     def future_steps(self) -> int:

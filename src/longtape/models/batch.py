@@ -50,6 +50,10 @@ class Batch:
         """The same on a device."""
         return self._map([t.to(device, non_blocking=True) for t in self._tensors()])
 
+    def repeat(self, times: int) -> Batch:
+        """Each window so many times, one after the other."""
+        return self._map([t.repeat_interleave(times, 0) for t in self._tensors()])
+
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of at most `size` windows."""
         parts = zip(*(t.split(size) for t in self._tensors()), strict=True)

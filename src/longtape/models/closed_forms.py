@@ -16,7 +16,7 @@ from longtape.models.base import Array, Model, ModelConfig, ModelInputs, only_ki
 from longtape.models.batch import Batch
 from longtape.models.har import HarDesign, trailing_mean
 from longtape.models.heads import HEADS, Head
-from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar
+from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, MonthlyHar
 from longtape.models.prediction import (
     Categorical,
     Distribution,
@@ -126,8 +126,8 @@ class FromBaselines(ClosedForm):
 
     @property
     def reach(self) -> int:
-        """What the baselines read."""
-        return max(baseline.reach for _, baseline in self._each())
+        """The window, or what a baseline reads beyond it."""
+        return max(self.config.lookback, *(baseline.reach for _, baseline in self._each()))
 
     def forward(self, batch: Batch) -> Prediction:
         parts, at = [], 0
@@ -164,6 +164,17 @@ class LogHarModel(FromBaselines):
         return LogHar(
             HarDesign.of(self.inputs.interval, self.inputs.calendar), *self.inputs.kinds[kind].shape
         )
+
+
+class LogHarMean(FromBaselines):
+    """The mean of eight log-HARs, fitted anew each month (`longtape.models.har_mean`)."""
+
+    Config = VolatilityConfig
+    title = "mean of log-HARs"
+
+    def build(self, kind: str) -> LinearBaseline:
+        design = HarDesign.of(self.inputs.interval, self.inputs.calendar)
+        return MonthlyHar(design, self.inputs.kinds[kind])
 
 
 class LastValue(ClosedForm):

@@ -27,7 +27,7 @@ from longtape.models.embedding import PatchEmbedding, Positions, WindowNorm
 from longtape.models.heads import HEADS
 from longtape.models.linear_baseline import Constant
 from longtape.models.network import Network, NetworkConfig
-from longtape.models.pooling import StaticInputs, build_pooling
+from longtape.models.pooling import AttentionPooling, StaticInputs, build_pooling
 from longtape.models.prediction import Prediction
 from longtape.models.transformer import Transformer
 
@@ -210,6 +210,26 @@ class EncoderForecaster(Network):
         """Tokens after each layer [B, N, d_model], the last ones normalised as the head sees them."""
         return self._encode(batch, self.scaling(batch.x))[0]
 
+    def token_bars(self) -> Rows:
+        own = np.arange(
+            self.config.patch - 1,
+            self.config.patch * -(-self.config.lookback // self.config.patch),
+            self.config.patch,
+        )
+        bars = own - (-self.config.lookback % self.config.patch)
+        return np.concatenate([[-1], bars]) if self.class_token is not None else bars
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        n = self.config.n_tokens
+        if isinstance(self.pooling, AttentionPooling):
+            weights: Tensor = self.pooling.weights(self.hidden_states(batch)[-1])
+            return weights
+        if self.config.pooling == "mean":
+            return torch.full((len(batch), n), 1 / n)
+        one = torch.zeros(len(batch), n)
+        one[:, 0 if self.class_token is not None else -1] = 1.0
+        return one
+
     def _encode(self, batch: Batch, scaled: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Tokens after each layer, and by how much more than in training returns vary in each window [B, A, 1]."""
         factor = None
@@ -259,3 +279,15 @@ class EncoderForecaster(Network):
 def _feature_of(column: str, features: set[str]) -> bool:
     """Whether a column is one of these features, or one of their several outputs (`hour.sin`)."""
     return column in features or any(column.startswith(f"{name}.") for name in features)
+
+
+class ChannelsConfig(EncoderConfig):
+    """The encoder by the name that it has beside a portfolio of tokens (asset, time)."""
+
+    kind: Literal["channels"] = "channels"  # type: ignore[assignment]
+
+
+class Channels(EncoderForecaster):
+    """All assets' features side by side as channels of one token for each bar, one output row for each asset."""
+
+    Config = ChannelsConfig

@@ -16,17 +16,24 @@ class Gram:
     """XᵀX [F, F], XᵀY [F, n] and Σy² [n] of all rows added so far."""
 
     def __init__(self, n_inputs: int, n_outputs: int) -> None:
-        self.count = 0
+        self.count = 0.0  # rows, by their weights
         self.xx = np.zeros((n_inputs, n_inputs))
         self.xy = np.zeros((n_inputs, n_outputs))
         self.yy = np.zeros(n_outputs)
 
-    def add(self, x: Array, y: Array) -> None:
-        """Add rows x [m, F] with their outputs y [m, n]."""
-        self.count += len(x)
-        self.xx += x.T @ x
-        self.xy += x.T @ y
-        self.yy += (y * y).sum(axis=0)
+    def add(self, x: Array, y: Array, weights: Array | None = None) -> None:
+        """Add rows x [m, F] with their outputs y [m, n], each counted `weights` [m] times; below 0, taken away."""
+        counted = x if weights is None else x * weights[:, None]
+        self.count += len(x) if weights is None else float(weights.sum())
+        self.xx += counted.T @ x
+        self.xy += counted.T @ y
+        self.yy += (y * y if weights is None else y * y * weights[:, None]).sum(axis=0)
+
+    def fade(self, factor: float) -> None:
+        """Let all rows so far count `factor` times as much."""
+        self.count *= factor
+        for sums in (self.xx, self.xy, self.yy):
+            sums *= factor
 
     def solve(self, penalty: Array) -> Array:
         """(XᵀX + diag(penalty))⁻¹ XᵀY, [F, n]; an infinite penalty leaves an input out."""

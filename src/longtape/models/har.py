@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from longtape.core.arrays import Flags
 from longtape.core.calendars import bars_per_day, hour_of_week, market_dates
 from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, Interval
 from longtape.core.scoring import SMALLEST_VARIANCE
@@ -35,6 +36,7 @@ WEEKS_OF_CELLS = 4
 FLOOR = (
     1e-4  # of the mean variance: a bar without a move tells no more in a logarithm than one that hardly moved
 )
+LEAST_PENALTY = 1e-8  # of a lag: none, but that two alike share their weight
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 1e9  # rows without an effect that count for each cell beside its own
 MINUTES = (1 / 288, 1 / 96, 1 / 24)  # 5, 15 and 60 minutes, where they are three bars or more
 DAYS_OPEN = (
@@ -78,21 +80,23 @@ class HarDesign:
         return max(sum(lag * ROWS_A_LAG <= n_rows for lag in self.lags), 1)
 
     def lagged(self, panel: Panel, asset: int) -> Array:
-        """ln(mean r² over each lag) [T, L]; where the data begin, over what there is.
+        """ln(mean r² over each lag) [T, L] (`log_means`)."""
+        return self.log_means(squared_returns(panel, asset), panel.present[:, asset])
+
+    def log_means(self, values: Array, present: Flags) -> Array:
+        """ln of the mean of `values` [T] over each lag, [T, L]; where the data begin, over what there is.
 
         A price that was carried over a missing bar did not stand still: such bars do not count. A lag that holds
         none but such bars says what the next longer one says.
         """
-        with np.errstate(invalid="ignore"):
-            returns = np.diff(np.log(panel.closes[:, asset]), prepend=np.nan)
-        there = panel.present[:, asset].astype(np.float64)
-        squares = np.nan_to_num(returns**2) * there
-        out = np.empty((len(panel), len(self.lags)))
-        longer = np.full(len(panel), SMALLEST_VARIANCE)
+        there = present.astype(np.float64)
+        counted = np.nan_to_num(values) * there
+        out = np.empty((len(values), len(self.lags)))
+        longer = np.full(len(values), SMALLEST_VARIANCE)
         for at in reversed(range(len(self.lags))):
             bars = trailing_mean(there, self.lags[at])
             longer = np.where(
-                bars > 0, trailing_mean(squares, self.lags[at]) / np.where(bars > 0, bars, 1), longer
+                bars > 0, trailing_mean(counted, self.lags[at]) / np.where(bars > 0, bars, 1), longer
             )
             out[:, at] = longer
         return np.log(np.maximum(out, SMALLEST_VARIANCE))
@@ -104,6 +108,13 @@ class HarDesign:
         if self.n_cells == 7:
             return (market_dates(panel.timestamps, panel.interval, panel.calendar) + 3) % 7
         return hour_of_week(panel.known_at, panel.calendar)
+
+
+def squared_returns(panel: Panel, asset: int) -> Array:
+    """r² of every bar [T], NaN for the first."""
+    with np.errstate(invalid="ignore"):
+        returns: Array = np.diff(np.log(panel.closes[:, asset]), prepend=np.nan)
+    return returns**2
 
 
 def trailing_mean(values: Array, width: int) -> Array:
@@ -140,6 +151,36 @@ def fit_log_har(design: HarDesign, panel: Panel, asset: int, columns: Rows, orig
     for part in chunks(origins):
         rows.add(gram, part)
     return rows.fitted(gram, origins)
+
+
+def shrunk_weights(gram: Gram, penalties: Array, has_cells: bool) -> Array:
+    """Weights [1 + P + cells, n] of an intercept, P inputs with their penalties, and cells.
+
+    The cells of each output are shrunk by the prior that its own residuals say; without `has_cells` they are 0.
+    """
+
+    def penalty(prior: float) -> Array:
+        return np.concatenate([[0.0], penalties, np.full(len(gram.xx) - 1 - len(penalties), prior)])
+
+    if not has_cells:
+        return gram.solve(penalty(np.inf))
+    loose = gram.solve(penalty(LEAST_PRIOR))
+    priors = _priors(gram, loose, 1 + len(penalties))
+    return np.stack([gram.solve(penalty(prior))[:, k] for k, prior in enumerate(priors)], axis=1)
+
+
+def _priors(gram: Gram, weights: Array, first: int) -> list[float]:
+    """s²/τ² of each output: τ² is what the levels vary by beyond what chance gives levels of so many rows."""
+    rows, cells = np.diag(gram.xx)[first:], weights[first:]
+    seen = int((rows > 0).sum())
+    noise = gram.errors(weights) / max(gram.count - first - seen, 1)
+    variance = (rows[:, None] * cells**2).sum(axis=0) / max(gram.count, 1)
+    beyond = np.maximum(variance - noise * max(seen - 1, 0) / max(gram.count, 1), 0.0)
+    ratio = noise / np.maximum(beyond, noise / MOST_PRIOR)
+    return [
+        float(np.clip(r, LEAST_PRIOR, MOST_PRIOR)) if n > 0 else LEAST_PRIOR
+        for r, n in zip(ratio, noise, strict=True)
+    ]
 
 
 class HarRows:
@@ -180,31 +221,9 @@ class HarRows:
         return LogHarFit(lags, cells, intercept, smearing, squares / max(count, 1) / 2, self.log_floor)
 
     def solve(self, gram: Gram) -> Array:
-        """Weights [1 + L + cells, n], the cells of each output shrunk by the prior that its own residuals say."""
-        if not self.has_cells:
-            return gram.solve(self._penalty(np.inf))
-        loose = gram.solve(self._penalty(LEAST_PRIOR))
-        priors = self._priors(gram, loose)
-        columns = [gram.solve(self._penalty(prior))[:, k] for k, prior in enumerate(priors)]
-        return np.stack(columns, axis=1)
-
-    def _penalty(self, prior: float) -> Array:
-        lags = np.where(np.arange(len(self.design.lags)) < self.n_lags, 1e-8, np.inf)
-        return np.concatenate([[0.0], lags, np.full(self.design.n_cells, prior)])
-
-    def _priors(self, gram: Gram, weights: Array) -> list[float]:
-        """s²/τ² of each output: τ² is what the levels vary by beyond what chance gives levels of so many rows."""
-        first = 1 + len(self.design.lags)
-        rows, cells = np.diag(gram.xx)[first:], weights[first:]
-        seen = int((rows > 0).sum())
-        noise = gram.errors(weights) / max(gram.count - first - seen, 1)
-        variance = (rows[:, None] * cells**2).sum(axis=0) / max(gram.count, 1)
-        beyond = np.maximum(variance - noise * max(seen - 1, 0) / max(gram.count, 1), 0.0)
-        ratio = noise / np.maximum(beyond, noise / MOST_PRIOR)
-        return [
-            float(np.clip(r, LEAST_PRIOR, MOST_PRIOR)) if n > 0 else LEAST_PRIOR
-            for r, n in zip(ratio, noise, strict=True)
-        ]
+        """Weights [1 + L + cells, n] (`shrunk_weights`)."""
+        lags = np.where(np.arange(len(self.design.lags)) < self.n_lags, LEAST_PENALTY, np.inf)
+        return shrunk_weights(gram, lags, self.has_cells)
 
     def _log_floor(self, origins: Rows) -> float:
         squares = self.panel.targets[origins][:, self.columns] ** 2 / self.horizons

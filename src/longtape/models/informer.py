@@ -24,7 +24,7 @@ from longtape.models.batch import Batch
 from longtape.models.embedding import Positions
 from longtape.models.network import Network, NetworkConfig
 from longtape.models.prediction import Prediction
-from longtape.models.transformer import EncoderLayer, feed_forward
+from longtape.models.transformer import EncoderLayer, feed_forward, saving
 
 
 class InformerConfig(NetworkConfig):
@@ -150,7 +150,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: InformerConfig, length: int, n_layers: int) -> None:
         super().__init__()
-        self.length = length
+        self.length, self.checkpointing = length, config.gradient_checkpointing
         self.layers, self.distils = nn.ModuleList(), nn.ModuleList()
         for number in range(n_layers):
             self.layers.append(EncoderLayer(config, seq_len=length))
@@ -163,7 +163,7 @@ class Encoder(nn.Module):
         """[B, N, d_model] → tokens after each layer, ever shorter; the last ones normalised."""
         tokens, states = tokens[:, -self.length :], []
         for number, layer in enumerate(self.layers):
-            states.append(layer(tokens))
+            states.append(saving(self.checkpointing, layer, tokens))
             tokens = self.distils[number](states[-1]) if number < len(self.distils) else states[-1]
         return [*states[:-1], self.norm(states[-1])]
 
@@ -227,7 +227,7 @@ class Informer(Network):
         )
         tokens = self.decoder_embedding(values, calendar)
         for layer in self.decoder:
-            tokens = layer(tokens, context)
+            tokens = saving(self.config.gradient_checkpointing, layer, tokens, context)
         normal: Tensor = self.norm(tokens)
         return normal[:, known:]
 

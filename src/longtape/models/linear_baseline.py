@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longtape.core.clock import iso
+from longtape.core.errors import UserError
 from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
+from longtape.models.base import ALL_ROWS
 from longtape.models.gram import Gram, chunks
 from longtape.models.har import Array, HarDesign, LogHarFit, fit_log_har
+from longtape.models.har_mean import monthly_log_variance
 
 RIDGE_GRID = (0.01, 0.1, 1.0, 10.0, 100.0, float("inf"))
 Scale = Callable[[Tensor], Tensor]
@@ -81,7 +85,7 @@ class SpanRidge(LinearBaseline):
     def __init__(self, n_columns: int, lookback: int, n_assets: int, n_targets: int) -> None:
         super().__init__()
         self.lookback = lookback
-        self.spans = tuple(span for span in (4**i for i in range(12)) if span <= lookback)
+        self.spans = spans_of(lookback)
         n_inputs = n_columns * len(self.spans)
         zeros = torch.zeros(n_inputs, n_assets, n_targets, dtype=torch.float64)
         self.register_buffer("weights", zeros)
@@ -113,14 +117,69 @@ class SpanRidge(LinearBaseline):
         return gram
 
     def design(self, panel: Panel, origins: Rows, scale: Scale) -> Array:
-        """[n, 1 + F]: one, then the span means at ascending origins, from running sums over the rows they cover."""
-        first = int(origins[0]) - self.lookback + 1
-        rows = torch.from_numpy(panel.values[first : int(origins[-1]) + 1])
-        scaled = scale(rows).numpy().astype(np.float64)
-        total = np.concatenate([np.zeros((1, scaled.shape[1])), np.cumsum(scaled, axis=0)])
-        end = origins - first + 1
-        means = [(total[end] - total[end - span]) / span for span in self.spans]
-        return np.concatenate([np.ones((len(origins), 1)), *means], axis=1)
+        """[n, 1 + F]: one, then the span means at ascending origins."""
+        means = span_means(panel, origins, scale, self.lookback, self.spans)
+        return np.concatenate([np.ones((len(origins), 1)), means.reshape(len(origins), -1)], axis=1)
+
+
+class SharedSpanRidge(LinearBaseline):
+    """The same with one set of weights for all assets: each from its own columns and those that all share, its label in
+    units of its own deviation. What it gives does not depend on how many assets there are, nor on their order.
+    """
+
+    weights: Tensor
+    intercept: Tensor
+    scale: Tensor
+
+    def __init__(self, n_own: int, n_shared: int, lookback: int, scale: Tensor) -> None:
+        super().__init__()
+        self.lookback, self.n_own, self.n_shared = lookback, n_own, n_shared
+        self.spans = spans_of(lookback)
+        n_inputs, n_targets = len(self.spans) * (n_own + n_shared), scale.shape[1]
+        self.register_buffer("weights", torch.zeros(n_inputs, n_targets, dtype=torch.float64))
+        self.register_buffer("intercept", torch.zeros(n_targets, dtype=torch.float64))
+        self.register_buffer("scale", scale.double(), persistent=False)
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        means = torch.stack([scaled[:, -span:].mean(1) for span in self.spans], 1).double()  # [B, S, C]
+        own = means[..., : means.shape[2] - self.n_shared].unflatten(2, (-1, self.n_own)).transpose(1, 2)
+        shared = means[..., means.shape[2] - self.n_shared :][:, None].expand(-1, own.shape[1], -1, -1)
+        design = torch.cat([own, shared], 3).flatten(2)  # [B, A, S · (F + G)]
+        return (self.scale * (design @ self.weights + self.intercept)).float()
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        fitted, checked = (self._sums(panel, columns, origins, scale) for origins in (train, validation))
+        best = _best_ridge(fitted, checked)
+        self.intercept.copy_(torch.from_numpy(best[0]))
+        self.weights.copy_(torch.from_numpy(best[1:]))
+
+    def _sums(self, panel: Panel, columns: Rows, origins: Rows, scale: Scale) -> Gram:
+        gram = Gram(1 + len(self.weights), columns.shape[1])
+        for part in chunks(origins):
+            means = span_means(panel, part, scale, self.lookback, self.spans)
+            shared = means[..., means.shape[2] - self.n_shared :]
+            for asset, own in enumerate(columns):
+                of_asset = means[..., asset * self.n_own : (asset + 1) * self.n_own]
+                design = np.concatenate([of_asset, shared], axis=2).reshape(len(part), -1)
+                labels = panel.targets[part][:, own] / self.scale[asset].numpy()
+                known = np.isfinite(labels).all(axis=1)
+                gram.add(np.concatenate([np.ones((len(part), 1)), design], axis=1)[known], labels[known])
+        return gram
+
+
+def spans_of(lookback: int) -> tuple[int, ...]:
+    """1, 4, 16, … up to the lookback."""
+    return tuple(span for span in (4**i for i in range(12)) if span <= lookback)
+
+
+def span_means(panel: Panel, origins: Rows, scale: Scale, lookback: int, spans: tuple[int, ...]) -> Array:
+    """Means [n, S, C] of the scaled columns over each span, at ascending origins, from running sums over their rows."""
+    first = int(origins[0]) - lookback + 1
+    rows = torch.from_numpy(panel.values[first : int(origins[-1]) + 1])
+    scaled = scale(rows).numpy().astype(np.float64)
+    total = np.concatenate([np.zeros((1, scaled.shape[1])), np.cumsum(scaled, axis=0)])
+    end = origins - first + 1
+    return np.stack([(total[end] - total[end - span]) / span for span in spans], axis=1)
 
 
 def _best_ridge(fitted: Gram, checked: Gram) -> Array:
@@ -183,3 +242,40 @@ class LogHar(LinearBaseline):
         of_lags = torch.einsum("bal,aln->ban", lags, self.lag_weights)
         of_cell = self.cell_weights[:, cell].transpose(0, 1)
         return (of_lags + of_cell + self.intercept).float()
+
+
+class MonthlyHar(LinearBaseline):
+    """The mean of log-HARs of every asset, fitted anew each month (`longtape.models.har_mean`)."""
+
+    since: Tensor
+
+    def __init__(self, design: HarDesign, columns: Rows) -> None:
+        super().__init__()
+        self.har, self.columns, self.n_rows = design, columns, columns.size
+        self.register_buffer("since", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def reach(self) -> int:
+        """Every row since the first that it was fitted on."""
+        return ALL_ROWS
+
+    def row_inputs(self, panel: Panel) -> Array:
+        """[T, A·n] ln of the expected variance. UserError where the data begin later than those of the fit."""
+        since = int(self.since)
+        if panel.known_at[0] > since > 0:
+            raise UserError(
+                f"log_har_mean is fitted anew each month on all rows since {iso(since)}, and these data begin"
+                f" {iso(int(panel.known_at[0]))}; give it the whole history"
+            )
+        found = [
+            monthly_log_variance(self.har, panel, asset, own, since) for asset, own in enumerate(self.columns)
+        ]
+        return np.concatenate(found, axis=1)
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        """From the first training row on whose lags lie in the data; what they are fitted to follows with time."""
+        first = max(int(train[0]), self.har.lags[self.har.used(len(train)) - 1])
+        self.since.fill_(int(panel.known_at[min(first, len(panel) - 1)]))
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        return rows.unflatten(1, self.columns.shape).float()

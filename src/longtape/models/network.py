@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -18,7 +18,7 @@ from longtape.models.batch import Batch
 from longtape.models.embedding import InputScaling
 from longtape.models.har import HarDesign
 from longtape.models.heads import HEADS, Head, HeadChoice, HeadConfig, head_config
-from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, SpanRidge
+from longtape.models.linear_baseline import Constant, LinearBaseline, LogHar, MonthlyHar, SpanRidge
 from longtape.models.prediction import Distribution, Prediction
 from longtape.models.transformer import TransformerConfig
 
@@ -31,6 +31,11 @@ class NetworkConfig(TransformerConfig):
     clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
     skip: bool = Field(
         True, description="begin at the closed-form baseline (ridge, log-HAR); false: at the training mean"
+    )
+    volatility_start: Literal["log_har", "log_har_mean"] = Field(
+        "log_har",
+        description="the baseline of volatility: log-HAR, fitted once, or the mean of eight that are fitted anew each"
+        " month, which takes the whole history at every forecast",
     )
     heads: dict[str, HeadChoice] = Field(
         default_factory=dict,
@@ -56,6 +61,9 @@ class NetworkConfig(TransformerConfig):
         return self.auxiliary
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
+        if self.volatility_start != "log_har" and ("volatility" not in kinds or not self.skip):
+            why = "no target is a volatility" if self.skip else "skip: false begins at the training mean"
+            raise UserError(f"model.volatility_start has no effect: {why}; leave it out")
         for name in self.heads:
             if name not in kinds:
                 raise UserError(f"model.heads: no target is of kind '{name}'; there are {', '.join(kinds)}")
@@ -102,7 +110,7 @@ class Network(Model):
         """A head for each kind of target, and what it begins at."""
         kinds = self.inputs.kinds
         self.heads = nn.ModuleDict({kind: self._build_head(kind, d_model) for kind in kinds})
-        self.baselines = nn.ModuleDict({kind: self._build_baseline(kind) for kind in kinds})
+        self.baselines = nn.ModuleDict({kind: self.build_baseline(kind) for kind in kinds})
 
     def predict(
         self,
@@ -140,7 +148,7 @@ class Network(Model):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        kinds = [kind for kind in self.inputs.kinds if self._head(kind).is_calibrated_afterwards]
+        kinds = [kind for kind in self.inputs.kinds if self.head(kind).is_calibrated_afterwards]
         if not kinds:
             return
         places = [list(self.inputs.kinds).index(kind) for kind in kinds]
@@ -148,7 +156,7 @@ class Network(Model):
         made = [(self(batch.to(device)), batch.y.to(device)) for batch in batches]
         for kind, place in zip(kinds, places, strict=True):
             columns = self.kind_columns[place]
-            self._head(kind).calibrate([(prediction.parts[place], y[:, columns]) for prediction, y in made])
+            self.head(kind).calibrate([(prediction.parts[place], y[:, columns]) for prediction, y in made])
 
     def row_inputs(self, panel: Panel) -> Array:
         parts = [baseline.row_inputs(panel) for _, baseline in self._baselines()]
@@ -159,7 +167,8 @@ class Network(Model):
         """The window, or what a baseline reads beyond it."""
         return max(self.config.lookback, *(baseline.reach for _, baseline in self._baselines()))
 
-    def _head(self, kind: str) -> Head:
+    def head(self, kind: str) -> Head:
+        """The head of a kind of target."""
         return cast(Head, self.heads[kind])
 
     def _baselines(self) -> list[tuple[str, LinearBaseline]]:
@@ -174,11 +183,15 @@ class Network(Model):
         """How the head of a kind takes its vectors: one for each window, or `shared`, or `groups`."""
         return {}
 
-    def _build_baseline(self, kind: str) -> LinearBaseline:
-        head = self._head(kind)
+    def build_baseline(self, kind: str) -> LinearBaseline:
+        """What the head of a kind begins at."""
+        head = self.head(kind)
         n_assets, n_targets = self.inputs.kinds[kind].shape
         if self.config.skip and head.space == "log_variance":
-            return LogHar(HarDesign.of(self.inputs.interval, self.inputs.calendar), n_assets, n_targets)
+            design = HarDesign.of(self.inputs.interval, self.inputs.calendar)
+            if self.config.volatility_start == "log_har_mean":
+                return MonthlyHar(design, self.inputs.kinds[kind])
+            return LogHar(design, n_assets, n_targets)
         if self.config.skip and head.space == "mean":
             return SpanRidge(len(self.inputs.columns), self.config.lookback, n_assets, n_targets)
         return Constant(head.space, n_assets, n_targets, head.n_classes)

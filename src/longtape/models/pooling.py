@@ -1,4 +1,4 @@
-"""From tokens to one vector per window."""
+"""From tokens [B, N, d_model] to one vector [B, d_model]. `visible` [B, N]: which tokens there are, all by default."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from torch.nn import functional as F
 class LastToken(nn.Module):
     """The newest token."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         return tokens[:, -1]
 
 
 class MeanToken(nn.Module):
     """The mean over tokens."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens.mean(1)
+    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        if visible is None:
+            return tokens.mean(1)
+        there = visible[..., None].to(tokens)
+        return (tokens * there).sum(1) / there.sum(1).clamp_min(1)
 
 
 class ClassToken(nn.Module):
     """The learned token that stands in front of the sequence."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         return tokens[:, 0]
 
 
@@ -35,8 +38,16 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.query = nn.Linear(d_model, 1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return torch.einsum("bnd,bn->bd", tokens, self.query(tokens).squeeze(-1).softmax(-1))
+    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        return torch.einsum("bnd,bn->bd", tokens, self.weights(tokens, visible))
+
+    def weights(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The share of each token, [B, N]."""
+        scores = self.query(tokens).squeeze(-1)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+        shares: Tensor = scores.softmax(-1)
+        return shares
 
 
 class StaticInputs(nn.Module):

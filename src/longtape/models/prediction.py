@@ -265,7 +265,7 @@ class Categorical(Distribution):
 class Weights(Distribution):
     """Shares of the equity in [−1, 1], [B, A, n], where the label is a log return; `scale` [A, n] is its deviation.
 
-    Losses are in units of the assets' mean deviation, so that they add up over assets as an account does.
+    Losses are in units of the assets' mean deviation, and their mean over the assets is that of the account.
     """
 
     share: Tensor
@@ -277,13 +277,13 @@ class Weights(Distribution):
         return self.share
 
     def loss(self, y: Tensor) -> Tensor:
-        """−weight · simple return. ValueError where the loss is defined for rows in a row only."""
+        """−A · weight · simple return. ValueError where the loss is defined for rows in a row only."""
         if self.objective == "sharpe" or self.turnover_cost:
             raise ValueError("turnover and Sharpe ratio are those of consecutive rows; give blocks of them")
-        return -self._earned(y)
+        return -self._n_assets * self._earned(y)
 
     def loss_in_blocks(self, y: Tensor, block: int) -> Tensor:
-        """−mean(weight · simple return − cost · |change of weight|) of each asset, or −Sharpe of all together.
+        """−A · (weight · simple return − cost · |change of weight|), or −Sharpe of all assets together.
 
         What stood before the first row of a block is not known: its change counts as the mean of the others'.
         """
@@ -291,10 +291,14 @@ class Weights(Distribution):
             return self.loss(y)
         rows = (self._earned(y) - self._costs(block)).unflatten(0, (-1, block))  # [blocks, block, A, n]
         if self.objective == "return":
-            return -rows.flatten(0, 1)
+            return -self._n_assets * rows.flatten(0, 1)
         account = rows.sum(2, keepdim=True)
         spread = (account.var(1, correction=0, keepdim=True) + _LEAST_DEVIATION**2).sqrt()
         return -(account.mean(1, keepdim=True) / spread).expand(rows.shape).flatten(0, 1)
+
+    @property
+    def _n_assets(self) -> int:
+        return self.share.shape[-2]
 
     def _unit(self) -> Tensor:
         return self.scale.mean(-2, keepdim=True)

@@ -60,6 +60,11 @@ class TransformerConfig(ModelConfig):
         return self
 
     @property
+    def has_dropout(self) -> bool:
+        """True with dropout of features or of attention weights."""
+        return self.dropout > 0 or self.attention_options.get("attention_dropout", 0) > 0
+
+    @property
     def has_global_tokens(self) -> bool:
         """True where marks of market time can become global tokens."""
         return "global_positions" in mechanism_class(self.attention).inputs
@@ -98,36 +103,42 @@ class EncoderLayer(nn.Module):
         self.feed_forward = feed_forward(config)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
-        """[B, N, d_model] and global positions [B, G] → [B, N, d_model]."""
+    def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """[B, N, d_model], global positions [B, G] and visible [B, N] (False: no token) → [B, N, d_model]."""
         extra = {} if marks is None else {"global_positions": marks}
+        extra |= {} if visible is None else {"visible": visible}
         if self.pre_norm:
-            x = x + self.attention(self.norm1(x), **extra)
+            x = x + self.attention(self.norm1(x), visible, **extra)
             return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self.attention(x, **extra))
+        x = self.norm1(x + self.attention(x, visible, **extra))
         return self.norm2(x + self.feed_forward(x))
 
 
 class Transformer(nn.Module):
     """L layers; with pre-norm, one more norm at the end."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, **more: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(config.n_layers):
             layerwise = config.attention_options.get("sharing") == "layerwise" and len(self.layers) > 0
             shared = {"shared": self.layers[0].attention} if layerwise else {}
-            self.layers.append(EncoderLayer(config, **shared))
+            self.layers.append(EncoderLayer(config, **shared, **more))
         self.norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.checkpointing = config.gradient_checkpointing
 
-    def forward(self, x: Tensor, marks: Tensor | None = None) -> list[Tensor]:
-        """[B, N, d_model] and global positions [B, G] → tokens after each layer, [B, N, d_model] each."""
+    def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> list[Tensor]:
+        """Tokens, marks and visible as for a layer → tokens after each layer, [B, N, d_model] each."""
         states = []
         for layer in self.layers:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, marks, use_reentrant=False)
-            else:
-                x = layer(x, marks)
+            x = saving(self.checkpointing, layer, x, marks, visible)
             states.append(x)
         return [*states[:-1], self.norm(states[-1])]
+
+
+def saving(memory: bool, layer: nn.Module, *inputs: Any) -> Tensor:
+    """`layer(*inputs)`; to save memory, what it keeps for the backward pass is computed again there."""
+    if memory and layer.training and torch.is_grad_enabled():
+        out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+        return out
+    return layer(*inputs)

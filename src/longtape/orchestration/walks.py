@@ -11,7 +11,7 @@ import yaml
 
 from longtape.core.errors import UserError
 from longtape.core.progress import say
-from longtape.evaluation.walk_forward import begin, fold_path, write_fold
+from longtape.evaluation.walk_forward import begin_plan, fold_path, write_fold
 from longtape.experiment import Experiment, parse_experiment
 from longtape.features.splits import WalkForwardConfig
 from longtape.orchestration.jobs import Engine, Job, execute
@@ -62,7 +62,8 @@ def _fold_jobs(walk: Walk, config: WalkForwardConfig, resume: bool) -> Iterator[
     data = RunData.of(walk.experiment)
     data.require_funding()
     folds = data.pipeline.folds(data.panel, config)
-    begin(walk.out, config, walk_identity(data), resume)
+    identity = {**walk_identity(data), "folds": config.model_dump(mode="json")}
+    begin_plan(walk.out, identity, resume)
     for number in range(1, len(folds) + 1):
         arguments = {
             "experiment": walk.experiment.to_yaml(),

@@ -130,6 +130,33 @@ def weights_decided(forecast: pl.DataFrame) -> go.Figure:
     return figure
 
 
+def coverage_by_horizon(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Share of labels inside their interval against the horizon, bounds of a block bootstrap, and the level that it
+    should be. Rows: symbol, target, horizon, level, coverage, from, to.
+    """
+    figure = _figure("horizon, bars", "coverage, %", 320)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['symbol']} {row['target']}, {row['level']:.0%}", []).append(row)
+    for color, (name, own) in zip(PALETTE * len(groups), groups.items(), strict=False):
+        shares = [100 * row["coverage"] for row in own]
+        above = [_reach(100 * row["to"] - share) for row, share in zip(own, shares, strict=True)]
+        below = [_reach(share - 100 * row["from"]) for row, share in zip(own, shares, strict=True)]
+        bounds = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
+        figure.add_trace(
+            go.Scatter(x=[row["horizon"] for row in own], y=shares, error_y=bounds, name=name, mode="markers",
+                       marker={"color": color, "size": 7})
+        )  # fmt: skip
+    for level in sorted({row["level"] for row in rows}):
+        figure.add_hline(y=100 * level, line_dash="dot", line_color=MUTED)
+    return figure
+
+
+def _reach(distance: float) -> float:
+    """How far a bar reaches: nothing where the bootstrap says nothing."""
+    return max(distance, 0.0) if np.isfinite(distance) else 0.0
+
+
 def learning_curve(history: Sequence[Mapping[str, float]]) -> go.Figure:
     """Training and validation loss per epoch; epoch 0 is the skip alone."""
     figure = _figure("epoch (0 = closed-form skip alone)", "loss", 300)

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
+from longtape.core.errors import UserError
 from longtape.core.files import write_text
 from longtape.report.text import format_value
 
@@ -79,10 +80,17 @@ class Facts:
 Block = Table | Figures | Facts
 
 
+def refuse_ending(path: str | Path) -> None:
+    """UserError for a name that is not one of a page."""
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{path}: the report is a page; write to a name that ends in .html")
+
+
 def write(
     path: str | Path, title: str, subtitle: str, verdict: Sequence[str], blocks: Sequence[Block]
 ) -> Path:
     """Write the page; it needs nothing from the network to open. Returns its path."""
+    refuse_ending(path)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("longtape.report").joinpath("page.html").read_text("utf-8"))
     html = template.render(

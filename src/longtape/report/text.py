@@ -52,7 +52,7 @@ class TextTable:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         for name in names:
             numeric = all(isinstance(row.get(name), int | float | None) for row in self.rows)
-            drawn.add_column(Text(name), justify="right" if numeric else "left")
+            drawn.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
         for row in self.rows:
             drawn.add_row(*(Text(format_value(row.get(name))) for name in names))
         return Group(*([Text(self.title, style="bold")] if self.title else []), *([drawn] if names else []))
@@ -82,6 +82,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
+        if 0 < abs(value) < 0.001:
+            return f"{value:.3g}"
         return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
     if isinstance(value, int):
         return f"{value:,}"

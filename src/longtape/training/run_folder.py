@@ -46,7 +46,7 @@ from longtape.training.observers import (
     write_history,
 )
 
-VERSION = 2
+VERSION = 3
 UNFINISHED, FINISHED = "unfinished", "finished"
 _LIBRARIES = ("longtape", "torch", "numpy", "polars", "pyarrow", "numba", "safetensors")
 _FINGERPRINT = b"longtape data"

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from longtape.core.calendars import bars_per_year
+from longtape.core.errors import UserError
+from longtape.core.progress import warn
 from longtape.experiment import Experiment
 from longtape.features.panel import Panel
 from longtape.features.splits import Periods, Split
+from longtape.market.agreement import leads, named_most
 from longtape.market.bars import Bars
 from longtape.market.funding import load_funding
 from longtape.market.load import describe, load
@@ -36,6 +39,7 @@ class RunData:
             for instrument in describe(experiment.data):
                 experiment.refuse_instrument(instrument.category)
         rows = load(experiment.data)
+        _refuse_fills(experiment, rows)
         return cls(experiment, ExperimentPipeline(experiment, _periods_per_year(rows)), rows, periods)
 
     @cached_property
@@ -59,6 +63,11 @@ class RunData:
         last = max(int(one.between(first, until).known_at[-1]) for one in traded if isinstance(one, Bars))
         instruments = [one.instrument for one in traded]
         return replace(self.pipeline, funding=load_funding(self.experiment.data, instruments, first, last))
+
+    def warn_of_leads(self) -> None:
+        """Say where symbols seem to be stamped in different ways: one would show the other's future."""
+        for _, group in named_most(leads([one for one in self.bars if isinstance(one, Bars)])):
+            warn(group[0].text)
 
     def require_funding(self) -> None:
         """UserError where the costs name recorded funding and a payment of the test period is missing."""
@@ -100,6 +109,14 @@ class RunData:
         what = f"bars of {data.interval}" if data.kind == "candles" else data.kind
         bars = ", ".join(f"{one.symbol}: {len(one):,} {what}" for one in self.bars)
         return f"{bars}; {len(self.panel.columns)} features; windows: {windows}"
+
+
+def _refuse_fills(experiment: Experiment, rows: Sequence[MarketRows]) -> None:
+    """UserError, before training, where orders would fill at an open that a source does not have."""
+    if experiment.has_account and experiment.backtest.fill == "next_open":
+        for one in rows:
+            if isinstance(one, Bars) and one.lacks("open"):
+                raise UserError(f"{one.origin}: has no opens to fill at; name backtest.fill: next_close")
 
 
 def _periods_per_year(rows: Sequence[MarketRows]) -> float | None:

@@ -139,6 +139,12 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
     )
     ahead = newest.select("symbol", "target", "known_at", "end", "mean", "lower", "upper").to_dicts()
     blocks.append(Table("Coverage of the intervals", caption, results.coverage))
+    if results.coverage:
+        bounds = (
+            "Points are the share of labels inside, bars its bounds by a block bootstrap, dots the level."
+        )
+        shown = figures.coverage_by_horizon(results.coverage)
+        blocks.append(Figures([Figure("Coverage by horizon", bounds, shown)]))
     blocks.append(Table("Newest forecast", "Past the end of the data, in original units.", ahead))
     return blocks
 

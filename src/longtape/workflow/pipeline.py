@@ -16,10 +16,12 @@ import torch
 from longtape.backtest import BacktestResult
 from longtape.backtest.engine import run_account
 from longtape.backtest.frames import only_at_bars
+from longtape.backtest.of_books import leaning, on_bars_of_mid
 from longtape.backtest.signals import weights_from_forecast
 from longtape.core.errors import UserError
 from longtape.core.files import read_json, write_json
 from longtape.experiment import Experiment
+from longtape.features.book_targets import with_classes
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
 from longtape.features.panel import Panel, Rows, TargetColumn
@@ -28,6 +30,7 @@ from longtape.features.splits import Periods, Split, WalkForwardConfig, chronolo
 from longtape.features.target_kinds import target_kind
 from longtape.forecasting.fitted import FittedForecaster, History, calibrated
 from longtape.forecasting.intervals import Calibration
+from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
 from longtape.models.registry import build_model
@@ -38,6 +41,8 @@ from longtape.training.loop import Trainer
 from longtape.training.observers import Observer
 from longtape.training.processes import ALONE, Processes
 from longtape.training.run_folder import RunFolder
+
+_WARM_UP = 512  # rows that features may need before their first value, at the first try
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,26 @@ class ExperimentPipeline:
         panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
         panel = replace(panel, target_columns=self._forecast_as(panel.target_columns))
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
+
+    def newest_panel(self, bars: Sequence[MarketRows], need: int, guess: int = 0) -> Panel:
+        """The panel of the last rows alone: `need` rows past the warm-up of the features, and no more than that takes.
+
+        Features are made of their own windows, so these rows have the same bits as in the panel of all `bars`. How many
+        rows a warm-up takes (a session's average begins with the session) shows in trying: `guess` is where to begin.
+        """
+        rows = max(guess, need + _WARM_UP)
+        while True:
+            tail = _last_rows(bars, rows)
+            whole = all(len(part) == len(one) for part, one in zip(tail, bars, strict=True))
+            try:
+                panel = self.panel(tail)
+            except UserError:
+                if whole:
+                    raise
+            else:
+                if whole or panel.warm_up + need <= len(panel):
+                    return panel
+            rows *= 2
 
     def _forecast_as(self, targets: Sequence[TargetColumn]) -> tuple[TargetColumn, ...]:
         """Targets as the model forecasts them: their labels, or weights that earn them."""
@@ -86,6 +111,7 @@ class ExperimentPipeline:
 
     def inputs(self, panel: Panel, train: Rows) -> ModelInputs:
         """What a model must know of these data."""
+        panel = with_classes(panel, train)
         scaler = self.scaler(panel, train)
         deviation = np.nanstd(panel.targets[train], axis=0)
         deviation[~(deviation > 0)] = 1.0  # a constant target has no unit of its own
@@ -117,6 +143,7 @@ class ExperimentPipeline:
 
         `observers` watch the first seed, beside those of the folder.
         """
+        panel = with_classes(panel, split.train)
         inputs = self.inputs(panel, split.train)
         trained = [
             self._member(folder, number, inputs, panel, split, processes, () if number else observers)
@@ -195,13 +222,26 @@ class ExperimentPipeline:
         if not self.experiment.has_account:
             return forecast.select("timestamp").unique(maintain_order=True)
         signal = self.experiment.backtest.signal
+        if self.experiment.backtest.mid_bars is not None:
+            forecast = leaning(forecast)
         return weights_from_forecast(forecast, signal, self.periods_per_year)
 
     def backtest(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> BacktestResult:
         """The account that follows `weights` through `bars`; what has no bar at a time is not traded on then."""
-        return run_account(
-            self.experiment.backtest, only_at_bars(weights, bars), bars, funding_history=self.funding
-        )
+        weights, bars = self._on_bars(weights, bars)
+        if weights.is_empty():
+            raise UserError("backtest: no decision lies before the last bar; name shorter bars (mid_bars)")
+        return run_account(self.experiment.backtest, weights, bars, funding_history=self.funding)
+
+    def _on_bars(
+        self, weights: pl.DataFrame, rows: Sequence[MarketRows]
+    ) -> tuple[pl.DataFrame, Sequence[MarketRows]]:
+        """Weights at the times of bars, and the bars: those given, or of books those of the mid."""
+        of_books = [one for one in rows if isinstance(one, Books)]
+        if not of_books:
+            return only_at_bars(weights, rows), rows
+        decided, bars = on_bars_of_mid(weights, of_books[0], str(self.experiment.backtest.mid_bars))
+        return decided, [bars]
 
     def fills(self, weights: pl.DataFrame, bars: Sequence[MarketRows]) -> pl.DataFrame:
         """Trades that follow from `weights` on any `bars`, which may end anywhere: what is held then stays open.
@@ -214,7 +254,8 @@ class ExperimentPipeline:
         if account.costs.funding == "history":
             costs = account.costs.model_copy(update={"funding": "excluded"})
             account = account.model_copy(update={"costs": costs})
-        return run_account(account, only_at_bars(weights, bars), bars).fills
+        weights, bars = self._on_bars(weights, bars)
+        return run_account(account, weights, bars).fills
 
     def as_of(self, time: int) -> ExperimentPipeline:
         """The same with the events that had been announced by `time`."""
@@ -222,3 +263,13 @@ class ExperimentPipeline:
         if marks is None or marks.events is None:
             return self
         return replace(self, events=(self.events or read_events(marks.events)).as_of(time))
+
+
+def _last_rows(bars: Sequence[MarketRows], rows: int) -> list[MarketRows]:
+    """What each has since the first of its last `rows` rows before one of them ends; the earliest such time for all."""
+    until = min(int(one.timestamps[-1]) for one in bars)
+    firsts = []
+    for one in bars:
+        times = one.timestamps
+        firsts.append(int(times[max(int(np.searchsorted(times, until, side="right")) - rows, 0)]))
+    return [one.between(min(firsts)) for one in bars]

@@ -10,22 +10,28 @@ import numpy as np
 import polars as pl
 
 from longtape.backtest import BacktestResult
-from longtape.backtest.judgement import Judgement, judge
+from longtape.backtest.judgement import MOST_R2, Judgement, implausible, judge
 from longtape.backtest.overfitting import TrialSet
 from longtape.core.clock import iso
 from longtape.core.files import nan_to_null
-from longtape.evaluation.skill import MODEL, P_VALUE, Rows, coverage, skills
+from longtape.core.shown import Shown
+from longtape.evaluation.coverage import coverage
+from longtape.evaluation.skill import MODEL, P_VALUE, Rows, skills
+from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
+from longtape.market.agreement import Lead, leads, named_most
+from longtape.market.bars import Bars
+from longtape.market.frames import to_pandas
 from longtape.market.rows import Rows as MarketRows
 from longtape.report.text import TextTable
 from longtape.workflow.pipeline import ExperimentPipeline
 
 
-@dataclass(frozen=True, eq=False)
-class Results:
+@dataclass(frozen=True, eq=False, repr=False)
+class Results(Shown):
     """Everything that the terminal, metrics.json and the report show of the test period."""
 
     judgement: Judgement | None  # None where nothing is traded
@@ -33,6 +39,19 @@ class Results:
     coverage: Rows
     forecasts: pl.DataFrame
     verdict: Sequence[str]
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        return {"forecasts": len(self.forecasts), "verdict": self.verdict[0]}
+
+    def preview(self) -> pl.DataFrame:
+        """The model beside the simple strategies, or its skill where nothing is traded."""
+        rows = self.strategies or [row for rows in self.skills.values() for row in rows]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def to_pandas(self) -> Any:
+        """The forecasts as a pandas frame, their times (UTC) as its index."""
+        return to_pandas(self.forecasts)
 
     @property
     def account(self) -> BacktestResult | None:
@@ -99,18 +118,37 @@ def judge_run(
     Nothing outside the test period is scored or traded.
     """
     inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
+    panel = classed_as(panel, inputs.targets)
     origins = np.concatenate([split.test for split in splits])
     periods = splits[-1].periods
     first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until
     of_test = forecasts.filter(_between(first, last))
     judgement = _judged(pipeline, of_test, bars, first, last, trials)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
-    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored)
-    verdict = [] if judgement is None else list(judgement.verdict)
+    config = pipeline.experiment.forecast
+    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored, config.level, config.levels)
+    verdict = _doubts(judgement, found, bars)
+    verdict += [] if judgement is None else judgement.statements
     verdict += [_skill_line(name, rows) for name, rows in found.items()]
-    verdict += _interval_lines(pipeline.experiment.forecast.level, covered, fitted)
+    usual = [row for row in covered if row["level"] == config.level]
+    verdict += _interval_lines(config.level, usual, fitted)
     verdict.append(_clock_line(panel, origins, judgement))
     return Results(judgement, found, covered, forecasts, verdict)
+
+
+def _doubts(judgement: Judgement | None, found: Mapping[str, Rows], bars: Sequence[MarketRows]) -> list[str]:
+    """What makes the figures hard to believe, in front of everything else that is said of them."""
+    figures = [] if judgement is None else judgement.doubts
+    measure = "R² against zero"
+    r2 = {name: rows[0][measure] for name, rows in found.items() if measure in rows[0]}
+    figures += [f"R² {value:.2f} of {name}" for name, value in r2.items() if value > MOST_R2]
+    late = [lead for _, group in named_most(leads_of(bars)) for lead in group[:1]]
+    return [*implausible(figures), *(f"{lead.text[0].upper()}{lead.text[1:]}." for lead in late)]
+
+
+def leads_of(bars: Sequence[MarketRows]) -> list[Lead]:
+    """Pairs of symbols whose bars seem to be stamped in different ways."""
+    return leads([one for one in bars if isinstance(one, Bars)])
 
 
 def _between(since: int, until: int | None) -> pl.Expr:
@@ -175,13 +213,7 @@ def _interval_lines(level: float, covered: Rows, fitted: FittedForecaster | None
         shares = ", ".join(f"{_named(row, covered)} {row['coverage']:.1%}" for row in covered)
         lines.append(f"Intervals of {level:.0%} held in the test period: {shares}.")
     if fitted is not None:
-        made = zip(fitted.model.inputs.targets, fitted.calibration.targets, strict=True)
-        lines += [
-            f"The interval of {target.asset} {target.name} is infinite: {one.rows} calibration rows are too few for"
-            f" {level:.0%}."
-            for target, one in made
-            if np.isinf(one.lower) or np.isinf(one.upper)
-        ]
+        lines += fitted.calibration.shortages(fitted.model.inputs.targets)
     return lines
 
 

@@ -14,11 +14,19 @@ import yaml
 
 from longtape.backtest import BacktestResult
 from longtape.core.clock import Interval, iso
+from longtape.core.documents import first_difference
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
 from longtape.core.progress import say
+from longtape.core.shown import Shown
 from longtape.evaluation.audit import AuditReport, audit
-from longtape.experiment import Experiment, load_experiment, parse_experiment
+from longtape.experiment import (
+    Experiment,
+    as_overrides,
+    load_experiment,
+    parse_experiment,
+    with_overrides,
+)
 from longtape.features.panel import Panel
 from longtape.features.splits import latest
 from longtape.features.windows import first_origin
@@ -26,24 +34,32 @@ from longtape.forecasting.fitted import FittedForecaster
 from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
 from longtape.market.books import Books
+from longtape.market.frames import as_frame
+from longtape.market.load import describe
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
+from longtape.models.base import ALL_ROWS
 from longtape.report.text import table
 from longtape.training.execution import Execution, uses_cuda
 from longtape.training.observers import Observer
 from longtape.training.processes import Processes, is_one_of_several, joined_processes
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData
+from longtape.workflow.explain import Explanation, explain_run
 from longtape.workflow.page import write_report
 from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
 
+Overrides = Sequence[str] | Mapping[str, Any]
 
-def run(experiment: Experiment | str | Path, out: str | Path, resume: bool = False) -> Run:
-    """Train, forecast, backtest, audit, report; returns the finished run. `experiment` may be the path of its file."""
+
+def run(
+    experiment: Experiment | str | Path, out: str | Path, resume: bool = False, overrides: Overrides = ()
+) -> Run:
+    """Train, forecast, backtest, audit, report; returns the finished run. Arguments as for `train`."""
     if is_one_of_several():
         raise UserError("torchrun goes with longtape train; forecast, backtest and report take one process")
-    made = train(experiment, out, resume)
+    made = train(experiment, out, resume, overrides)
     made.forecast(history=True)
     if made.experiment.has_account:
         made.backtest()
@@ -59,14 +75,16 @@ def train(
     experiment: Experiment | str | Path,
     out: str | Path,
     resume: bool = False,
+    overrides: Overrides = (),
     observers: Sequence[Observer] = (),
 ) -> Run:
     """Train into a new folder `out`, or go on with an interrupted run there (`resume`), watched by `observers`.
 
-    Where torchrun started several processes, they share every batch, and the first one writes the folder.
+    `experiment` may be the path of its file; `overrides` are `key=value` texts or a mapping such as
+    `{"training.epochs": 3}`. Where torchrun started several processes, they share every batch, and the first one writes
+    the folder.
     """
-    if not isinstance(experiment, Experiment):
-        experiment = load_experiment(experiment)
+    experiment = _described(experiment, overrides)
     with joined_processes(uses_cuda(experiment.training)) as processes:
         return _train(experiment, RunFolder(out), resume, processes, observers)
 
@@ -85,6 +103,7 @@ def _train(
     Execution.of(experiment.training, processes.local_rank).announce(experiment.training)
     data = RunData.of(experiment)
     say(data.summary())
+    data.warn_of_leads()
     data.pipeline.refuse_short(data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
@@ -96,12 +115,31 @@ def _train(
         folder = data.create_folder(folder.root)
     processes.wait()
     if folder.status != FINISHED:
-        fitted = data.pipeline.fit_in(folder, data.panel, data.split, processes, observers)
+        fitted = _fitted(folder, data, processes, observers)
         model, calibration = fitted.model, fitted.calibration.to_dict()
         if processes.is_first:
             folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
         processes.wait()
     return Run(folder, data)
+
+
+def _described(experiment: Experiment | str | Path, overrides: Overrides) -> Experiment:
+    if not isinstance(experiment, Experiment):
+        return load_experiment(experiment, overrides)
+    if not overrides:
+        return experiment
+    document = with_overrides(yaml.safe_load(experiment.to_yaml()), as_overrides(overrides))
+    return parse_experiment(document, "experiment")
+
+
+def _fitted(
+    folder: RunFolder, data: RunData, processes: Processes, observers: Sequence[Observer]
+) -> FittedForecaster:
+    try:
+        return data.pipeline.fit_in(folder, data.panel, data.split, processes, observers)
+    except KeyboardInterrupt:
+        way = f"the same command with --resume (--out {folder.root} --resume) goes on to the same numbers"
+        raise KeyboardInterrupt(f"{folder.root} holds what was trained so far; {way}") from None
 
 
 def load_run(path: str | Path) -> Run:
@@ -114,25 +152,47 @@ def load_run(path: str | Path) -> Run:
 def _reopened(root: Path, data: RunData) -> RunFolder:
     """The folder of an interrupted run, if it is of the same experiment and the same data."""
     folder = RunFolder.open(root)
-    if folder.experiment_yaml != data.experiment.to_yaml():
+    began, asked = (yaml.safe_load(text) for text in (folder.experiment_yaml, data.experiment.to_yaml()))
+    if (found := first_difference(began, asked)) is not None:
+        key, before, now = found
         raise UserError(
-            f"{root}: the experiment is not the one that this run began with; resume with that one"
+            f"{root}: this run began with {key} = {before}, and is asked to go on with {now}; resume with the same"
+            " experiment, or train into a new folder"
         )
     if folder.fingerprints != data.fingerprints:
         raise UserError(f"{root}: the data are not those that this run began with; train into a new folder")
     return folder
 
 
-class Run:
+class Run(Shown):
     """A trained model in its folder, with everything that can be made of it."""
 
-    def __init__(self, folder: RunFolder, data: RunData | None = None) -> None:
-        self.folder, self._data = folder, data
+    def __init__(self, folder: RunFolder, data: RunData | None = None, kept: bool = True) -> None:
+        """`kept`: whether what is made of the run is kept in its folder."""
+        self.folder, self._data, self.kept = folder, data, kept
+        self._rows_enough = 0  # that the newest forecast took before
 
     @property
     def root(self) -> Path:
         """The folder."""
         return self.folder.root
+
+    @property
+    def title(self) -> str:
+        """The folder, as text."""
+        return str(self.root)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of its repr sees."""
+        told, asked = self.folder.facts, self.experiment
+        return {
+            "experiment": asked.name,
+            "symbols": ", ".join(asked.data.symbols),
+            "targets": ", ".join(asked.targets),
+            "model": asked.model.summary,
+            "trained on windows": told["windows"]["training"],
+            "status": self.folder.status,
+        }
 
     def path(self, name: str) -> Path:
         """A file of the run."""
@@ -171,25 +231,47 @@ class Run:
         return self.pipeline.fitted(model, calibration, self.folder.periods, histories)
 
     def forecast(
-        self, bars: Sequence[MarketRows] | MarketRows | None = None, history: bool = False
+        self,
+        bars: Sequence[MarketRows] | MarketRows | Any = None,
+        history: bool = False,
+        everything: bool = False,
     ) -> pl.DataFrame:
-        """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet).
+        """The forecast past the end of the data; with `history`, of every test window too (kept in forecast.parquet);
+        with `everything`, of the windows before them as well, which the column `period` tells apart.
 
-        `bars` are the run's own by default. Other bars of the same markets give forecasts of their newest window, or,
-        with `history`, of every window they hold; the column `period` says which of them the model was trained on.
+        `bars` are the run's own by default. Other bars of the same markets (also a polars or pandas frame) give
+        forecasts of their newest window, or, with `history`, of every window they hold.
         """
-        if bars is not None:
-            panel = self.pipeline.panel(self._fitting(bars))
-            first = self._first_row(panel)
-            newest = latest(panel, self.pipeline.lookback)
-            return self.fitted.forecast(panel, np.arange(first if history else newest, newest + 1))
-        panel = self.data.panel
+        given = None if bars is None else self._fitting(bars)
+        if not (history or everything):
+            panel = self._newest_panel(self.data.bars if given is None else given)
+            return self.fitted.forecast(panel, np.array([latest(panel, self.pipeline.lookback)]))
+        panel = self.data.panel if given is None else self.pipeline.panel(given)
         newest = latest(panel, self.pipeline.lookback)
-        first = self._first_test_row() if history else newest
+        first = self._first_test_row() if given is None and not everything else self._first_row(panel)
         frame = self.fitted.forecast(panel, np.arange(first, newest + 1))
-        if history:
+        if given is None and not everything and self.kept:
             self.folder.write_forecast(frame, self.data.fingerprints)
         return frame
+
+    def newest_prices(self, rows: int) -> pl.DataFrame:
+        """`symbol, known_at, close` of the last bars at most `rows`, as the newest forecast sees them."""
+        panel = self._newest_panel(self.data.bars)
+        known = pl.Series("known_at", panel.known_at[-rows:]).cast(pl.Datetime("ms", "UTC"))
+        parts = [
+            pl.DataFrame({"symbol": asset, "known_at": known, "close": panel.closes[-rows:, a]})
+            for a, asset in enumerate(panel.assets)
+        ]
+        return pl.concat(parts)
+
+    def _newest_panel(self, bars: Sequence[MarketRows]) -> Panel:
+        """What the newest forecast takes: the last rows, or, where it follows earlier ones, all of them."""
+        if self.fitted.calibration.uses("adaptive") or self.fitted.reach == ALL_ROWS:
+            return self.data.panel if bars is self.data.bars else self.pipeline.panel(bars)
+        need = max(self.pipeline.lookback, self.fitted.reach)
+        panel = self.pipeline.newest_panel(bars, need, self._rows_enough)
+        self._rows_enough = len(panel)
+        return panel
 
     def _first_test_row(self) -> int:
         test = self.data.split.test
@@ -215,10 +297,12 @@ class Run:
 
     def score(self) -> Results:
         """Hold the forecasts of the test period against the baselines; kept in metrics.json."""
-        write_json(self.path("metrics.json"), self.results.to_dict())
-        return self.results
+        results = self.results
+        if self.kept:
+            write_json(self.path("metrics.json"), results.to_dict())
+        return results
 
-    def backtest(self, bars: Sequence[MarketRows] | MarketRows | None = None) -> BacktestResult:
+    def backtest(self, bars: Sequence[MarketRows] | MarketRows | Any = None) -> BacktestResult:
         """Trade the test period's forecasts; equity, positions, trades and measures are kept in the run.
 
         With other `bars` of the same markets, every window of theirs is forecast and traded, and nothing is kept; the
@@ -229,7 +313,7 @@ class Run:
         if bars is not None:
             return self._backtest_on(self._fitting(bars))
         account = self.score().required_account
-        for name in ("equity", "positions", "trades", "fills"):
+        for name in () if not self.kept else ("equity", "positions", "trades", "fills"):
             write_frame(getattr(account, name), self.path(f"backtest/{name}.parquet"))
         return account
 
@@ -247,15 +331,17 @@ class Run:
 
     def _first_row(self, panel: Panel) -> int:
         """The first row whose forecast reads nothing from before the data. UserError where there is none."""
-        first = max(first_origin(panel, self.pipeline.lookback), self.fitted.reach - 1)
+        first = first_origin(panel, self.pipeline.lookback)
+        if self.fitted.reach < ALL_ROWS:
+            first = max(first, self.fitted.reach - 1)
         if first >= len(panel):
             raise UserError(f"the run's forecasts read {first + 1} rows, and {len(panel)} were given")
         return first
 
-    def _fitting(self, bars: Sequence[MarketRows] | MarketRows) -> list[MarketRows]:
+    def _fitting(self, bars: Sequence[MarketRows] | MarketRows | Any) -> list[MarketRows]:
         """Bars of the run's own markets, in the run's order. UserError naming what differs."""
-        given = [bars] if isinstance(bars, MarketRows) else list(bars)
         asked = self.experiment.data
+        given = self._as_rows(bars)
         for one in given:
             self._refuse_other_rows(one)
             if asked.category is not None and one.instrument.category != asked.category:
@@ -269,6 +355,28 @@ class Run:
                 f" {', '.join(asked.symbols)}"
             )
         return [by_symbol[symbol] for symbol in asked.symbols]
+
+    def _as_rows(self, bars: Sequence[MarketRows] | MarketRows | Any) -> list[MarketRows]:
+        """Rows as they are; a polars or pandas frame as candles of the run's own markets."""
+        if isinstance(bars, MarketRows):
+            return [bars]
+        if isinstance(bars, Sequence):
+            return list(bars)
+        asked = self.experiment.data
+        if asked.kind != "candles":
+            raise UserError(
+                f"a frame was given, and the run was trained on {asked.kind}; give {asked.kind} of longtape"
+            )
+        frame = as_frame(bars, "bars")
+        if "symbol" not in frame.columns and len(asked.symbols) > 1:
+            raise UserError(
+                f"bars: the frame has no column 'symbol', and the run has {len(asked.symbols)} symbols"
+            )
+        facts = describe(asked)
+        return [
+            Bars.of(frame, one.symbol, str(asked.interval), category=one.category, calendar=one.calendar)
+            for one in facts
+        ]
 
     def _refuse_other_rows(self, one: MarketRows) -> None:
         """UserError where these are not rows of the kind and interval that the run was trained on."""
@@ -288,13 +396,32 @@ class Run:
 
         `counts` are those of `longtape.evaluation.audit.audit`; few by default, so that it takes seconds.
         """
-        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": 8}
+        # Bars of the mid hold many events each, and the audit must see some fills.
+        n_origins = 8 if self.experiment.backtest.mid_bars is None else 64
+        few = {"n_cuts": 2, "n_feature_cuts": 2, "n_origins": n_origins}
         found = audit(self.data.pipeline, self.data.bars, fitted=self.fitted, **(few | counts))
         write_json(self.path("audit.json"), found.to_dict())
         return found
 
+    def explain(self, out: str | Path, windows: int = 128) -> Explanation:
+        """What the model looked at: tables, and pictures with explain.json in the folder `out`.
+
+        Losses are taken over at most `windows` evenly spaced windows of the test period. UserError where `out` is a
+        file.
+        """
+        if Path(out).is_file():
+            raise UserError(f"{out}: is a file; name a folder for the pictures")
+        self._first_test_row()
+        data = self.data
+        first = next((one for one in data.bars if one.symbol == data.panel.assets[0]), None)
+        return explain_run(self.fitted.model, data.panel, data.split.test, first, Path(out), windows)
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report; returns its path."""
+        if out is None and not self.kept:
+            raise UserError(
+                f"{self.root}: name where the report of other data or options goes (--out), its own stays"
+            )
         audited = self.path("audit.json")
         facts: Mapping[str, Any] = self.folder.facts | {
             "audit": read_json(audited) if audited.exists() else None
@@ -311,11 +438,16 @@ class Run:
         return self.results.text()
 
 
+def refuse_ending(path: Path) -> None:
+    """UserError for a name by which no frame is written."""
+    if path.suffix not in (".parquet", ".csv"):
+        raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
+
+
 def write_frame(frame: pl.DataFrame, path: str | Path) -> None:
     """Write a frame as Parquet or CSV, by the name's ending."""
     path = Path(path)
-    if path.suffix not in (".parquet", ".csv"):
-        raise UserError(f"{path}: write to a name that ends in .parquet or .csv")
+    refuse_ending(path)
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
             frame.write_csv(temporary)

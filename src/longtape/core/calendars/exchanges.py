@@ -19,7 +19,7 @@ _SAMPLE = ("2024-01-02", "2024-02-29")  # a span that every calendar of the pack
 
 
 def require_calendar(name: str, where: str = "") -> str:
-    """`name`, if it is the name of a calendar; `where` (a file, a field) opens the error's line.
+    """The calendar's usual name (XNYS for NYSE), if `name` is one; `where` (a file, a field) opens the error's line.
 
     Raises UserError with the nearest name for an unknown one, and one that names the extra `calendars` where an
     exchange is asked for without it. 24/7 and 24/5 need no package.
@@ -28,6 +28,7 @@ def require_calendar(name: str, where: str = "") -> str:
         nearest = get_close_matches(str(name), BUILT_IN, n=1)
         if nearest or name not in _library().get_calendar_names():
             raise _unknown(name, nearest, where)
+        return str(_library().resolve_alias(name))
     return name
 
 

@@ -74,6 +74,9 @@ class Source(Protocol):
     def close(self) -> None:
         """End waiting and close connections."""
 
+    def refuse_interval(self, interval: Interval) -> None:
+        """UserError, before anything is asked for, for bars that the service does not have."""
+
     def restates(self, interval: Interval) -> bool:
         """True where old bars change (prices adjusted for each new split), so that all are fetched again."""
         return False

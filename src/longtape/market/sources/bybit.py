@@ -49,6 +49,10 @@ class Bybit(Source):
         """End waiting and close connections."""
         self._client.close()
 
+    def refuse_interval(self, interval: Interval) -> None:
+        """UserError for a length that Bybit does not have."""
+        _code(interval)
+
     def server_time(self) -> int:
         """The service's clock, UTC ms."""
         return self._get("/v5/market/time", {}, lambda result, now: now)

@@ -54,6 +54,12 @@ class Ccxt(Source):
             tick=_positive(precision.get("price")) if is_size else None,
         )
 
+    def refuse_interval(self, interval: Interval) -> None:
+        """UserError for a length that the exchange does not have."""
+        frames = getattr(self._exchange, "timeframes", None) or {}
+        if interval.name not in frames:
+            raise UserError(f"{self.name} has no candles of {interval}; it has candles of {' '.join(frames)}")
+
     def candles(
         self,
         symbol: str,
@@ -65,9 +71,9 @@ class Ccxt(Source):
     ) -> Iterator[pl.DataFrame]:
         """Finished candles of [since, until); finished is judged by the exchange's clock. `since` is needed."""
         interval = Interval.parse(interval)
-        frames = getattr(self._exchange, "timeframes", None) or {}
-        if kind != "candles" or interval.name not in frames:
-            raise UserError(f"{self.name} has no {kind} of {interval}; it has candles of {' '.join(frames)}")
+        self.refuse_interval(interval)
+        if kind != "candles":
+            raise UserError(f"{self.name} has no {kind}, it has candles")
         if since is None:
             raise UserError(f"{self.name} pages forward only: name --since")
         unified = self._market(symbol, category)["symbol"]

@@ -58,6 +58,11 @@ class Sample(Source):
         """What is known about the index."""
         return instrument(symbol)
 
+    def refuse_interval(self, interval: Interval) -> None:
+        """UserError for anything but days."""
+        if interval.milliseconds != DAY:
+            raise UserError("the samples are daily candles; ask for --interval 1d")
+
     def candles(
         self,
         symbol: str,

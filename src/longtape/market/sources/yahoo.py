@@ -75,6 +75,11 @@ class Yahoo(Source):
         """End waiting and close connections."""
         self._client.close()
 
+    def refuse_interval(self, interval: Interval) -> None:
+        """UserError for a length that Yahoo does not have."""
+        if interval.name not in INTERVALS:
+            raise UserError(f"yahoo has no candles of {interval}; it has candles of {' '.join(INTERVALS)}")
+
     def restates(self, interval: Interval) -> bool:
         """Days and longer are adjusted anew for each split and dividend."""
         return interval.milliseconds >= DAY
@@ -104,8 +109,9 @@ class Yahoo(Source):
     ) -> Iterator[pl.DataFrame]:
         """Finished bars of [since, until); a bar of days is finished when its last day is over in UTC."""
         interval = Interval.parse(interval)
-        if interval.name not in INTERVALS or kind != "candles":
-            raise UserError(f"yahoo has no {kind} of {interval}; it has candles of {' '.join(INTERVALS)}")
+        self.refuse_interval(interval)
+        if kind != "candles":
+            raise UserError(f"yahoo has no {kind}; it has candles of {' '.join(INTERVALS)}")
         code = INTERVALS[interval.name]
         if until is None:
             until = round(time.time() * 1_000)

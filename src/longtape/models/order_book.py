@@ -1,0 +1,201 @@
+"""The order-book model: snapshots of a book → tokens → transformer → down, flat or up.
+
+A token is a snapshot, or one level of one side of one snapshot. Levels stand as on a price ladder, from the deepest bid
+up to the deepest ask, snapshot by snapshot, so that neighbours in price and in time are near each other. What else the
+experiment names as features is told to every token of its snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from longtape.core.errors import UserError
+from longtape.features.book_features import SIDES
+from longtape.features.panel import Panel, Rows
+from longtape.features.target_kinds import TargetKind
+from longtape.models.base import Array, Model, ModelInputs
+from longtape.models.batch import Batch
+from longtape.models.book_baselines import BookLogit
+from longtape.models.embedding import InputScaling, Positions
+from longtape.models.linear_baseline import Constant, LinearBaseline
+from longtape.models.pooling import build_pooling
+from longtape.models.prediction import Categorical, Prediction
+from longtape.models.transformer import Transformer, TransformerConfig
+
+
+class OrderBookConfig(TransformerConfig):
+    """A transformer over the snapshots of a book, or over their levels."""
+
+    trains: ClassVar[bool] = True
+
+    kind: Literal["order_book"] = "order_book"
+    lookback: int = Field(100, ge=1, description="snapshots in a window")
+    tokens: Literal["snapshot", "level"] = Field(
+        "snapshot", description="a token for each snapshot, or for each level of each side of each snapshot"
+    )
+    levels: int = Field(5, ge=1, description="levels of each side, as many as the feature book(…) gives")
+    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    pooling: Literal["last", "mean", "attention"] = Field(
+        "last", description="the newest snapshot, the mean of all tokens, or a learnt mean"
+    )
+    clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
+    skip: bool = Field(
+        True,
+        description="begin at the logistic regression on imbalance and micro-price; false: at the classes' frequencies",
+    )
+
+    def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
+        for name, kind in kinds.items():
+            if not kind.classes:
+                raise UserError(
+                    f"model.kind: 'order_book' forecasts classes such as smoothed_direction(10), not '{name}';"
+                    " the encoder forecasts it"
+                )
+
+    @property
+    def per_snapshot(self) -> int:
+        """Tokens of one snapshot."""
+        return 1 if self.tokens == "snapshot" else len(SIDES) * self.levels
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens the transformer sees."""
+        return self.lookback * self.per_snapshot
+
+    @property
+    def has_global_tokens(self) -> bool:
+        """No: marks are those of bars."""
+        return False
+
+    @property
+    def summary(self) -> str:
+        """Mechanism, lookback and what a token is."""
+        return f"{self.attention} attention over {self.lookback:,} snapshots of a book, a token per {self.tokens}"
+
+
+class SnapshotTokens(nn.Module):
+    """A token for each snapshot, of all its columns."""
+
+    def __init__(self, config: OrderBookConfig, n_columns: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(n_columns, config.d_model)
+        self.positions = Positions(config.positions, config.lookback, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled snapshots [B, L, C] → [B, L, d_model]."""
+        tokens: Tensor = self.positions(self.project(x))
+        return tokens
+
+
+class LevelTokens(nn.Module):
+    """A token for each level of each side of each snapshot: distance and size, place on the ladder, time."""
+
+    ladder: Tensor
+    others: Tensor
+
+    def __init__(self, config: OrderBookConfig, columns: list[str]) -> None:
+        super().__init__()
+        d, ladder = config.d_model, _ladder(columns, config.levels)
+        beside = sorted(set(range(len(columns))) - {c for pair in ladder for c in pair})
+        self.register_buffer("ladder", torch.tensor(ladder), persistent=False)
+        self.register_buffer("others", torch.tensor(beside, dtype=torch.int64), persistent=False)
+        self.project = nn.Linear(2, d)
+        self.beside = nn.Linear(len(beside), d, bias=False) if beside else None
+        self.place = nn.Parameter(torch.randn(len(ladder), d) * 0.02)
+        self.positions = Positions(config.positions, config.lookback, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled snapshots [B, L, C] → [B, L · 2 · levels, d_model]."""
+        snapshots = self.positions(x.new_zeros(1, x.shape[1], self.place.shape[1]))
+        if self.beside is not None:
+            snapshots = snapshots + self.beside(x[:, :, self.others])
+        return (self.project(x[:, :, self.ladder]) + self.place + snapshots[:, :, None]).flatten(1, 2)
+
+
+def _ladder(columns: list[str], levels: int) -> list[tuple[int, int]]:
+    """Columns of (ticks, log size) of each level, deepest bid first, deepest ask last. UserError where they lack."""
+    at = {name.rpartition(".")[2]: c for c, name in enumerate(columns) if name.startswith("book")}
+    places = [("bid", i) for i in range(levels, 0, -1)] + [("ask", i) for i in range(1, levels + 1)]
+    try:
+        return [(at[f"{side}_ticks_{i}"], at[f"{side}_log_size_{i}"]) for side, i in places]
+    except KeyError:
+        raise UserError(
+            f"model.levels: {levels} levels of each side are read; name the feature book({levels}, tick, lot)"
+        ) from None
+
+
+class OrderBook(Model):
+    """[B, L, C] features of snapshots → classes."""
+
+    Config = OrderBookConfig
+    config: OrderBookConfig
+
+    def __init__(self, config: OrderBookConfig, inputs: ModelInputs) -> None:
+        super().__init__(config, inputs)
+        columns = [column.name for column in inputs.columns]
+        _ladder(columns, config.levels)
+        self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip)
+        self.embedding = (
+            SnapshotTokens(config, len(columns))
+            if config.tokens == "snapshot"
+            else LevelTokens(config, columns)
+        )
+        self.drop = nn.Dropout(config.dropout)
+        self.transformer = Transformer(config)
+        self.pooling = build_pooling("mean" if config.pooling == "last" else config.pooling, config.d_model)
+        self.outputs = nn.ModuleDict({kind: self._build_output(kind) for kind in inputs.kinds})
+        self.starts = nn.ModuleDict({kind: self._build_start(kind) for kind in inputs.kinds})
+
+    def forward(self, batch: Batch) -> Prediction:
+        """The probabilities of the classes at the end of every window."""
+        scaled, parts, at = self.scaling(batch.x), [], 0
+        vector = self._pool(self._encode(scaled)[-1])
+        for kind, start in self._starts():
+            base = start(scaled, batch.rows[:, at : at + start.n_rows])
+            parts.append(Categorical(base + self.outputs[kind](vector).float().view_as(base)))
+            at += start.n_rows
+        return Prediction(tuple(parts), self.kind_columns)
+
+    def hidden_states(self, batch: Batch) -> list[Tensor]:
+        """Tokens after each layer [B, N, d_model]."""
+        return self._encode(self.scaling(batch.x))
+
+    def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
+        for kind, start in self._starts():
+            start.fit(panel, self.inputs.kinds[kind], train, validation, self.scaling)
+
+    def row_inputs(self, panel: Panel) -> Array:
+        parts = [torch.from_numpy(start.row_inputs(panel)) for _, start in self._starts()]
+        return torch.cat(parts, 1).numpy()
+
+    def _encode(self, scaled: Tensor) -> list[Tensor]:
+        states: list[Tensor] = self.transformer(self.drop(self.embedding(scaled)))
+        return states
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        newest = tokens[:, -self.config.per_snapshot :] if self.config.pooling == "last" else tokens
+        vector: Tensor = self.pooling(newest)
+        return vector
+
+    def _build_output(self, kind: str) -> nn.Linear:
+        """Starts at zero: an untrained model says what its start says."""
+        columns, classes = self.inputs.kinds[kind], self.inputs.targets_of(kind)[0].of_kind.classes
+        output = nn.Linear(self.config.d_model, columns.size * classes)
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+        return output
+
+    def _build_start(self, kind: str) -> LinearBaseline:
+        n_assets, n_targets = self.inputs.kinds[kind].shape
+        classes = self.inputs.targets_of(kind)[0].of_kind.classes
+        if self.config.skip:
+            return BookLogit(n_assets, n_targets, classes)
+        return Constant("logits", n_assets, n_targets, classes)
+
+    def _starts(self) -> list[tuple[str, LinearBaseline]]:
+        return [(kind, one) for kind, one in self.starts.items() if isinstance(one, LinearBaseline)]
