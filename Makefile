@@ -7,7 +7,7 @@ HAS_TORCH := $(shell $(PYTHON) -c "import torch; print(tuple(map(int, torch.__ve
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test soak bench docs clean
+.PHONY: demo test soak bench docs release clean
 
 demo: $(VENV)/.sample
 	$(BIN)/longtape demo --out demo
@@ -23,12 +23,16 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak
 
 bench: $(VENV)/.dev
-	for name in features windows data backtest million attention; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in features windows data backtest million attention encoder_step long_sequences; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m longtape.features.document docs/features.md
 	$(BIN)/python benchmarks/attention_docs.py
 	$(BIN)/python benchmarks/draw_patterns.py
+
+# The wheel, proved in empty environments: PYTHONS="python3.11 python3.12" names the interpreters.
+release:
+	PYTHON=$(PYTHON) ./release.sh
 
 clean:
 	rm -rf $(VENV) demo

@@ -243,6 +243,8 @@ WARM_UP = 180  # bars that recursive features lack at the beginning, and labels 
 def _split(rng: Rng, market: Market, document: Document) -> None:
     way = rng.choice(["default", "fractions", "few", "dates", "dates until"], p=[0.2, 0.2, 0.1, 0.25, 0.25])
     if way == "default":
+        if market.spec.bars < 400:  # of which 15 % would not hold a label of several bars twice
+            document["split"] = {"train": 0.5, "validation": 0.35}
         return
     split: Document = {"embargo": int(rng.choice([0, 0, 3]))}
     gap = split["embargo"] + max(horizon_of(target) for target in document["targets"])
