@@ -43,7 +43,7 @@ class TokensConfig(TransformerConfig):
     )
     class_sees: Literal["all", "window"] = Field(
         "all",
-        description="window: where a mechanism has windows, the class token sees its own, the beginning of the sequence,"
+        description="window: where a mechanism has windows, the class token sees its own, where the sequence begins,"
         " and what is global, so that the beginning is not one token among thousands",
     )
     n_spaced: int = Field(
