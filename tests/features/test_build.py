@@ -242,6 +242,7 @@ def test_book_snapshots_become_a_panel_of_events() -> None:
     np.testing.assert_array_equal(found.closes[:, 0], mid)
     np.testing.assert_array_equal(found.ordinals, books.frame["update_id"].to_numpy())
     refuses(lambda: found.future(np.array([100]), 5), "no fixed time")
+    assert found.future(np.array([100, 102]), 0).shape == (2, 0, 0)
 
 
 def test_trades_become_a_panel_of_events_where_equal_times_are_normal() -> None:

@@ -243,6 +243,8 @@ WARM_UP = 180  # bars that recursive features lack at the beginning, and labels 
 def _split(rng: Rng, market: Market, document: Document) -> None:
     way = rng.choice(["default", "fractions", "few", "dates", "dates until"], p=[0.2, 0.2, 0.1, 0.25, 0.25])
     if way == "default":
+        if market.spec.bars < 400:  # of which 15 % would not hold a label of several bars twice
+            document["split"] = {"train": 0.5, "validation": 0.35}
         return
     split: Document = {"embargo": int(rng.choice([0, 0, 3]))}
     gap = split["embargo"] + max(horizon_of(target) for target in document["targets"])
@@ -444,7 +446,9 @@ def _options_of_model(rng: Rng, document: Document) -> list[tuple[str, Any]]:
         values[name] = values.get(name) or about.get(
             "enum", [False, True] if about.get("type") == "boolean" else []
         )
-    unfit = {"kind", "skip", "volatility_start"} | set(fields.keys() ^ values.keys())
+    unfit = {"kind", "skip"} | set(fields.keys() ^ values.keys())
+    if document["model"].get("skip") is False or "volatility" not in map(kind_of, document["targets"]):
+        unfit.add("volatility_start")
     drawn = [name for name in fields if values[name] and name not in unfit and rng.random() < 0.08]
     return [(f"model.{name}", values[name][int(rng.integers(len(values[name])))]) for name in drawn]
 

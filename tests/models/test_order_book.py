@@ -68,7 +68,7 @@ def test_tokens_of_levels_climb_the_price_ladder(panel):
     """A change of one level of one snapshot changes the one token that stands at its price, before attention."""
     made = model(panel, tokens="level", positions="none")
     names = [column.name.rpartition(".")[2] for column in panel.columns]
-    x = made.scaling.standardise(BatchSource(made, panel).batch(np.array([60])).x)
+    x = made.scaling(BatchSource(made, panel).batch(np.array([60])).x)
     ladder = ["bid_ticks_3", "bid_ticks_2", "bid_ticks_1", "ask_ticks_1", "ask_ticks_2", "ask_ticks_3"]
     for place, name in enumerate(ladder):
         other = x.clone()

@@ -105,6 +105,23 @@ def test_the_class_token_and_regular_ones_are_global():
     assert encoder(attention="flash")._global_positions(ids) is None
 
 
+def test_a_local_class_token_sees_the_beginning_and_the_global_ones():
+    """One layer, a window of three tokens: what the first two ids and the spaced ones are, and nothing else."""
+    options = {"block_size": 1, "window_size": 5, "n_global": 0, "n_random": 0}
+    made = encoder(attention="bigbird", attention_options=options, n_spaced=1, class_token="local")
+    ids = torch.full((1, LENGTH), 2)
+    with torch.no_grad():
+        before = made._encode(ids)[-1][0, 0]
+        seen = []
+        for place in range(LENGTH):
+            other = ids.clone()
+            other[0, place] = 3
+            if not torch.equal(made._encode(other)[-1][0, 0], before):
+                seen.append(place)
+    assert seen == [0, 1, made.spaced.item()]
+    assert encoder(attention="local", class_token="local").config.n_spaced == 0
+
+
 def test_training_begins_at_the_frequencies():
     made, one = encoder(), data()
     torch.nn.init.zeros_(made.output.weight)
@@ -118,7 +135,8 @@ def test_training_begins_at_the_frequencies():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"attention": "local"}, "sees its window alone"),
+        ({"attention": "local"}, "no token sees all"),
+        ({"attention": "flash", "class_token": "local"}, "has no windows"),
         ({"attention": "flash", "attention_options": {"causal": True}}, "sees nothing"),
         ({"attention": "flash", "n_spaced": 2}, "no global tokens"),
         ({"attention": "bigbird", "n_spaced": 900}, "hold no 900"),

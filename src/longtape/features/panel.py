@@ -170,6 +170,8 @@ class Panel(Shown):
         if steps > self.ahead:
             what = "events come at no fixed time" if self.ahead == 0 else f"{self.ahead} rows are known ahead"
             raise UserError(f"panel: the calendar of {steps} rows to come was asked for; {what}")
+        if steps == 0:
+            return np.empty((len(origins), 0, self.calendar_values.shape[1]), np.float32)
         found = self.calendar_values[origins[:, None] + np.arange(1, steps + 1)]
         if steps == 0:
             return found

@@ -42,6 +42,11 @@ class TokensConfig(TransformerConfig):
     pooling: Literal["class", "mean"] = Field(
         "class", description="of a sequence: the class token in front of it, or the mean of its tokens"
     )
+    class_token: Literal["global", "local"] = Field(
+        "global",
+        description="local: where a mechanism has windows, the class token sees its own, the sequence's beginning, and"
+        " what is global, so that the beginning is not one among thousands",
+    )
     n_spaced: int = Field(
         0, ge=0, description="tokens at regular intervals that are global, beside the class token"
     )
@@ -67,16 +72,19 @@ class TokensConfig(TransformerConfig):
         return 1 if self.outputs == "sequence" else self.length
 
     @model_validator(mode="after")
-    def _class_token_sees_the_sequence(self) -> TokensConfig:
+    def _class_token_sees_what_it_tells(self) -> TokensConfig:
+        windows = ("local", "longformer", "bigbird")
+        if self.class_token == "local" and self.attention not in windows:
+            raise ValueError(f"class_token: {self.attention} has no windows; {', '.join(windows)} do")
         if self.outputs == "tokens" or self.pooling == "mean":
             return self
         if self.attention_options.get("causal"):
             raise ValueError(
                 "pooling: the class token stands first, so under causal attention it sees nothing"
             )
-        if self.attention == "local":
+        if self.attention == "local" and self.class_token == "global":
             raise ValueError(
-                "pooling: under local attention the class token sees its window alone; name mean"
+                "pooling: under local attention no token sees all; name class_token: local, or mean"
             )
         return self
 
@@ -152,11 +160,13 @@ class TokenEncoder(Model):
         return states
 
     def _global_positions(self, ids: Tensor) -> Tensor | None:
-        """[B, 1 + n_spaced]: the class token, and those of the spaced tokens that a sequence reaches."""
+        """[B, G]: the class token, unless it is local, and those of the spaced tokens that a sequence reaches."""
         if not self.config.has_global_tokens:
             return None
         reached = ids[:, self.spaced] != PADDING
         spaced = torch.where(reached, self.spaced + 1, PADDING)
+        if self.config.class_token == "local":
+            return spaced if self.config.n_spaced else None
         return torch.cat([spaced.new_zeros(len(ids), 1), spaced], 1)
 
 

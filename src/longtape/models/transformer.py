@@ -106,7 +106,6 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """[B, N, d_model], global positions [B, G] and visible [B, N] (False: no token) → [B, N, d_model]."""
         extra = {} if marks is None else {"global_positions": marks}
-        extra |= {} if visible is None else {"visible": visible}
         if self.pre_norm:
             x = x + self.attention(self.norm1(x), visible, **extra)
             return x + self.feed_forward(self.norm2(x))

@@ -15,8 +15,8 @@ _COSTS = ("training s", "ms a forecast", "memory MB")
 
 
 def comparison(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for the loss of each target, baselines as dotted lines, and one for each cost. Rows: target, attention,
-    lookback (none: a baseline), loss, ± seeds, and costs.
+    """A panel for the loss of each target, the best baseline as a dotted line, and one for each cost. Rows: target,
+    attention, lookback (none: a baseline), loss, ± seeds, and costs.
     """
     targets = list(dict.fromkeys(row["target"] for row in rows))
     names = [*targets, *_COSTS]
@@ -43,12 +43,13 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], value: str, title: str)
         spread = [row["± seeds"] or 0.0 for row in own] if value == "loss" else None
         x, y = [row["lookback"] for row in own], [row[value] for row in own]
         axes.errorbar(x, y, yerr=spread, fmt="o-", color=color, markersize=4, capsize=2, label=name)
-    for row in rows if value == "loss" else ():
-        if row.get("lookback") is None:
-            axes.axhline(row["loss"], color=MUTED, linestyle=":", linewidth=1)
-            axes.annotate(
-                row["attention"], (1, row["loss"]), xycoords=("axes fraction", "data"), fontsize=6, ha="right"
-            )
+    baselines = [row for row in rows if row.get("lookback") is None]
+    if value == "loss" and baselines:
+        best = min(baselines, key=lambda row: row["loss"])
+        axes.axhline(best["loss"], color=MUTED, linestyle=":", linewidth=1)
+        axes.annotate(
+            best["attention"], (1, best["loss"]), xycoords=("axes fraction", "data"), fontsize=6, ha="right"
+        )
     lookbacks = sorted({row["lookback"] for row in settings})
     axes.set_xscale("log", base=2)
     axes.set_xticks(lookbacks, [f"{n:,}" for n in lookbacks], fontsize=8)
