@@ -311,8 +311,8 @@ def test_paths_of_mistakes_leave_nothing(tmp_path):
 
 
 def test_ctrl_c_in_a_walk_forward_says_how_to_go_on(capsys, made, monkeypatch, tmp_path):
-    monkeypatch.setattr("longtape.workflow.pipeline.ExperimentPipeline.fit", stop)
+    monkeypatch.setattr("longtape.workflow.pipeline.ExperimentPipeline.fit_in", stop)
     words = ("walk-forward", made.root.parent / "e.yaml", "--folds", "2", "--out", tmp_path / "folds")
     line = stopped(capsys, *words)
-    assert line.startswith(f"longtape: stopped: {tmp_path}/folds holds 0 whole folds")
+    assert line.startswith(f"longtape: stopped: {tmp_path}/folds/jobs holds 0 of 2 jobs")
     assert "--resume" in line

@@ -446,7 +446,9 @@ def _options_of_model(rng: Rng, document: Document) -> list[tuple[str, Any]]:
         values[name] = values.get(name) or about.get(
             "enum", [False, True] if about.get("type") == "boolean" else []
         )
-    unfit = {"kind", "skip", "volatility_start"} | set(fields.keys() ^ values.keys())
+    unfit = {"kind", "skip"} | set(fields.keys() ^ values.keys())
+    if document["model"].get("skip") is False or "volatility" not in map(kind_of, document["targets"]):
+        unfit.add("volatility_start")
     drawn = [name for name in fields if values[name] and name not in unfit and rng.random() < 0.08]
     return [(f"model.{name}", values[name][int(rng.integers(len(values[name])))]) for name in drawn]
 

@@ -19,7 +19,7 @@ import polars as pl
 from longtape.core.clock import iso
 from longtape.core.errors import UserError
 from longtape.core.progress import progress, silently
-from longtape.evaluation.audit_report import OF_TRADING, QUESTIONS, AuditReport, Check
+from longtape.evaluation.audit_report import OF_A_REACH, OF_TRADING, QUESTIONS, AuditReport, Check
 from longtape.evaluation.audit_start import Start, check_start
 from longtape.evaluation.differences import array_difference, frame_difference, other_bits
 from longtape.evaluation.perturbation import (
@@ -34,6 +34,7 @@ from longtape.features.panel import Panel, Rows
 from longtape.features.splits import Split, label_ends
 from longtape.features.windows import first_origin
 from longtape.market.rows import Rows as MarketRows
+from longtape.models.base import ALL_ROWS
 
 __all__ = ["AuditReport", "audit"]
 
@@ -55,7 +56,8 @@ def audit(
     are computed again on the cut data; trained weights are kept. UserError where the data are too short to audit.
     """
     study = _Study(pipeline, bars, n_origins, seed, fitted)
-    checks = {name: Check(name) for name in QUESTIONS if study.is_traded or name not in OF_TRADING}
+    left_out = study.left_out
+    checks = {name: Check(name) for name in QUESTIONS if name not in left_out}
     _check_split(checks["split"], study)
     rows, feature_rows = study.cut_rows(n_cuts), study.feature_rows(n_feature_cuts)
     work: list[Callable[[], None]] = [
@@ -132,6 +134,12 @@ class _Study:
         """False where the forecasts become no weights."""
         newest = self.fitted.forecast(self.panel, np.array([len(self.panel) - 1]))
         return len(self.pipeline.weights(newest).columns) > 1
+
+    @property
+    def left_out(self) -> set[str]:
+        """Checks that ask for what this pipeline does not promise."""
+        reaches_all = self.fitted.reach >= ALL_ROWS
+        return {*(() if self.is_traded else OF_TRADING), *(OF_A_REACH if reaches_all else ())}
 
     def cut_rows(self, n: int) -> list[int]:
         """Rows after the training rows, spread over what follows, no two at the same phase of a day or a longer bar."""

@@ -9,6 +9,10 @@ from longtape.core.clock import iso
 
 _SHOWN = 5
 OF_TRADING = ("signals", "fills", "start: signals")  # left out where nothing is traded
+OF_A_REACH = (
+    "start: forecasts",
+    "start: signals",
+)  # left out where a forecast may depend on every row there is
 QUESTIONS = {
     "split": "Are all training labels known before the first origin that is validated or tested?",
     "features": "Do features up to t keep their bits when the data after t are cut off or changed?",

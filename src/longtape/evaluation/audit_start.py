@@ -43,7 +43,7 @@ def check_start(
     first = begin + fitted.reach - 1
     half = max(n_origins // 2, 1)
     origins = np.unique(np.concatenate([rows[rows >= first][:half], rows[rows >= first][-half:]]))
-    if len(origins) == 0:
+    if len(origins) == 0 or "start: forecasts" not in checks:
         return
     old, new = fitted.forecast(base, origins), fitted.forecast(other, origins - offset)
     allowed = _allowance(old)

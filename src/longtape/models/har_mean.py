@@ -132,8 +132,10 @@ class _Rows:
 
     def apply(self, rows: Ints, fit: _Fit) -> Floats:
         """[m, n]."""
-        of_cells: Floats = fit.cells[self.cells[rows]]
-        return self.inputs[rows] @ fit.weights + of_cells + fit.intercept
+        out: Floats = fit.cells[self.cells[rows]] + fit.intercept
+        for column, weights in zip(self.inputs[rows].T, fit.weights, strict=True):
+            out += column[:, None] * weights  # a matrix product has other bits in other company
+        return out
 
 
 class _Memory:

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
 from longtape.core.errors import UserError
 from longtape.features.book_features import SIDES
 from longtape.features.panel import Panel, Rows
@@ -150,7 +151,7 @@ class OrderBook(Model):
             if config.tokens == "snapshot"
             else LevelTokens(config, columns)
         )
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.transformer = Transformer(config)
         self.pooling = build_pooling("mean" if config.pooling == "last" else config.pooling, config.d_model)
         self.outputs = nn.ModuleDict({kind: self._build_output(kind) for kind in inputs.kinds})

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from longtape.attention.dropout import Dropout
 from longtape.core.errors import UserError
 from longtape.features.panel import Panel, Rows
 from longtape.models.base import Model, ModelInputs
@@ -115,7 +116,7 @@ class TokenEncoder(Model):
         nn.init.normal_(self.embedding.weight, std=d**-0.5)
         self.class_token = nn.Parameter(torch.randn(1, 1, d) * d**-0.5)
         self.positions = Positions(config.positions, config.n_tokens, d)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.transformer = Transformer(config)
         self.output = nn.Linear(d, config.classes)
         nn.init.zeros_(self.output.weight)

@@ -116,6 +116,8 @@ class RayCluster:
     def carry(self, folders: Sequence[Path]) -> None:
         """Bring about an outcome in every folder."""
         ray: Any = require("ray", "ray")
+        if not folders:
+            return
         if not ray.is_initialized():
             cores = None if self.address else (self.workers or 1) * self.threads
             ray.init(address=self.address, num_cpus=cores, log_to_driver=False, include_dashboard=False)

@@ -65,8 +65,13 @@ def execute(
     open_ones = [folder for job, folder in zip(jobs, folders, strict=True) if not _is_done(job, folder)]
     if len(open_ones) < len(jobs):
         say(f"{len(jobs) - len(open_ones)} of {len(jobs)} jobs were done before")
-    if open_ones:
+    try:
         engine.carry(open_ones)
+    except KeyboardInterrupt:
+        done = sum((folder / "outcome.json").exists() for folder in folders)
+        raise KeyboardInterrupt(
+            f"{root} holds {done} of {len(jobs)} jobs, and what the others have trained; go on with --resume"
+        ) from None
     outcomes = [Outcome(**read_json(folder / "outcome.json")) for folder in folders]
     for job, outcome in zip(jobs, outcomes, strict=True):
         if outcome.error is not None and not keep_errors:

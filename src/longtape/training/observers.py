@@ -87,7 +87,8 @@ class LiveLine(Observer):
     """Loss, validation, rate, windows a second, memory and time left, on one line of the terminal."""
 
     def begin(self, at: TrainingState, total_steps: int, steps_per_epoch: int) -> None:
-        self.bar = Progress("", total_steps, "steps", done=at.epoch * steps_per_epoch + at.step)
+        self.total, self.done = total_steps, at.epoch * steps_per_epoch + at.step
+        self.bar: Progress | None = None
         self.epochs = total_steps // max(1, steps_per_epoch)
         self.validation = at.losses[-1]
         self.windows, self.started = 0, time.monotonic()
@@ -95,7 +96,9 @@ class LiveLine(Observer):
     def on_step(self, report: StepReport) -> None:
         self.windows += report.windows
         a_second = self.windows / max(time.monotonic() - self.started, 1e-9)
-        self.bar.label = f"epoch {report.epoch + 1}/{self.epochs}"
+        label = f"epoch {report.epoch + 1}/{self.epochs}"
+        self.bar = self.bar or Progress(label, self.total, "steps", self.done)
+        self.bar.label = label
         self.bar.advance(
             1,
             f"loss {report.mean_loss:.4f}  validation {self.validation:.4f}  rate {report.rate:.1e}"
@@ -106,7 +109,8 @@ class LiveLine(Observer):
         self.validation = history[-1]["validation"]
 
     def end(self) -> None:
-        self.bar.finish()
+        if self.bar is not None:
+            self.bar.finish()
 
 
 class HistoryFile(Observer):

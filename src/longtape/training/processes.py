@@ -132,7 +132,7 @@ def _first_failure(processes: Processes, error: BaseException) -> OtherProcessFa
     try:
         kept = dist.distributed_c10d._get_default_store().compare_set(_FAILURE, "", mine).decode()
     except RuntimeError:  # the process that held the store has gone too
-        return OtherProcessFailed(_GONE)
+        return OtherProcessFailed(_GONE) if lost else None
     rank, message = json.loads(kept)
     if rank != processes.rank:
         return OtherProcessFailed(f"stopped with process {rank}: {message}")
