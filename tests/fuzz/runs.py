@@ -253,7 +253,7 @@ class Trial:
         """The same where every target of every symbol can be scored."""
         columns = self.walked.forecast.select("symbol", "target", "horizon").unique().height
         times = self.known.group_by("timestamp").len().filter(pl.col("len") == columns)["timestamp"]
-        return self.known.filter(pl.col("timestamp").is_in(times.implode()))
+        return self.known.filter(pl.col("timestamp").is_in(times.to_list()))
 
     @cached_property
     def known_where_all_are_due(self) -> pl.DataFrame:
@@ -261,7 +261,7 @@ class Trial:
         last = self.known["end"].max()
         ends = self.walked.forecast.group_by("timestamp").agg(pl.col("end").max())
         times = ends.filter(pl.col("end") <= last)["timestamp"]
-        return self.known.filter(pl.col("timestamp").is_in(times.implode()))
+        return self.known.filter(pl.col("timestamp").is_in(times.to_list()))
 
     @cached_property
     def clock(self) -> Times:

@@ -125,7 +125,7 @@ def test_the_steps_of_a_path_are_kept_apart(tmp_path):
     covered = {row["horizon"]: row["coverage"] for row in metrics(made)["coverage"]}
     assert sorted(covered) == [1, 2, 3, 4]
     rows = metrics(made)["skill"]["TEST path(4)"]
-    known = made.forecasts.filter(pl.col("timestamp").is_in(_scored_times(made).implode()))
+    known = made.forecasts.filter(pl.col("timestamp").is_in(_scored_times(made).to_list()))
     squares = ((known["mean"] - known["actual"]) ** 2).sum() / (known["actual"] ** 2).sum()
     assert rows[0]["R² against zero"] == pytest.approx(1 - squares, rel=1e-5)
 

@@ -343,11 +343,9 @@ def read_forecast(
 
 def _volatility_of(chosen: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
     """The forecasts of volatility at the origins, for the symbols and over the horizon of the chosen ones."""
-    return frame.filter(
-        (pl.col("kind") == VOLATILITY)
-        & (pl.col("horizon") == chosen["horizon"][0])
-        & pl.col("symbol").is_in(chosen["symbol"].unique().implode())
-        & pl.col("timestamp").is_in(chosen["timestamp"].implode())
+    of_kind = frame.filter((pl.col("kind") == VOLATILITY) & (pl.col("horizon") == chosen["horizon"][0]))
+    return of_kind.join(chosen.select("symbol"), on="symbol", how="semi").join(
+        chosen.select("timestamp"), on="timestamp", how="semi"
     )
 
 
