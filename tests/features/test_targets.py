@@ -19,6 +19,7 @@ EVERY = [
     "direction(3, 0.005)",
     "up(1)",
     "mid_direction(5, 0.001)",
+    "smoothed_direction(5)",
 ]
 
 

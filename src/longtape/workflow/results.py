@@ -195,8 +195,10 @@ def _skill_line(name: str, rows: Rows) -> str:
         return f"{name}: not scored; no label of the test period is known."
     best = max(others, key=lambda row: sign * row[measure])
     ahead = sign * own[measure] > sign * best[measure]
-    sure = best[P_VALUE] < 0.05
-    standing = f"{'ahead of' if ahead else 'behind'} the best baseline{'' if sure else ', within luck'}"
+    luck = "" if best[P_VALUE] < 0.05 else ", within luck"
+    standing = f"{'ahead of' if ahead else 'behind'} the best baseline{luck}"
+    if best[P_VALUE] == 1.0:  # a tie: the network found nothing to add to the baseline that it begins at
+        standing = "as good as the best baseline"
     figures = f"{measure} {own[measure]:.4f}, {best['model']} {best[measure]:.4f}, {_p_text(best[P_VALUE])}"
     return f"{name}: {standing} ({figures})."
 
@@ -207,11 +209,19 @@ def _p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p {p_value:.3f}"
 
 
+def _share(row: Mapping[str, Any], covered: Rows, level: float) -> str:
+    """The share covered, and whether it is further from the level than luck explains."""
+    said = f"{_named(row, covered)} {row['coverage']:.1%}"
+    if row["to"] < level:
+        return f"{said} (too little: at most {row['to']:.1%} but for luck)"
+    return f"{said} (too much: at least {row['from']:.1%} but for luck)" if row["from"] > level else said
+
+
 def _interval_lines(level: float, covered: Rows, fitted: FittedForecaster | None) -> list[str]:
     lines = []
     if covered:
-        shares = ", ".join(f"{_named(row, covered)} {row['coverage']:.1%}" for row in covered)
-        lines.append(f"Intervals of {level:.0%} held in the test period: {shares}.")
+        shares = ", ".join(_share(row, covered, level) for row in covered)
+        lines.append(f"In the test period the intervals of {level:.0%} covered: {shares}.")
     if fitted is not None:
         lines += fitted.calibration.shortages(fitted.model.inputs.targets)
     return lines
