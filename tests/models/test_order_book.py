@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from longtape.attention import MECHANISMS
+from longtape.attention import MECHANISMS, attention_weights
 from longtape.core.errors import UserError
+from longtape.explain.assets import level_maps
+from longtape.explain.attention import record
 from longtape.features.book_targets import with_classes
 from longtape.features.build import FeaturesConfig, build
 from longtape.models.book_baselines import PENALTY, BookLogit, ImbalanceSign, multinomial_logit
@@ -120,3 +122,28 @@ def test_the_sign_names_its_class_and_is_as_sure_as_it_was_right(panel):
     assert p.argmax(-1).tolist() == [2, 0, 1]
     right = (1 + np.sign(panel.quotes[TRAIN, 0]) == panel.targets[TRAIN, 1]).mean()
     assert p.max(-1).values.tolist() == pytest.approx([max(right, 0.34)] * 3)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
+def test_it_says_what_its_tokens_are(panel, pooling):
+    made = model(panel, tokens="level", pooling=pooling)
+    batch = BatchSource(made, panel).batch(np.array([60, 61]))
+    assert made.token_levels() == ["bid 3", "bid 2", "bid 1", "ask 1", "ask 2", "ask 3"]
+    assert made.token_bars().tolist() == [snapshot for snapshot in range(8) for _ in range(6)]
+    shares, tokens = made.pooled_weights(batch), made.hidden_states(batch)[-1]
+    assert torch.allclose(torch.einsum("bn,bnd->bd", shares, tokens), made._pool(tokens), atol=1e-5)
+    assert model(panel).token_bars().tolist() == list(range(8))
+    with pytest.raises(UserError, match="no level of it"):
+        model(panel).token_levels()
+
+
+def test_a_level_looks_at_levels_over_all_snapshots(panel):
+    made = model(panel, tokens="level", n_layers=2)
+    batch = BatchSource(made, panel).batch(np.array([60]))
+    passed = record(made, batch)
+    maps = level_maps(made, passed)
+    assert [one.shape for one in maps] == [(6, 6), (6, 6)]
+    assert all(torch.allclose(one.sum(1), torch.ones(6), atol=1e-5) for one in maps)
+    weights = attention_weights(passed[1].layer, passed[1].x)[0].mean(0)
+    expected = torch.stack([weights[-6:, place::6].sum(1) for place in range(6)], 1)
+    assert torch.allclose(maps[1], expected, atol=1e-6)

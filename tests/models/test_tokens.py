@@ -108,7 +108,7 @@ def test_the_class_token_and_regular_ones_are_global():
 def test_a_local_class_token_sees_the_beginning_and_the_global_ones():
     """One layer, a window of three tokens: what the first two ids and the spaced ones are, and nothing else."""
     options = {"block_size": 1, "window_size": 5, "n_global": 0, "n_random": 0}
-    made = encoder(attention="bigbird", attention_options=options, n_spaced=1, class_token="local")
+    made = encoder(attention="bigbird", attention_options=options, n_spaced=1, class_sees="window")
     ids = torch.full((1, LENGTH), 2)
     with torch.no_grad():
         before = made._encode(ids)[-1][0, 0]
@@ -119,7 +119,7 @@ def test_a_local_class_token_sees_the_beginning_and_the_global_ones():
             if not torch.equal(made._encode(other)[-1][0, 0], before):
                 seen.append(place)
     assert seen == [0, 1, made.spaced.item()]
-    assert encoder(attention="local", class_token="local").config.n_spaced == 0
+    assert encoder(attention="local", class_sees="window").config.n_spaced == 0
 
 
 def test_training_begins_at_the_frequencies():
@@ -136,7 +136,7 @@ def test_training_begins_at_the_frequencies():
     ("options", "said"),
     [
         ({"attention": "local"}, "no token sees all"),
-        ({"attention": "flash", "class_token": "local"}, "has no windows"),
+        ({"attention": "flash", "class_sees": "window"}, "has no windows"),
         ({"attention": "flash", "attention_options": {"causal": True}}, "sees nothing"),
         ({"attention": "flash", "n_spaced": 2}, "no global tokens"),
         ({"attention": "bigbird", "n_spaced": 900}, "hold no 900"),

@@ -4,11 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from longtape.cli.main import execute
 from longtape.core.errors import UserError
 from longtape.core.files import read_json
-from longtape.evaluation.walk_forward import walk_forward
 from longtape.experiment import parse_experiment
-from longtape.features.splits import WalkForwardConfig
 from longtape.training import loop
 from longtape.workflow import load_run, run, train
 from tests.books import book_frame
@@ -111,14 +110,31 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(folder, tmp_path, monkey
 
 
 def test_folds_share_the_borders_of_the_first(folder, tmp_path):
-    experiment = parse_experiment(document(folder, model={"kind": "book_logit", "lookback": 1}), "e.yaml")
-    pipeline = train(experiment, tmp_path / "run").data.pipeline
-    bars = train(experiment, tmp_path / "again").data.bars
-    walked = walk_forward(pipeline, bars, WalkForwardConfig(n_folds=2), tmp_path / "folds", identity={})
-    own = dict(walked.panel.target_columns[0].options)
-    moves = pipeline.panel(bars).targets[walked.folds[0].train, 0]
-    assert tuple(own.values()) == tuple(np.quantile(moves, [1 / 3, 2 / 3]))
-    assert set(walked.forecasts["actual"].drop_nulls()) <= {0.0, 1.0, 2.0}
+    """A model that stands beside itself as a baseline, fold by fold, from the command line."""
+    given = document(folder, model={"kind": "book_logit", "lookback": 1})
+    (tmp_path / "e.yaml").write_text(parse_experiment(given, "e.yaml").to_yaml())
+    words = [
+        "walk-forward",
+        str(tmp_path / "e.yaml"),
+        "--folds",
+        "3",
+        "--out",
+        str(tmp_path / "walk"),
+        "--quiet",
+    ]
+    assert execute(words) == 0
+    for rows in read_json(tmp_path / "walk" / "metrics.json")["skill"].values():
+        own, logit = rows[0], rows[3]
+        assert all(
+            own[name] == pytest.approx(logit[name], rel=1e-6)
+            for name in own
+            if name in logit and name != "model"
+        )
+    assert set(pl.read_parquet(tmp_path / "walk" / "forecast.parquet")["actual"].drop_nulls()) == {
+        0.0,
+        1.0,
+        2.0,
+    }
 
 
 @pytest.mark.parametrize(

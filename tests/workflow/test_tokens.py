@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_is_refused_in_one_line(folder, tmp_path, what):
         ({"length": 20}, "model.length allows 1 to 20"),
         ({"outputs": "tokens"}, "takes lists of whole numbers, one for each id"),
         ({"vocabulry": 3}, "did you mean 'vocabulary'"),
-        ({"attention": "local"}, "class_token: local, or mean"),
+        ({"attention": "local"}, "class_sees: window, or mean"),
     ],
 )
 def test_mistakes_in_the_document_are_told_in_one_line(folder, tmp_path, capsys, changes, said):

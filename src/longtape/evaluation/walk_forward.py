@@ -64,9 +64,7 @@ def walk_forward(
     `out` is there already and `resume` was not asked, or where it was made by something else.
     """
     out = Path(out)
-    panel = pipeline.panel(bars)
-    folds = pipeline.folds(panel, config)
-    panel = with_classes(panel, folds[0].train)  # so that a class is the same in all folds
+    panel, folds = plan_folds(pipeline, pipeline.panel(bars), config)
     begin_plan(out, {**identity, "folds": config.model_dump(mode="json")}, resume)
     parts = []
     for number, fold in enumerate(folds, 1):
@@ -78,6 +76,12 @@ def walk_forward(
             write_fold(_fitted(pipeline, panel, fold, out, number), panel, fold, path)
         parts.append(pl.read_parquet(path))
     return WalkForward(panel, tuple(folds), pl.concat(parts))
+
+
+def plan_folds(pipeline: Pipeline, panel: Panel, config: WalkForwardConfig) -> tuple[Panel, list[Split]]:
+    """The folds, and the panel whose classes are set on the first one's training rows, so that all mean the same."""
+    folds = pipeline.folds(panel, config)
+    return with_classes(panel, folds[0].train), folds
 
 
 def fold_path(out: Path, number: int) -> Path:

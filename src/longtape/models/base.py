@@ -201,6 +201,13 @@ class Model(nn.Module):
             f"model '{self.config.kind}' has no tokens that are assets: all stand side by side in one"
         )
 
+    def token_levels(self) -> list[str]:
+        """Names of the levels of one snapshot of a book, in the order in which its tokens stand: `bid 2`, `bid 1`, …
+
+        UserError for a model whose tokens are no levels.
+        """
+        raise UserError(f"model '{self.config.kind}' has no tokens that are levels of a book")
+
     def pooled_weights(self, batch: Batch) -> Tensor:
         """The share of each token of the last layer in what the head is given, [B, N]. UserError as `token_bars`."""
         raise UserError(f"model '{self.config.kind}' has no tokens that are bars of the window")

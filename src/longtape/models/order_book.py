@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from longtape.models.batch import Batch
 from longtape.models.book_baselines import BookLogit
 from longtape.models.embedding import InputScaling, Positions
 from longtape.models.linear_baseline import Constant, LinearBaseline
-from longtape.models.pooling import build_pooling
+from longtape.models.pooling import AttentionPooling, build_pooling
 from longtape.models.prediction import Categorical, Prediction
 from longtape.models.transformer import Transformer, TransformerConfig
 
@@ -118,12 +119,16 @@ class LevelTokens(nn.Module):
         return (self.project(x[:, :, self.ladder]) + self.place + snapshots[:, :, None]).flatten(1, 2)
 
 
+def _places(levels: int) -> list[tuple[str, int]]:
+    """Sides and levels up the price ladder."""
+    return [("bid", i) for i in range(levels, 0, -1)] + [("ask", i) for i in range(1, levels + 1)]
+
+
 def _ladder(columns: list[str], levels: int) -> list[tuple[int, int]]:
     """Columns of (ticks, log size) of each level, deepest bid first, deepest ask last. UserError where they lack."""
     at = {name.rpartition(".")[2]: c for c, name in enumerate(columns) if name.startswith("book")}
-    places = [("bid", i) for i in range(levels, 0, -1)] + [("ask", i) for i in range(1, levels + 1)]
     try:
-        return [(at[f"{side}_ticks_{i}"], at[f"{side}_log_size_{i}"]) for side, i in places]
+        return [(at[f"{side}_ticks_{i}"], at[f"{side}_log_size_{i}"]) for side, i in _places(levels)]
     except KeyError:
         raise UserError(
             f"model.levels: {levels} levels of each side are read; name the feature book({levels}, tick, lot)"
@@ -165,6 +170,26 @@ class OrderBook(Model):
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer [B, N, d_model]."""
         return self._encode(self.scaling(batch.x))
+
+    def token_bars(self) -> Rows:
+        """The snapshot that each token is of."""
+        return np.repeat(np.arange(self.config.lookback), self.config.per_snapshot)
+
+    def token_levels(self) -> list[str]:
+        if self.config.tokens == "snapshot":
+            raise UserError("model.tokens: a token is a whole snapshot, and no level of it")
+        return [f"{side} {i}" for side, i in _places(self.config.levels)]
+
+    def pooled_weights(self, batch: Batch) -> Tensor:
+        """The share of each token in what the output reads, [B, N]."""
+        if isinstance(self.pooling, AttentionPooling):
+            return self.pooling.weights(self.hidden_states(batch)[-1])
+        n, read = self.config.n_tokens, self.config.n_tokens
+        if self.config.pooling == "last":
+            read = self.config.per_snapshot
+        shares = torch.zeros(len(batch), n)
+        shares[:, n - read :] = 1 / read
+        return shares
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         for kind, start in self._starts():

@@ -42,10 +42,10 @@ class TokensConfig(TransformerConfig):
     pooling: Literal["class", "mean"] = Field(
         "class", description="of a sequence: the class token in front of it, or the mean of its tokens"
     )
-    class_token: Literal["global", "local"] = Field(
-        "global",
-        description="local: where a mechanism has windows, the class token sees its own, the sequence's beginning, and"
-        " what is global, so that the beginning is not one among thousands",
+    class_sees: Literal["all", "window"] = Field(
+        "all",
+        description="window: where a mechanism has windows, the class token sees its own, where the sequence begins,"
+        " and what is global, so that the beginning is not one token among thousands",
     )
     n_spaced: int = Field(
         0, ge=0, description="tokens at regular intervals that are global, beside the class token"
@@ -74,17 +74,17 @@ class TokensConfig(TransformerConfig):
     @model_validator(mode="after")
     def _class_token_sees_what_it_tells(self) -> TokensConfig:
         windows = ("local", "longformer", "bigbird")
-        if self.class_token == "local" and self.attention not in windows:
-            raise ValueError(f"class_token: {self.attention} has no windows; {', '.join(windows)} do")
+        if self.class_sees == "window" and self.attention not in windows:
+            raise ValueError(f"class_sees: {self.attention} has no windows; {', '.join(windows)} do")
         if self.outputs == "tokens" or self.pooling == "mean":
             return self
         if self.attention_options.get("causal"):
             raise ValueError(
                 "pooling: the class token stands first, so under causal attention it sees nothing"
             )
-        if self.attention == "local" and self.class_token == "global":
+        if self.attention == "local" and self.class_sees == "all":
             raise ValueError(
-                "pooling: under local attention no token sees all; name class_token: local, or mean"
+                "pooling: under local attention no token sees all; name class_sees: window, or mean"
             )
         return self
 
@@ -165,7 +165,7 @@ class TokenEncoder(Model):
             return None
         reached = ids[:, self.spaced] != PADDING
         spaced = torch.where(reached, self.spaced + 1, PADDING)
-        if self.config.class_token == "local":
+        if self.config.class_sees == "window":
             return spaced if self.config.n_spaced else None
         return torch.cat([spaced.new_zeros(len(ids), 1), spaced], 1)
 

@@ -11,7 +11,7 @@ import yaml
 
 from longtape.core.errors import UserError
 from longtape.core.progress import say
-from longtape.evaluation.walk_forward import begin_plan, fold_path, write_fold
+from longtape.evaluation.walk_forward import begin_plan, fold_path, plan_folds, write_fold
 from longtape.experiment import Experiment, parse_experiment
 from longtape.features.splits import WalkForwardConfig
 from longtape.orchestration.jobs import Engine, Job, execute
@@ -78,13 +78,13 @@ def _fold_jobs(walk: Walk, config: WalkForwardConfig, resume: bool) -> Iterator[
 def fit_fold(folder: Path, experiment: str, config: dict[str, Any], number: int, out: str) -> int:
     """The job: train on what came before a fold, going on from what `folder` holds, and keep its forecasts in `out`."""
     data = RunData.of(parse_experiment(yaml.safe_load(experiment), str(folder)))
-    folds = data.pipeline.folds(data.panel, WalkForwardConfig.model_validate(config))
+    panel, folds = plan_folds(data.pipeline, data.panel, WalkForwardConfig.model_validate(config))
     path = fold_path(Path(out), number)
     if not path.exists():
         fold = folds[number - 1]
         training = RunFolder(folder / "training")
         training.root.mkdir(exist_ok=True)
-        write_fold(data.pipeline.fit_in(training, data.panel, fold), data.panel, fold, path)
+        write_fold(data.pipeline.fit_in(training, panel, fold), panel, fold, path)
     return len(folds[number - 1].test)
 
 

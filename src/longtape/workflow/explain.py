@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from longtape.attention.linformer import LinformerAttention
 from longtape.core.clock import iso
 from longtape.core.errors import UserError
 from longtape.core.files import write_json
 from longtape.evaluation.statistics import mean_difference_interval
-from longtape.explain.assets import asset_maps
+from longtape.explain.assets import asset_maps, level_maps
 from longtape.explain.attention import (
     AttentionMap,
     Passed,
@@ -369,7 +370,11 @@ def _assets(study: Study) -> Part:
     """Which asset looks at which, at the newest moment."""
     names = study.panel.assets
     maps = asset_maps(study.model, study.passed)
-    rows = [
+    return Part(_map_rows(maps, names), {"assets": draw.asset_grid([one.numpy() for one in maps], names)})
+
+
+def _map_rows(maps: Sequence[Tensor], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
         {
             "layer": layer + 1,
             "looks": names[a],
@@ -378,12 +383,13 @@ def _assets(study: Study) -> Part:
         for layer, one in enumerate(maps)
         for a in range(len(names))
     ]
-    picture = draw.asset_grid([one.numpy() for one in maps], names)
-    return Part(rows, {"assets": picture})
 
 
 def _levels(study: Study) -> Part:
-    raise UserError("level × level: this model has no tokens that are levels of a book")
+    """Which level of the newest snapshot of a book looks at which."""
+    names = study.model.token_levels()
+    maps = level_maps(study.model, study.passed)
+    return Part(_map_rows(maps, names), {"levels": draw.asset_grid([one.numpy() for one in maps], names)})
 
 
 PARTS: Mapping[str, Callable[[Study], Part]] = {
