@@ -201,7 +201,7 @@ def test_bars_missing_in_the_test_period_are_not_traded_on(tmp_path, missing):
     made = run(experiment(tmp_path, frame, missing=missing), tmp_path / "out")
     fills = pl.read_parquet(made.path("backtest/fills.parquet"))
     assert fills.height > 0
-    assert fills["timestamp"].is_in(frame["timestamp"].implode()).all()
+    assert fills["timestamp"].is_in(frame["timestamp"].to_list()).all()
 
 
 def test_costs_left_out_entirely_are_a_tenth_of_a_percent(tmp_path):
