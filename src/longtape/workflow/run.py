@@ -107,6 +107,10 @@ def _train(
     data.pipeline.refuse_short(data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
+    if experiment.search:
+        say(
+            "note: the section search is for longtape tune; one model is trained, with the values that stand beside it"
+        )
     data.require_funding()
     processes.wait()  # until all have looked at what was there
     if resume:
