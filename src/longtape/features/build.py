@@ -280,7 +280,7 @@ def _targets(
 def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, Label]]:
     spec = find_target(expression)
     arguments = spec.bind(expression)
-    farthest = max(target_horizons(expression))
+    farthest = target_horizons(expression)[-1]
     if farthest >= len(table):
         raise UserError(
             f"targets: '{expression}' looks {farthest} bars ahead; {table.origin} has {len(table)}"

@@ -34,6 +34,8 @@ FAMILIES = tuple(
     )
 )
 
+MOST_STEPS = 10_000  # of one target
+
 
 def features() -> Mapping[str, Spec]:
     """Every feature by name."""
@@ -55,11 +57,18 @@ def find_target(expression: Expression) -> Spec:
 
 
 def target_horizons(expression: Expression) -> Sequence[int]:
-    """Rows ahead at which the labels of a target are known. UserError where the expression is none."""
+    """Rows ahead at which the labels of a target are known, rising. UserError where the expression is none, or has
+    more steps than a panel can hold.
+    """
     spec = find_target(expression)
     if spec.horizons is None:
         raise ValueError(f"target '{spec.name}' does not say its horizons")
-    return spec.horizons(**spec.bind(expression))
+    found = spec.horizons(**spec.bind(expression))
+    if len(found) > MOST_STEPS:
+        raise UserError(
+            f"targets: '{expression}' has {len(found):,} steps, each a column of labels; at most {MOST_STEPS:,}"
+        )
+    return found
 
 
 def check_features(texts: Sequence[str], symbols: Sequence[str] | None = None) -> None:
