@@ -8,7 +8,7 @@ experiment names as features is told to every token of its snapshot.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,22 +18,21 @@ from torch import Tensor, nn
 from longtape.attention.dropout import Dropout
 from longtape.core.errors import UserError
 from longtape.features.book_features import SIDES
-from longtape.features.panel import Panel, Rows
+from longtape.features.panel import Rows
 from longtape.features.target_kinds import TargetKind
-from longtape.models.base import Array, Model, ModelInputs
+from longtape.models.base import ModelInputs
 from longtape.models.batch import Batch
 from longtape.models.book_baselines import BookLogit
-from longtape.models.embedding import InputScaling, Positions
-from longtape.models.linear_baseline import Constant, LinearBaseline
+from longtape.models.embedding import Positions
+from longtape.models.linear_baseline import LinearBaseline
+from longtape.models.network import Network, NetworkConfig
 from longtape.models.pooling import AttentionPooling, build_pooling
-from longtape.models.prediction import Categorical, Prediction
-from longtape.models.transformer import Transformer, TransformerConfig
+from longtape.models.prediction import Prediction
+from longtape.models.transformer import Transformer
 
 
-class OrderBookConfig(TransformerConfig):
+class OrderBookConfig(NetworkConfig):
     """A transformer over the snapshots of a book, or over their levels."""
-
-    trains: ClassVar[bool] = True
 
     kind: Literal["order_book"] = "order_book"
     lookback: int = Field(100, ge=1, description="snapshots in a window")
@@ -45,7 +44,6 @@ class OrderBookConfig(TransformerConfig):
     pooling: Literal["last", "mean", "attention"] = Field(
         "last", description="the newest snapshot, the mean of all tokens, or a learnt mean"
     )
-    clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
     skip: bool = Field(
         True,
         description="begin at the logistic regression on imbalance and micro-price; false: at the classes' frequencies",
@@ -58,6 +56,7 @@ class OrderBookConfig(TransformerConfig):
                     f"model.kind: 'order_book' forecasts classes such as smoothed_direction(10), not '{name}';"
                     " the encoder forecasts it"
                 )
+        super().refuse_targets(kinds)
 
     @property
     def per_snapshot(self) -> int:
@@ -135,7 +134,7 @@ def _ladder(columns: list[str], levels: int) -> list[tuple[int, int]]:
         ) from None
 
 
-class OrderBook(Model):
+class OrderBook(Network):
     """[B, L, C] features of snapshots → classes."""
 
     Config = OrderBookConfig
@@ -145,7 +144,6 @@ class OrderBook(Model):
         super().__init__(config, inputs)
         columns = [column.name for column in inputs.columns]
         _ladder(columns, config.levels)
-        self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip)
         self.embedding = (
             SnapshotTokens(config, len(columns))
             if config.tokens == "snapshot"
@@ -154,18 +152,12 @@ class OrderBook(Model):
         self.drop = Dropout(config.dropout)
         self.transformer = Transformer(config)
         self.pooling = build_pooling("mean" if config.pooling == "last" else config.pooling, config.d_model)
-        self.outputs = nn.ModuleDict({kind: self._build_output(kind) for kind in inputs.kinds})
-        self.starts = nn.ModuleDict({kind: self._build_start(kind) for kind in inputs.kinds})
+        self.build_heads(config.d_model)
 
     def forward(self, batch: Batch) -> Prediction:
         """The probabilities of the classes at the end of every window."""
-        scaled, parts, at = self.scaling(batch.x), [], 0
-        vector = self._pool(self._encode(scaled)[-1])
-        for kind, start in self._starts():
-            base = start(scaled, batch.rows[:, at : at + start.n_rows])
-            parts.append(Categorical(base + self.outputs[kind](vector).float().view_as(base)))
-            at += start.n_rows
-        return Prediction(tuple(parts), self.kind_columns)
+        scaled = self.scaling(batch.x)
+        return self.predict(self._pool(self._encode(scaled)[-1]), scaled, batch.rows)
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer [B, N, d_model]."""
@@ -191,13 +183,11 @@ class OrderBook(Model):
         shares[:, n - read :] = 1 / read
         return shares
 
-    def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
-        for kind, start in self._starts():
-            start.fit(panel, self.inputs.kinds[kind], train, validation, self.scaling)
-
-    def row_inputs(self, panel: Panel) -> Array:
-        parts = [torch.from_numpy(start.row_inputs(panel)) for _, start in self._starts()]
-        return torch.cat(parts, 1).numpy()
+    def build_baseline(self, kind: str) -> LinearBaseline:
+        if self.config.skip:
+            n_assets, n_targets = self.inputs.kinds[kind].shape
+            return BookLogit(n_assets, n_targets, self.head(kind).n_classes)
+        return super().build_baseline(kind)
 
     def _encode(self, scaled: Tensor) -> list[Tensor]:
         states: list[Tensor] = self.transformer(self.drop(self.embedding(scaled)))
@@ -207,21 +197,3 @@ class OrderBook(Model):
         newest = tokens[:, -self.config.per_snapshot :] if self.config.pooling == "last" else tokens
         vector: Tensor = self.pooling(newest)
         return vector
-
-    def _build_output(self, kind: str) -> nn.Linear:
-        """Starts at zero: an untrained model says what its start says."""
-        columns, classes = self.inputs.kinds[kind], self.inputs.targets_of(kind)[0].of_kind.classes
-        output = nn.Linear(self.config.d_model, columns.size * classes)
-        nn.init.zeros_(output.weight)
-        nn.init.zeros_(output.bias)
-        return output
-
-    def _build_start(self, kind: str) -> LinearBaseline:
-        n_assets, n_targets = self.inputs.kinds[kind].shape
-        classes = self.inputs.targets_of(kind)[0].of_kind.classes
-        if self.config.skip:
-            return BookLogit(n_assets, n_targets, classes)
-        return Constant("logits", n_assets, n_targets, classes)
-
-    def _starts(self) -> list[tuple[str, LinearBaseline]]:
-        return [(kind, one) for kind, one in self.starts.items() if isinstance(one, LinearBaseline)]
