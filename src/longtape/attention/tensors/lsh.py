@@ -21,13 +21,23 @@ def lsh_in_tensors(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None,
     wide = torch.promote_types(q.dtype, torch.float32)
     order = sort_tokens(bucket)
     hidden = None if visible is None else ~visible
-    rounds = [
-        checkpoint(_attend_round, q.to(wide), v.to(wide), order, hidden, r, size, use_reentrant=False)
-        for r in range(order.shape[2])
-    ]
+    wide_q, wide_v = q.to(wide), v.to(wide)
+    rounds = [_round_again(wide_q, wide_v, order, hidden, r, size) for r in range(order.shape[2])]
     shares = torch.stack([log for _, log in rounds]).softmax(0)
     joined = sum(found * share[..., None] for (found, _), share in zip(rounds, shares, strict=True))
     return torch.as_tensor(joined).to(q.dtype)
+
+
+def _round_again(
+    q: Tensor, v: Tensor, order: Tensor, hidden: Tensor | None, r: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """`_attend_round`, computed again in a backward pass."""
+    if not torch.is_grad_enabled():
+        return _attend_round(q, v, order, hidden, r, size)
+    found: tuple[Tensor, Tensor] = checkpoint(
+        _attend_round, q, v, order, hidden, r, size, use_reentrant=False
+    )
+    return found
 
 
 def _attend_round(
