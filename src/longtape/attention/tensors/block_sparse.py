@@ -27,7 +27,9 @@ class TiledPattern(nn.Module):
     shown: Tensor  # bool [tiles, TILE, n_extra + U]
     global_rows: Tensor  # [G] queries that see all
     shown_to_global: Tensor  # bool [G, n_extra + N]
-    order: Tensor  # [N] where the output of each query stands: those of the tiles, then those of the global ones
+    order: (
+        Tensor  # [N] where the output of each query stands: those of the tiles, then those of the global ones
+    )
 
     def __init__(self, pattern: Pattern, n_tokens: int, positions: Tensor | None, n_extra: int = 0) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class TiledPattern(nn.Module):
 
 
 def _table(pattern: Pattern, n_tokens: int, positions: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
-    """Keys [U] that the queries of a tile see, those of its queries aside that see all, and who sees which, [rows, U]."""
+    """Keys [U] that the queries of a tile see, but for those that see all, and which query sees which, [rows, U]."""
     queries = torch.arange(start, min(start + TILE, n_tokens))
     is_global = pattern.global_flags(n_tokens, positions)[0, queries]
     seen = pattern.rows(n_tokens, queries, positions)[0] & ~is_global[:, None]

@@ -71,8 +71,8 @@ def _attend_round(
 def _seen_earlier(order: Tensor, token: Tensor, size: int) -> Tensor:
     """Which keys of each query's window [B, H, chunks, size, 2·size] a round of `order` [B, H, r, N] shows already."""
     seen = torch.zeros((), dtype=torch.bool, device=order.device)
-    for chunk in chunks_of(order, size).unbind(2):
-        there = chunk.gather(2, token)
+    for earlier in range(order.shape[2]):
+        there = chunks_of(order[:, :, earlier], size).gather(2, token)
         behind = (
             there[:, :, size:].unflatten(2, (-1, size))[..., None]
             - there.unfold(2, 2 * size, size)[..., None, :]
