@@ -1,4 +1,4 @@
-"""How an account went from time to time: rolling Sharpe ratios, months, what was held and turned over, and by symbol."""
+"""How an account went from time to time: rolling Sharpe ratios, months, turnover; and symbol by symbol."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from longtape.core.shown import Shown
 from longtape.market.bars import TIME_TYPE
 from longtape.market.frames import to_pandas
 
-
 SHORTEST_YEARS = 1 / 12  # below, a growth is not stretched to a year
 
 

@@ -180,7 +180,7 @@ def coverage_by_horizon(rows: Sequence[Mapping[str, Any]]) -> Chart:
     if len(horizons) == 1:
         asked = Marks("should be", np.arange(len(levels)), 100 * np.array(levels), "c2", "ring", size=5.0)
         own = sorted(rows, key=lambda row: row["level"])
-        marks = [asked, _covered("was", np.arange(len(levels)), own, "accent")]
+        marks = [asked, _covered("was", np.arange(float(len(levels))), own, "accent")]
         return Chart([percent(level, 0) for level in levels], "coverage, %", marks=marks, height=240,
                      y_range=_coverage_range(rows))  # fmt: skip
     marks = []

@@ -35,7 +35,8 @@ def attention_to_history(distances: Array, layers: Sequence[Array], even: float)
     ]
     log = bool(min(one[one > 0].min(initial=1.0) for one in layers) * 100 < max(one.max() for one in layers))
     y = [Series(s.name, np.where(s.y > 0, s.y, np.nan) if log else s.y, s.color) for s in lines]
-    return Chart(distances + 1, "weight, %", y, rules=[Rule(100 * even, name="all alike")], x_title="bars back, the newest is 1",
+    rules = [Rule(100 * even, name="all alike")]
+    return Chart(distances + 1, "weight, %", y, rules=rules, x_title="bars back, the newest is 1",
                  log_x=len(distances) > 32, log=log, height=260)  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def equity(times: Times, curves: Mapping[str, Array], band: tuple[Times, Array, 
     courses = [*curves.values(), *(side for one in bands for side in (one.lower, one.upper))]
     lines = [
         Series(name, y, role, width=2.2 if role == "accent" else 1.2)
-        for (name, y), role in zip(curves.items(), ROLES, strict=False)
+        for (name, y), role in zip(curves.items(), ROLES * len(curves), strict=False)
     ]
     log = needs_log(np.concatenate(courses))
     return Chart(times, "equity, start = 1", lines, bands, height=340, log=log, group=ACCOUNT)
@@ -45,6 +45,14 @@ def drawdown(times: Times, falls: Array) -> Chart:
         height=200,
         group=ACCOUNT,
     )
+
+
+def several(times: Times, courses: Mapping[str, Array], title: str) -> Chart:
+    """One line for each name [T]; NaN where it has no value."""
+    lines = [
+        Series(name, y, role) for (name, y), role in zip(courses.items(), ROLES * len(courses), strict=False)
+    ]
+    return Chart(times, title, lines, height=220, group=ACCOUNT)
 
 
 def returns(per_bar: Array) -> Chart:

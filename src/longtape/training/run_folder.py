@@ -3,7 +3,7 @@
 | file | what it holds |
 |---|---|
 | experiment.yaml | what was asked, every default written out |
-| run.json | status, version of the folder, seed, fingerprints of data, borders of the split, library versions, memory used |
+| run.json | status, version of the folder, seed, fingerprints of data, borders of the split, versions, memory used |
 | model.json, model.safetensors | what the model knows of its data, and its best weights |
 | calibration.json | what makes the intervals and the trading threshold |
 | history.jsonl | losses, one line for each epoch of each seed |

@@ -144,8 +144,8 @@ class Study:
         """
         _ = self.rows  # every layer stands over the bars
         bars = self.model.token_bars()
-        found: npt.NDArray[np.float64] = np.bincount(bars[bars >= 0], of_tokens[bars >= 0], len(self.window))
-        return found
+        together = np.bincount(bars[bars >= 0], of_tokens[bars >= 0], len(self.window))
+        return together.astype(np.float64)
 
     @cached_property
     def reached(self) -> npt.NDArray[np.float64]:

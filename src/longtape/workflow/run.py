@@ -423,7 +423,8 @@ class Run(Shown):
     def report(self, out: str | Path | None = None, compared: str | Path | None = None) -> Path:
         """Write the HTML report, and the four-panel figure as PNG and SVG beside it; returns the page's path.
 
-        `compared`: folder of `longtape compare`, whose comparison stands on the page too. UserError where there is none.
+        `compared`: folder of `longtape compare`, whose comparison stands on the page too. UserError where there is
+        none.
         """
         if out is None and not self.kept:
             raise UserError(

@@ -18,7 +18,7 @@ _YEAR = 365.25 * 86_400
 
 
 def verdicts(results: Results, audit: Mapping[str, Any] | None) -> list[Verdict]:
-    """Trading and forecasts; in front of them what makes them hard to believe, after which nothing is said to be good."""
+    """Trading and forecasts; in front of them what makes them hard to believe, where nothing is good then."""
     said = [_trading(results), _forecasts(results)]
     if results.doubts:
         said = [replace(one, tone="neutral") if one.tone == "good" else one for one in said]

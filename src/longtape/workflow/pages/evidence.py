@@ -68,7 +68,9 @@ def _forecast_row(one: Standing, results: Results) -> dict[str, Any]:
         "its score": significant(one.best),
         "p": p_value(one.p_value),
         **({f"inside {percent(level, 0)}": held} if results.coverage else {}),
-        "reads as": "as good" if one.is_tie else one.words.replace(" of the best baseline", "").replace(" the best baseline", ""),
+        "reads as": "as good"
+        if one.is_tie
+        else one.words.replace(" of the best baseline", "").replace(" the best baseline", ""),
         "tone": ("good" if one.ahead else "bad") if sure else "neutral",
     }
 

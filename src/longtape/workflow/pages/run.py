@@ -20,7 +20,7 @@ from longtape.workflow.verdict import verdicts
 
 
 def write_report(path: str | Path, subject: Subject) -> Path:
-    """Write the page of a run and, where it trades, the four-panel figure beside it as PNG and SVG; returns the page."""
+    """Write the page of a run and, where it trades, the four-panel figure beside it (PNG, SVG); returns the page."""
     return _write(path, subject, subject.experiment.name, [])
 
 

@@ -72,8 +72,8 @@ def _equity(judgement: Judgement) -> Figure:
     at = times(result)
     low, high = np.quantile(random.equity, [0.05, 0.95], axis=0)
     caption = (
-        f"Marked at each close after all costs. The band holds nine of ten of {len(random.sharpe)} random strategies with"
-        " the same turnover and exposure."
+        f"Marked at each close after all costs. The band holds nine of ten of {len(random.sharpe)} random strategies"
+        " with the same turnover and exposure."
     )
     return Figure("Equity", caption, draw.equity(at, curves, (at[random.bars], low, high)))
 
@@ -94,7 +94,8 @@ def _rolling(account: BacktestResult) -> Figure:
     window = over_time.rolling_window(account)
     length = duration(window / account.periods_per_year * _YEAR)
     ratio = over_time.rolling_sharpe(account, window)
-    caption = f"Of the last {window:,} bars ({length}); its standard error is about {fixed(_error(account, window), 1)}."
+    error = fixed(_error(account, window), 1)
+    caption = f"Of the last {window:,} bars ({length}); its standard error is about {error}."
     return Figure("Rolling Sharpe", caption, draw.rolling_sharpe(times(account), ratio))
 
 
@@ -169,7 +170,8 @@ def _sensitivity(judgement: Judgement) -> Bars:
         )
         for row in rows
     ]
-    caption = f"Total return if fee, half spread and slippage came to so much a side; the run paid {judgement.costs.asked:.1f} bp."
+    paid = f"{judgement.costs.asked:.1f} bp"
+    caption = f"Total return if fee, half spread and slippage came to so much a side; the run paid {paid}."
     return Bars("Cost sensitivity", caption, bars)
 
 
