@@ -83,9 +83,10 @@ class Judgement:
         found, result = [], self.result
         sharpe, growth = result.metrics["sharpe"], 1 + result.metrics["annual_return"]
         if result.is_short:
+            sharpe -= ONE_SIDED * result.metrics["sharpe_standard_error"]
             growth = float(result.equity["equity"][-1]) / result.initial_capital
         if sharpe > MOST_SHARPE and result.metrics["n_fills"] > 0:
-            found.append(f"Sharpe {sharpe:.2f} after costs")
+            found.append(f"Sharpe {result.metrics['sharpe']:.2f} after costs")
         if growth >= MOST_GROWTH:
             found.append(f"an equity that multiplies {growth:,.4g} times in a year")
         return found
@@ -225,6 +226,8 @@ def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]
     standing, known = _standing(result, others), _known_sharpes(others)
     if standing == "never traded":
         return "No edge: the strategy never traded."
+    if result.is_short:
+        return _short_line(result, others)
     sharpe, error, rate = (
         result.metrics["sharpe"],
         result.metrics["sharpe_standard_error"],
@@ -242,18 +245,23 @@ def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]
     return f"Gained after costs, more than {HOLD} and the simple rules: {figures}. One period is one draw."
 
 
+def _short_line(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
+    """Total returns, and how many standard errors the mean return is from zero: nothing that is stretched to a year."""
+    told = [f"{name} {one.metrics['total_return']:.2%}" for name, one in others.items()]
+    figures = f"{result.metrics['total_return']:.2%} in all after costs, {', '.join(told)}"
+    certain = f"its mean return is {result.sharpe_errors:.1f} standard errors from zero"
+    if result.sharpe_errors <= ONE_SIDED:
+        return f"No edge after costs that could be told from luck: {figures}; {certain}."
+    return f"Gained after costs: {figures}; {certain}. One short period is one draw."
+
+
 def _length_line(result: BacktestResult) -> str:
     days = 365.25 * result.years
-    length = (
-        f"{days:.1f} days"
-        if days >= 2
-        else f"{24 * days:.1f} hours"
-        if days > 1 / 12
-        else f"{1440 * days:.0f} minutes"
-    )
+    sizes = (("days", 1.0), ("hours", 24.0), ("minutes", 1_440.0), ("seconds", 86_400.0))
+    unit, size = next(((name, size) for name, size in sizes if days * size >= 2), sizes[-1])
     return (
-        f"The account lasts {length} of market time, and its Sharpe ratios are stretched to a year from that: too short"
-        " to mean much; returns and turnover of a year are left out."
+        f"The account lasts {days * size:.0f} {unit} of market time: too short to mean much. Whatever would be"
+        " stretched to a year (returns, Sharpe ratio, turnover) is left out."
     )
 
 
@@ -269,10 +277,10 @@ def _random_line(random: RandomStrategies) -> str:
 def _bootstrap_line(intervals: Mapping[str, ConfidenceInterval], short: bool) -> str:
     a, s, d = (intervals[name] for name in ("annual_return", "sharpe", "max_drawdown"))
     sharpe = "not defined" if np.isnan(s.lower) else f"{s.lower:.2f} to {s.upper:.2f}"
-    annual = "" if short else f"annual return {_share(a.lower)} to {_share(a.upper)}, "
+    annual = "" if short else f"annual return {_share(a.lower)} to {_share(a.upper)}, Sharpe {sharpe}, "
     return (
-        f"{a.level:.0%} of {a.resamples:,} stationary-bootstrap samples (blocks of {a.block:.0f} bars): {annual}Sharpe"
-        f" {sharpe}, deepest drawdown {_share(d.lower)} to {_share(d.upper)}."
+        f"{a.level:.0%} of {a.resamples:,} stationary-bootstrap samples (blocks of {a.block:.0f} bars): {annual}"
+        f"deepest drawdown {_share(d.lower)} to {_share(d.upper)}."
     )
 
 
@@ -304,7 +312,7 @@ def _paid_line(result: BacktestResult) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.4g}%"
+    return f"{np.format_float_positional(100 * value, precision=4, fractional=False, trim='-')}%"
 
 
 def _quantile(values: Any, percent: int) -> float:

@@ -204,6 +204,11 @@ class BacktestResult(Shown):
         return self.years < SHORTEST_YEARS
 
     @property
+    def sharpe_errors(self) -> float:
+        """The Sharpe ratio in standard errors, which no length of a year enters; NaN without variance."""
+        return float(self.metrics["sharpe"] / self.metrics["sharpe_standard_error"])
+
+    @property
     def risk_free_return(self) -> float:
         """The risk-free rate of one bar."""
         return self.risk_free_rate / self.periods_per_year

@@ -51,12 +51,12 @@ def over_time(errors: pl.DataFrame, parts: int = 80) -> pl.DataFrame:
 
 
 def by_clock(errors: pl.DataFrame) -> tuple[Sequence[str], Array, Array]:
-    """Names of the hours (UTC) at which forecasts are made, or of the weekdays where all are made at one hour; the mean
-    error of each, and its standard error as if forecasts were independent.
+    """Names of the hours (UTC) at which forecasts are made, or, where all are made at one hour, of the weekdays of
+    their newest bars; the mean error of each, and its standard error as if forecasts were independent.
     """
     hours = errors["known_at"].dt.hour()
     daily = hours.n_unique() < 2
-    names, key = (WEEKDAYS, errors["known_at"].dt.weekday() - 1) if daily else (HOURS, hours)
+    names, key = (WEEKDAYS, errors["timestamp"].dt.weekday() - 1) if daily else (HOURS, hours)
     spread = pl.col("error").std() / pl.len().sqrt()
     found = errors.group_by(key.alias("key")).agg(pl.col("error").mean(), spread.alias("spread"), pl.len())
     mean, reach = np.full(len(names), np.nan), np.full(len(names), np.nan)

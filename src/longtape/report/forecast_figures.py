@@ -165,7 +165,9 @@ def errors_by_clock(names: Sequence[str], mean: Array, reach: Array, title: str)
         upper=mean + 2 * reach,
     )
     top = float(np.nanmax(mean + 2 * np.nan_to_num(reach), initial=0.0)) or 1.0
-    by = "hour of the forecast (UTC)" if names and names[0][0].isdigit() else "weekday of the forecast (UTC)"
+    by = (
+        "hour of the forecast (UTC)" if names and names[0][0].isdigit() else "weekday of the newest bar (UTC)"
+    )
     return Chart(names, title, [Series("mean", mean, "accent", "bars")], marks=[marks], x_title=by, height=240,
                  y_range=(0.0, 1.05 * top))  # fmt: skip
 

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 GLOSSARY: Mapping[str, str] = {
     "Sharpe": "Mean return over its deviation, a year. Its standard error over n years is about 1/√n.",
     "± s.e.": "Standard error of the Sharpe ratio (Lo 2002).",
+    "return / s.e.": "Mean return in its standard errors: beyond ± 2 luck hardly explains it.",
     "drawdown": "Loss from the highest equity so far.",
     "turnover a year": "Value traded in a year over the mean equity.",
     "turnover": "Value traded over equity.",

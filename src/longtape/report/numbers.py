@@ -101,16 +101,17 @@ def typeset(sentence: str) -> str:
 
 # Columns of tables by name; a name that ends in " %" is a percentage already.
 _COLUMNS: Mapping[str, Format] = {
-    "Sharpe": ratio, "± s.e.": ratio, "costs paid": money, "final equity": money, "profit": money, "amount": money,
+    "Sharpe": ratio, "± s.e.": ratio, "return / s.e.": lambda value: fixed(value, 1),
+    "costs paid": money, "final equity": money, "profit": money, "amount": money,
     "turnover a year": lambda value: fixed(value, 1), "price": price, "close": price,
 }  # fmt: skip
 
 
 def column_format(name: str, values: Sequence[Any]) -> Format:
-    """How a column is written: by its name, else with as many decimals as its middle value needs for three digits."""
+    """How a column is written: by its name, else with as many decimals as its lower quarter needs for three digits."""
     if name in _COLUMNS:
         return _COLUMNS[name]
-    if name.endswith("%"):
+    if re.search(r"[^\d] %$", name):
         return lambda value: f"{fixed(value, 1)}{_NARROW}%" if _is_number(value) else plain(value)
     if name == "p" or name.startswith("p,"):
         return lambda value: p_value(value) if _is_number(value) else plain(value)
@@ -124,8 +125,8 @@ def _decimals(sizes: Sequence[float]) -> int | None:
     """Of a column of such sizes; None where each value is better written by itself."""
     if not sizes:
         return 0
-    middle = math.floor(math.log10(sorted(sizes)[len(sizes) // 2]))
-    return None if middle < -3 or middle > 9 else max(0, min(4, 2 - middle))
+    size = math.floor(math.log10(sorted(sizes)[len(sizes) // 4]))
+    return None if size < -3 or size > 9 else max(0, min(4, 2 - size))
 
 
 def _is_number(value: Any) -> bool:

@@ -77,7 +77,7 @@ def rolling_sharpe(times: Times, ratio: Array) -> Chart:
         times,
         "Sharpe ratio, a year",
         [Series("rolling Sharpe", ratio, "accent")],
-        height=200,
+        height=240,
         rules=[Rule(0.0)],
         group=ACCOUNT,
     )
@@ -121,20 +121,12 @@ def trades_on_price(times: Times, close: Array, fills: pl.DataFrame) -> Chart:
     return Chart(times, "price", [line], marks=marks, height=300, log=needs_log(close), group=ACCOUNT)
 
 
-def random_sharpes(draws: npt.NDArray[np.float64], own: float) -> Chart:
-    """Histogram of the Sharpe ratios of random strategies, and where the strategy stands."""
-    known = draws[np.isfinite(draws)]
-    low, high = (
-        (min(known.min(), own), max(known.max(), own)) if np.isfinite(own) else (known.min(), known.max())
-    )
-    counts, edges = np.histogram(known, 31, (low, high if high > low else low + 1))
+def random_outcomes(draws: npt.NDArray[np.float64], own: float, title: str) -> Chart:
+    """Histogram of what random strategies came to, and where the strategy stands."""
+    known = np.append(draws[np.isfinite(draws)], [own] if np.isfinite(own) else [])
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    counts, edges = np.histogram(draws, 31, (low, high if high > low else low + 1))
     bars = Series("random strategies", counts.astype(float), "c2", "bars")
     rules = [Rule(own, "x", "accent", "this one")] if np.isfinite(own) else []
-    return Chart(
-        (edges[1:] + edges[:-1]) / 2,
-        "random strategies",
-        [bars],
-        x_title="Sharpe ratio",
-        rules=rules,
-        height=240,
-    )
+    middle = (edges[1:] + edges[:-1]) / 2
+    return Chart(middle, "random strategies", [bars], x_title=title, rules=rules, height=240)

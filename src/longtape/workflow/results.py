@@ -174,14 +174,14 @@ def _judged(
 
 
 def _row(name: str, result: BacktestResult) -> dict[str, Any]:
-    """Of an account of less than a month what it came to, and nothing stretched to a year but the Sharpe ratio."""
+    """Of an account of less than a month what it came to, and nothing that is stretched to a year."""
     m = result.metrics
-    of_a_year = {"annual return %": 100 * m["annual_return"], "volatility %": 100 * m["volatility"]}
+    of_a_year = {"annual return %": 100 * m["annual_return"], "volatility %": 100 * m["volatility"],
+                 "Sharpe": m["sharpe"], "± s.e.": m["sharpe_standard_error"]}  # fmt: skip
+    in_all = {"total return %": 100 * m["total_return"], "return / s.e.": result.sharpe_errors}
     return {
         "strategy": name,
-        **({"total return %": 100 * m["total_return"]} if result.is_short else of_a_year),
-        "Sharpe": m["sharpe"],
-        "± s.e.": m["sharpe_standard_error"],
+        **(in_all if result.is_short else of_a_year),
         "max drawdown %": 100 * m["max_drawdown"],
         **({} if result.is_short else {"turnover a year": m["turnover"]}),
         "costs paid": m["costs"],

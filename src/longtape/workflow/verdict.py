@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from longtape.backtest.benchmarks import HOLD
-from longtape.backtest.judgement import Judgement
+from longtape.backtest.judgement import ONE_SIDED, Judgement
 from longtape.backtest.result import BacktestResult
 from longtape.evaluation.standing import Standing, standing
-from longtape.report.numbers import change, duration, p_value, percent, ratio, significant
+from longtape.report.numbers import change, duration, fixed, p_value, percent, ratio, significant
 from longtape.report.page import Tone, Verdict
 from longtape.workflow.results import Results
 
@@ -50,9 +50,10 @@ def _account_line(judgement: Judgement) -> tuple[str, Tone]:
         return "The strategy never traded: no forecast passed its threshold.", "neutral"
     hold = judgement.benchmarks[HOLD]
     beside = f"{HOLD} {_earned(hold)}"
-    figures = f"Sharpe {ratio(result.metrics['sharpe'])} ± {ratio(result.metrics['sharpe_standard_error'])}"
-    gained = result.metrics["total_return"] > 0
+    gained, figures = result.metrics["total_return"] > 0, _certainty(result)
     begin = f"{'Gained' if gained else 'Lost'} {_earned(result).lstrip('+−')} after costs"
+    if result.sharpe_errors < -ONE_SIDED:
+        return f"{begin}, more than bad luck explains ({figures}); {beside}.", "bad"
     if standing == "luck":
         return (
             f"{begin}: no edge that could be told from luck ({figures}); {beside}.",
@@ -61,6 +62,12 @@ def _account_line(judgement: Judgement) -> tuple[str, Tone]:
     if standing == "beaten":
         return f"{begin}, but a simple rule did better ({figures}); {beside}.", "neutral"
     return f"{begin}, more than the simple rules ({figures}); {beside}. One period is one draw.", "good"
+
+
+def _certainty(result: BacktestResult) -> str:
+    if result.is_short:
+        return f"its mean return is {fixed(result.sharpe_errors, 1)} standard errors from zero"
+    return f"Sharpe {ratio(result.metrics['sharpe'])} ± {ratio(result.metrics['sharpe_standard_error'])}"
 
 
 def _earned(result: BacktestResult) -> str:

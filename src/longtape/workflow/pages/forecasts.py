@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import polars as pl
 from longtape.evaluation import errors
 from longtape.features.target_kinds import WEIGHT, TargetKind, target_kind
 from longtape.report import forecast_figures as draw
-from longtape.report.numbers import percent
+from longtape.report.numbers import fixed, percent
 from longtape.report.page import Block, Figure, Grid, Section, Table, Tabs
 from longtape.workflow.pages.subject import Subject
 
@@ -21,13 +22,16 @@ _BARS = 90  # of the past in front of the next forecast, or three times the long
 def forecasts(subject: Subject) -> Section:
     """The next prices, then skill, fan, errors and coverage of each forecast."""
     all_of_them = list(subject.targets)
+    alone = len(subject.experiment.data.symbols) == 1
     tabs: dict[str, list[Block]] = {
-        f"{symbol} {target}": _of_target(subject, symbol, target, own)
+        target if alone else f"{symbol} {target}": _of_target(subject, symbol, target, own)
         for symbol, target, own in all_of_them[:_TABS]
     }
     left = f" Figures of the first {_TABS} of {len(all_of_them)}." if len(all_of_them) > _TABS else ""
     return Section(
-        "Forecasts", [*_next_prices(subject), Tabs(tabs), *_more_skill(subject, tabs)], left.strip()
+        "Forecasts",
+        [*_next_prices(subject), Tabs(tabs), *_more_skill(subject, all_of_them[_TABS:])],
+        left.strip(),
     )
 
 
@@ -55,20 +59,30 @@ def _of_target(subject: Subject, symbol: str, target: str, own: pl.DataFrame) ->
 
 def _skill(subject: Subject, name: str) -> Table:
     caption = "On every window of the test period. " + _headline(subject.results.skills[name][0])
-    return Table(f"Skill: {name}", caption.strip(), subject.results.skills[name], own_first=True)
+    rows = [_with_intervals(row) for row in subject.results.skills[name]]
+    return Table(f"Skill: {name}", caption.strip(), rows, own_first=True)
+
+
+def _with_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A score that has an interval, in one cell with it."""
+    low, high = " 2.5 %", " 97.5 %"
+    told: dict[str, Any] = {name: value for name, value in row.items() if not name.endswith((low, high))}
+    for name in [name for name in told if name + low in row]:
+        told[name] = f"{fixed(row[name], 3)} ({fixed(row[name + low], 3)} to {fixed(row[name + high], 3)})"
+    return told
 
 
 def _headline(row: dict[str, Any]) -> str:
     return "R² and hit rate: larger is better; errors and CRPS: smaller." if "hit rate" in row else ""
 
 
-def _more_skill(subject: Subject, shown: dict[str, list[Block]]) -> list[Block]:
+def _more_skill(subject: Subject, left: Sequence[tuple[str, str, pl.DataFrame]]) -> list[Block]:
     """Skill of what has no figures."""
-    return [_skill(subject, name) for name in subject.results.skills if name not in shown]
+    return [_skill(subject, f"{symbol} {target}") for symbol, target, _ in left]
 
 
 def _course(subject: Subject, kind: TargetKind, last: pl.DataFrame) -> Figure:
-    horizon = "" if last["horizon"][0] == 1 else f" over {last['horizon'][0]} bars"
+    horizon = "" if last["horizon"][0] == 1 else f" over {last['horizon'][0]} {subject.unit}"
     newest = f"The newest {min(last.height, draw.FORECASTS)} of {last.height:,}"
     if kind is WEIGHT:
         return Figure("Weights over time", "Every decision of the test period.", draw.weights_decided(last))
@@ -85,7 +99,9 @@ def _agreement_and_coverage(
     rows = [r for r in subject.results.coverage if (r["symbol"], r["target"]) == (symbol, target)]
     blocks: list[Block] = [_agreement(kind, known)]
     if rows:
-        caption = "Share of what happened inside the intervals; bars are bounds of a block bootstrap, dotted the level."
+        caption = (
+            "Share of what happened that lay inside the intervals, with the bounds of a block bootstrap."
+        )
         blocks.append(Figure("Coverage by horizon", caption, draw.coverage_by_horizon(rows)))
     return Grid(blocks)
 
@@ -117,9 +133,11 @@ def _errors(kind: TargetKind, known: pl.DataFrame) -> Grid:
     if kind.error == "difference":
         known = known.with_columns(pl.col("error", "beside") * 100)
     course = draw.errors_over_time(errors.over_time(known), title, beside)
-    clock = draw.errors_by_clock(*errors.by_clock(known), title)
-    means = "Means of stretches of equally many forecasts."
-    return Grid([
-        Figure("Errors over time", means, course),
-        Figure("Errors by the clock", "Bars of error as if forecasts were independent.", clock),
-    ])  # fmt: skip
+    blocks: list[Block] = [
+        Figure("Errors over time", "Means of stretches of equally many forecasts.", course)
+    ]
+    names, mean, reach = errors.by_clock(known)
+    if len(names) > 1:
+        clock = draw.errors_by_clock(names, mean, reach, title)
+        blocks.append(Figure("Errors by the clock", "Bars of error as if forecasts were independent.", clock))
+    return Grid(blocks)

@@ -44,6 +44,11 @@ class Subject:
         named = {one: (f"q{low:g}", f"q{high:g}") for one, (low, high) in further.items()}
         return {self.level: ("lower", "upper"), **named}
 
+    @property
+    def unit(self) -> str:
+        """What horizons are counted in."""
+        return {"candles": "bars", "books": "updates", "trades": "trades"}[self.experiment.data.kind]
+
     @cached_property
     def newest(self) -> pl.DataFrame:
         """The forecasts of the newest origin of each symbol whose labels are not known yet."""

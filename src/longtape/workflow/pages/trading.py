@@ -34,7 +34,7 @@ def trading(subject: Subject) -> Section:
         _equity(results.judgement),
         Figure("Drawdown", "Loss from the highest equity so far.", draw.drawdown(times(account), _falls(account))),
         *_months(account),
-        Grid([_returns(account), _rolling(account)]),
+        Grid([_returns(account), *([] if account.is_short else [_rolling(account)])]),
         _trades(account, subject.bars),
         Grid(_held(account)),
         Grid([_by_symbol(account), _costs(account)]),
@@ -57,7 +57,7 @@ def _table(subject: Subject, account: BacktestResult) -> Table:
     )
     if account.is_short:
         length = duration(account.years * _YEAR)
-        caption += f". Only {length} of market time: its Sharpe ratio is stretched to a year, the rest is not"
+        caption += f". Only {length} of market time: nothing is stretched to a year"
     else:
         caption += f"; a year has {fixed(account.periods_per_year, 0)} bars ({account.calendar})"
     return Table("Backtest", f"{caption}.", subject.results.strategies, own_first=True)
@@ -176,10 +176,14 @@ def _sensitivity(judgement: Judgement) -> Bars:
 
 
 def _luck(judgement: Judgement) -> Figure:
+    random = judgement.random
+    if judgement.result.is_short:
+        chart = draw.random_outcomes(100 * random.total_return, 100 * random.own_return, "total return, %")
+        return Figure(
+            "Luck", "Returns of random strategies with its turnover and exposure, and its own (line).", chart
+        )
     caption = "Sharpe ratios of random strategies with its turnover and exposure, and its own (line)."
-    return Figure(
-        "Luck", caption, draw.random_sharpes(np.asarray(judgement.random.sharpe), judgement.random.own_sharpe)
-    )
+    return Figure("Luck", caption, draw.random_outcomes(random.sharpe, random.own_sharpe, "Sharpe ratio"))
 
 
 def _tone(value: float) -> str:
