@@ -128,6 +128,31 @@ class Study:
             )
         return first + np.maximum(bars, 0)
 
+    @cached_property
+    def window(self) -> Rows:
+        """Panel rows of the newest window [lookback]."""
+        return np.arange(len(self.panel) - self.model.config.lookback, len(self.panel))
+
+    @cached_property
+    def closes(self) -> npt.NDArray[np.float64]:
+        """Of the first asset in the newest window [lookback]."""
+        return self.panel.closes[self.window, 0]
+
+    def by_bar(self, of_tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What the tokens [N] of each bar of the newest window have together [lookback]; a token that is no bar is left
+        out.
+        """
+        _ = self.rows  # every layer stands over the bars
+        bars = self.model.token_bars()
+        together = np.bincount(bars[bars >= 0], of_tokens[bars >= 0], len(self.window))
+        return together.astype(np.float64)
+
+    @cached_property
+    def reached(self) -> npt.NDArray[np.float64]:
+        """Share of each bar of the newest window in what reaches the forecast, by attention rollout [lookback]."""
+        read = self.model.pooled_weights(self.newest).detach()
+        return self.by_bar(rollout(self.passed, read)[0].double().numpy())
+
     def times(self, rows: Rows) -> npt.NDArray[np.datetime64]:
         """When rows of the panel open."""
         return self.panel.timestamps[rows].astype("datetime64[ms]")
@@ -234,33 +259,27 @@ def _newest_over_time(study: Study) -> Part:
 
 def _most_attended(study: Study) -> Part:
     """The bars of the newest window from which most reaches the forecast, and what happened there."""
-    reached = rollout(study.passed, study.model.pooled_weights(study.newest).detach())[0].numpy()
-    closes = study.panel.closes[:, 0]
-    window = np.arange(len(study.panel) - study.model.config.lookback, len(study.panel))
-    moves = np.abs(np.diff(np.log(closes[window]), prepend=np.log(closes[max(window[0] - 1, 0)])))
-    ranks = {
-        "return": _rank(moves),
-        **{name: _rank(v) for name, v in _range_and_volume(study, window).items()},
-    }
-    rows = []
-    for token in np.argsort(-reached)[:_MOST]:
-        row = int(study.rows[token])
-        at = {f"rank of {name}": int(values[row - window[0]]) for name, values in ranks.items()}
-        rows.append({"bar": iso(int(study.panel.timestamps[row])), "bars back": len(study.panel) - 1 - row,
-                     "share": float(reached[token]), **at})  # fmt: skip
-    sizes = np.zeros(len(window))
-    np.maximum.at(
-        sizes, study.rows - window[0], reached / np.sort(reached)[-2:].min()
-    )  # the newest keeps much of itself
+    sizes = study.reached / np.sort(study.reached)[-2:].min()  # the newest keeps much of itself
     title = "Bars from which most reaches the newest forecast (attention rollout)"
-    return Part(
-        rows,
-        {
-            "most_attended": draw.on_price(
-                study.times(window), closes[window], {"share": np.minimum(sizes, 1)}, title
-            )
-        },
-    )
+    picture = draw.on_price(study.times(study.window), study.closes, {"share": np.minimum(sizes, 1)}, title)
+    return Part(most_attended(study), {"most_attended": picture})
+
+
+def most_attended(study: Study, count: int = _MOST) -> Records:
+    """The bars from which most reaches the newest forecast: when, how far back, the share, and how large the bar's
+    return, range and volume are among those of the window.
+    """
+    before = study.panel.closes[max(study.window[0] - 1, 0), 0]
+    moves = np.abs(np.diff(np.log(study.closes), prepend=np.log(before)))
+    values = {"return": moves, **_range_and_volume(study, study.window)}
+    ranks = {f"rank of {name}": _rank(of_bars) for name, of_bars in values.items()}
+    rows = []
+    for place in np.argsort(-study.reached, kind="stable")[:count]:
+        if study.reached[place] > 0:
+            rows.append({"bar": iso(int(study.panel.timestamps[study.window[place]])),
+                         "bars back": len(study.window) - 1 - int(place), "share": float(study.reached[place]),
+                         **{name: int(of_bars[place]) for name, of_bars in ranks.items()}})  # fmt: skip
+    return rows
 
 
 def _rank(values: npt.NDArray[np.float64]) -> Rows:
