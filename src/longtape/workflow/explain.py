@@ -48,6 +48,7 @@ from longtape.market.bars import Bars
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model
 from longtape.models.batch import Batch
+from longtape.models.network import Network
 from longtape.report import explain_pictures as draw
 from longtape.report.pictures import save
 from longtape.report.text import TextTable
@@ -97,7 +98,7 @@ class Study:
     model: Model
     panel: Panel
     origins: Rows
-    bars: MarketRows | None = None  # of the first asset
+    bars: Mapping[str, MarketRows] = field(default_factory=dict)  # of the assets that are forecast
 
     @cached_property
     def newest(self) -> Batch:
@@ -128,6 +129,15 @@ class Study:
             )
         return first + np.maximum(bars, 0)
 
+    @property
+    def token_assets(self) -> Rows:
+        """The asset of each token; the first where a token is of all."""
+        try:
+            found = self.model.token_assets(self.passed[0].layer)
+        except UserError:
+            found = None
+        return np.zeros(self.passed[0].n_tokens, np.int64) if found is None else found
+
     def times(self, rows: Rows) -> npt.NDArray[np.datetime64]:
         """When rows of the panel open."""
         return self.panel.timestamps[rows].astype("datetime64[ms]")
@@ -153,15 +163,15 @@ class Study:
 
 
 def explain_run(
-    model: Model, panel: Panel, test: Rows, bars: MarketRows | None, out: Path, windows: int
+    model: Model, panel: Panel, test: Rows, bars: Sequence[MarketRows], out: Path, windows: int
 ) -> Explanation:
     """Every part, over at most `windows` evenly spaced windows of the test period; pictures and explain.json in `out`.
 
-    bars: those of the first asset, for what happened at the bars that were looked at.
+    bars: of the panel's assets, for what happened at the bars that were looked at.
     """
     looked_at = member_of(model)
     origins = test[np.unique(np.linspace(0, len(test) - 1, min(windows, len(test))).round().astype(int))]
-    study = Study(looked_at.eval(), panel, origins, bars)
+    study = Study(looked_at.eval(), panel, origins, {one.symbol: one for one in bars})
     parts: dict[str, Records] = {}
     missing: dict[str, str] = {}
     pictures: list[str] = []
@@ -174,6 +184,11 @@ def explain_run(
         parts[name] = part.rows
         pictures += [str(save(figure, out / f"{stem}.png").name) for stem, figure in part.pictures.items()]
     notes = [] if looked_at is model else ["The run averages several models; the first is looked at."]
+    if isinstance(looked_at, Network) and looked_at.is_its_start:
+        notes.append(
+            "The network is as it began, because it was never better on validation windows: the forecast is that of the"
+            " closed-form start, and where the network looks changes nothing."
+        )
     found = Explanation(parts, missing, pictures, len(origins), notes)
     write_json(out / "explain.json", found.to_dict())
     return found
@@ -235,47 +250,50 @@ def _newest_over_time(study: Study) -> Part:
 def _most_attended(study: Study) -> Part:
     """The bars of the newest window from which most reaches the forecast, and what happened there."""
     reached = rollout(study.passed, study.model.pooled_weights(study.newest).detach())[0].numpy()
-    closes = study.panel.closes[:, 0]
     window = np.arange(len(study.panel) - study.model.config.lookback, len(study.panel))
-    moves = np.abs(np.diff(np.log(closes[window]), prepend=np.log(closes[max(window[0] - 1, 0)])))
-    ranks = {
-        "return": _rank(moves),
-        **{name: _rank(v) for name, v in _range_and_volume(study, window).items()},
-    }
+    assets = study.token_assets
+    ranks = {asset: _ranks(study, window, asset) for asset in set(assets.tolist())}
     rows = []
     for token in np.argsort(-reached)[:_MOST]:
-        row = int(study.rows[token])
-        at = {f"rank of {name}": int(values[row - window[0]]) for name, values in ranks.items()}
+        row, asset = int(study.rows[token]), int(assets[token])
+        named = {"symbol": study.panel.assets[asset]} if len(ranks) > 1 else {}
+        at = {f"rank of {name}": int(values[row - window[0]]) for name, values in ranks[asset].items()}
         rows.append({"bar": iso(int(study.panel.timestamps[row])), "bars back": len(study.panel) - 1 - row,
-                     "share": float(reached[token]), **at})  # fmt: skip
+                     **named, "share": float(reached[token]), **at})  # fmt: skip
     sizes = np.zeros(len(window))
     np.maximum.at(
         sizes, study.rows - window[0], reached / np.sort(reached)[-2:].min()
     )  # the newest keeps much of itself
-    title = "Bars from which most reaches the newest forecast (attention rollout)"
-    return Part(
-        rows,
-        {
-            "most_attended": draw.on_price(
-                study.times(window), closes[window], {"share": np.minimum(sizes, 1)}, title
-            )
-        },
+    title = (
+        f"Bars from which most reaches the newest forecast (attention rollout), on {study.panel.assets[0]}"
     )
+    marks = {"share": np.minimum(sizes, 1)}
+    picture = draw.on_price(study.times(window), study.panel.closes[window, 0], marks, title)
+    return Part(rows, {"most_attended": picture})
+
+
+def _ranks(study: Study, window: Rows, asset: int) -> dict[str, Rows]:
+    """Of an asset's bars in the window, 1 for the largest move, range and volume; events have neither of the last."""
+    closes = study.panel.closes[:, asset]
+    moves = np.abs(np.diff(np.log(closes[window]), prepend=np.log(closes[max(window[0] - 1, 0)])))
+    ranked = {"return": moves, **_range_and_volume(study, window, asset)}
+    return {name: _rank(values) for name, values in ranked.items()}
 
 
 def _rank(values: npt.NDArray[np.float64]) -> Rows:
-    """1 for the largest."""
+    """1 for the largest; what is not known comes last."""
     order = np.empty(len(values), np.int64)
     order[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
     return order
 
 
-def _range_and_volume(study: Study, window: Rows) -> dict[str, npt.NDArray[np.float64]]:
-    """Of the first asset's bars in the window; events have neither."""
-    if not isinstance(study.bars, Bars):
+def _range_and_volume(study: Study, window: Rows, asset: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Of an asset's bars in the window; events have neither."""
+    bars = study.bars.get(study.panel.assets[asset])
+    if not isinstance(bars, Bars):
         return {}
-    at = np.searchsorted(study.bars.timestamps, study.panel.timestamps[window], side="right") - 1
-    high, low, close, volume = (study.bars.column(name)[at] for name in ("high", "low", "close", "volume"))
+    at = np.searchsorted(bars.timestamps, study.panel.timestamps[window], side="right") - 1
+    high, low, close, volume = (bars.column(name)[at] for name in ("high", "low", "close", "volume"))
     return {"range": (high - low) / close, "volume": volume}
 
 
@@ -348,9 +366,10 @@ def _queries(study: Study) -> Part:
 
 
 def _active_picture(study: Study, found: Queries) -> Figure:
-    title = "Active queries of the first layer, by the share of heads in which they are"
-    active = {"active": found.active.double().mean(0).numpy()}
-    return draw.on_price(study.times(study.rows), study.panel.closes[study.rows, 0], active, title)
+    title = "Queries of the first layer in the newest window"
+    closes = study.panel.closes[study.rows, study.token_assets]
+    active, m, kl = (one.double().numpy() for one in (found.active, found.m, found.kl))
+    return draw.queries_on_price(study.times(study.rows), closes, active, m, kl, title)
 
 
 def _graph(study: Study) -> Part:
@@ -392,6 +411,14 @@ def _levels(study: Study) -> Part:
     return Part(_map_rows(maps, names), {"levels": draw.asset_grid([one.numpy() for one in maps], names)})
 
 
+def _levels_that_matter(study: Study) -> Part:
+    """The rise of the loss when a level's columns are exchanged between windows."""
+    rows = study.table(study.effects.levels(block=max(study.horizon, 1)))
+    return Part(
+        rows, {"levels_that_matter": draw.effect_bars(rows, "Levels exchanged between windows, in blocks")}
+    )
+
+
 PARTS: Mapping[str, Callable[[Study], Part]] = {
     "Attention of the newest window": _attention,
     "The newest position over time": _newest_over_time,
@@ -406,4 +433,5 @@ PARTS: Mapping[str, Callable[[Study], Part]] = {
     "Graph": _graph,
     "Assets": _assets,
     "Levels": _levels,
+    "Levels that matter": _levels_that_matter,
 }
