@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from longtape.report.figures import ACCENT, INK, MUTED, PALETTE, WARN
+from longtape.report.palette import ACCENT, INK, MUTED, PALETTE, WARN
 
 Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]

@@ -98,7 +98,7 @@ class Study:
     model: Model
     panel: Panel
     origins: Rows
-    bars: Mapping[str, MarketRows] = field(default_factory=dict)  # of the assets that are forecast
+    bars: Sequence[MarketRows] = ()  # of the panel's assets
 
     @cached_property
     def newest(self) -> Batch:
@@ -138,6 +138,42 @@ class Study:
             found = None
         return np.zeros(self.passed[0].n_tokens, np.int64) if found is None else found
 
+    @cached_property
+    def window(self) -> Rows:
+        """Panel rows of the newest window [lookback]."""
+        return np.arange(len(self.panel) - self.model.config.lookback, len(self.panel))
+
+    @cached_property
+    def closes(self) -> npt.NDArray[np.float64]:
+        """Of the first asset in the newest window [lookback]."""
+        return self.panel.closes[self.window, 0]
+
+    def by_bar(self, of_tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What the tokens [N] of each bar of the newest window have together [lookback]; a token that is no bar is left
+        out.
+        """
+        _ = self.rows  # every layer stands over the bars
+        bars = self.model.token_bars()
+        together = np.bincount(bars[bars >= 0], of_tokens[bars >= 0], len(self.window))
+        return together.astype(np.float64)
+
+    @cached_property
+    def reached_of(self) -> dict[int, npt.NDArray[np.float64]]:
+        """Share of each bar of the newest window in what reaches the forecast (rollout) [lookback]: for each
+        asset that has tokens of its own, else for all together under the first.
+        """
+        read = self.model.pooled_weights(self.newest).detach()
+        flow = rollout(self.passed, read)[0].double().numpy()
+        return {
+            int(asset): self.by_bar(np.where(self.token_assets == asset, flow, 0.0))
+            for asset in np.unique(self.token_assets)
+        }
+
+    @property
+    def reached(self) -> npt.NDArray[np.float64]:
+        """The same of all assets together [lookback]."""
+        return np.sum(list(self.reached_of.values()), axis=0)
+
     def times(self, rows: Rows) -> npt.NDArray[np.datetime64]:
         """When rows of the panel open."""
         return self.panel.timestamps[rows].astype("datetime64[ms]")
@@ -171,7 +207,7 @@ def explain_run(
     """
     looked_at = member_of(model)
     origins = test[np.unique(np.linspace(0, len(test) - 1, min(windows, len(test))).round().astype(int))]
-    study = Study(looked_at.eval(), panel, origins, {one.symbol: one for one in bars})
+    study = Study(looked_at.eval(), panel, origins, bars)
     parts: dict[str, Records] = {}
     missing: dict[str, str] = {}
     pictures: list[str] = []
@@ -249,34 +285,40 @@ def _newest_over_time(study: Study) -> Part:
 
 def _most_attended(study: Study) -> Part:
     """The bars of the newest window from which most reaches the forecast, and what happened there."""
-    reached = rollout(study.passed, study.model.pooled_weights(study.newest).detach())[0].numpy()
-    window = np.arange(len(study.panel) - study.model.config.lookback, len(study.panel))
-    assets = study.token_assets
-    ranks = {asset: _ranks(study, window, asset) for asset in set(assets.tolist())}
-    rows = []
-    for token in np.argsort(-reached)[:_MOST]:
-        row, asset = int(study.rows[token]), int(assets[token])
-        named = {"symbol": study.panel.assets[asset]} if len(ranks) > 1 else {}
-        at = {f"rank of {name}": int(values[row - window[0]]) for name, values in ranks[asset].items()}
-        rows.append({"bar": iso(int(study.panel.timestamps[row])), "bars back": len(study.panel) - 1 - row,
-                     **named, "share": float(reached[token]), **at})  # fmt: skip
-    sizes = np.zeros(len(window))
-    np.maximum.at(
-        sizes, study.rows - window[0], reached / np.sort(reached)[-2:].min()
-    )  # the newest keeps much of itself
+    sizes = study.reached / np.sort(study.reached)[-2:].min()  # the newest keeps much of itself
     title = (
         f"Bars from which most reaches the newest forecast (attention rollout), on {study.panel.assets[0]}"
     )
-    marks = {"share": np.minimum(sizes, 1)}
-    picture = draw.on_price(study.times(window), study.panel.closes[window, 0], marks, title)
-    return Part(rows, {"most_attended": picture})
+    picture = draw.on_price(study.times(study.window), study.closes, {"share": np.minimum(sizes, 1)}, title)
+    return Part(most_attended(study), {"most_attended": picture})
 
 
-def _ranks(study: Study, window: Rows, asset: int) -> dict[str, Rows]:
-    """Of an asset's bars in the window, 1 for the largest move, range and volume; events have neither of the last."""
-    closes = study.panel.closes[:, asset]
-    moves = np.abs(np.diff(np.log(closes[window]), prepend=np.log(closes[max(window[0] - 1, 0)])))
-    ranked = {"return": moves, **_range_and_volume(study, window, asset)}
+def most_attended(study: Study, count: int = _MOST) -> Records:
+    """The bars from which most reaches the newest forecast: when, how far back, of which asset where tokens are of
+    single ones, the share, and how large the bar's return, range and volume are among those of the window.
+    """
+    shares = [
+        (share, place, asset) for asset, each in study.reached_of.items() for place, share in enumerate(each)
+    ]
+    shares.sort(key=lambda one: -one[0])
+    rows = []
+    for share, place, asset in shares[:count]:
+        if share > 0:
+            symbol = {"symbol": study.panel.assets[asset]} if len(study.reached_of) > 1 else {}
+            ranks = {f"rank of {name}": int(of_bars[place]) for name, of_bars in _ranks(study, asset).items()}
+            opened, back = (
+                iso(int(study.panel.timestamps[study.window[place]])),
+                len(study.window) - 1 - place,
+            )
+            rows.append({"bar": opened, "bars back": back, **symbol, "share": float(share), **ranks})
+    return rows
+
+
+def _ranks(study: Study, asset: int) -> dict[str, Rows]:
+    """Of an asset's bars in the newest window, 1 for the largest; events have returns alone."""
+    closes = np.log(study.panel.closes[:, asset])
+    moves = np.abs(np.diff(closes[study.window], prepend=closes[max(study.window[0] - 1, 0)]))
+    ranked = {"return": moves, **_range_and_volume(study, asset)}
     return {name: _rank(values) for name, values in ranked.items()}
 
 
@@ -287,12 +329,12 @@ def _rank(values: npt.NDArray[np.float64]) -> Rows:
     return order
 
 
-def _range_and_volume(study: Study, window: Rows, asset: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Of an asset's bars in the window; events have neither."""
-    bars = study.bars.get(study.panel.assets[asset])
+def _range_and_volume(study: Study, asset: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Of an asset's bars in the newest window; events have neither."""
+    bars = next((one for one in study.bars if one.symbol == study.panel.assets[asset]), None)
     if not isinstance(bars, Bars):
         return {}
-    at = np.searchsorted(bars.timestamps, study.panel.timestamps[window], side="right") - 1
+    at = np.searchsorted(bars.timestamps, study.panel.timestamps[study.window], side="right") - 1
     high, low, close, volume = (bars.column(name)[at] for name in ("high", "low", "close", "volume"))
     return {"range": (high - low) / close, "volume": volume}
 
