@@ -19,7 +19,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
 Shape = Literal["line", "step", "bars", "dots"]
-MOST_POINTS = 20_000  # of a series: a page of several charts stays small, and panning stays smooth
+MOST_POINTS = 40_000  # of a series: a page of several charts stays small, and panning stays smooth
 ROLES = ("accent", "c2", "c3", "c4", "c5", "c6", "muted")
 
 

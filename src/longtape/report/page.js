@@ -44,6 +44,7 @@
     const midnight = seconds % 86400 === 0;
     if (step >= 364 * 86400) return `${year}`;
     if (step >= 27 * 86400) return first || at.getUTCMonth() === 0 ? `${month} ${year}` : month;
+    if (step >= 5 * 86400 && first) return `${day} ${month} ${year}`;
     if (step >= 86400 || midnight) return `${day} ${month}`;
     return at.toISOString().slice(11, step < 60 ? 19 : 16);
   }
@@ -86,6 +87,7 @@
       x.space = 62;
     } else {
       x.values = (u, splits) => splits.map((v) => number(v));
+      if (!chart.logX && array(chart.x).every(Number.isInteger)) x.incrs = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
     }
     const y = {
       ...look,
