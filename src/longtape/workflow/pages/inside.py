@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from longtape.report import inside_figures as draw
-from longtape.report.numbers import duration, significant
+from longtape.report.numbers import duration, fixed
 from longtape.report.page import Bar, Bars, Block, Figure, Grid, Heat, Section, Table
 from longtape.workflow.inside import Inside
 from longtape.workflow.pages.subject import Subject
+
+_COMPARED = ("target", "attention", "lookback", "loss", "± seeds", "difference", "p, Holm", "training s",
+             "ms a forecast", "memory MB")  # fmt: skip
 
 
 def inside(subject: Subject) -> Section:
@@ -59,8 +62,10 @@ def _most(found: Inside) -> list[Block]:
 def _occlusion(found: Inside) -> list[Block]:
     if not found.occlusion:
         return []
+    largest = max(abs(row["effect"]) for row in found.occlusion)
+    decimals = max(0, 2 - int(np.floor(np.log10(largest)))) if largest else 0
     bars = [
-        Bar(f"{row['without']} back", row["effect"], significant(row["effect"], 2), row["from"], row["to"],
+        Bar(f"{row['without']} back", row["effect"], fixed(row["effect"], decimals), row["from"], row["to"],
             "accent" if row["from"] > 0 else "muted")
         for row in found.occlusion
     ]  # fmt: skip
@@ -110,4 +115,5 @@ def compared(found: Mapping[str, Any]) -> list[Block]:
     time = Figure(
         "Context lengths: time", "Seconds of training.", draw.context_lengths(of_first, "training s")
     )
-    return [Grid([*figures, time]), Table("Context lengths compared", " ".join(found["notes"]), rows)]
+    told = [{name: row.get(name) for name in _COMPARED} for row in rows]
+    return [Grid([*figures, time]), Table("Context lengths compared", " ".join(found["notes"]), told)]
