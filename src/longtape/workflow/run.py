@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import yaml
 
@@ -31,6 +32,7 @@ from longtape.experiment import (
 from longtape.features.panel import Panel
 from longtape.features.splits import latest
 from longtape.features.windows import first_origin
+from longtape.forecasting.export import Exported, inputs_for
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
@@ -47,6 +49,7 @@ from longtape.training.processes import Processes, is_one_of_several, joined_pro
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData, last_closes
 from longtape.workflow.explain import Explanation, explain_run
+from longtape.workflow.export import EXPORT_CHECKED, export_run, refuse_form
 from longtape.workflow.inside import Inside, look_inside
 from longtape.workflow.pages.run import write_report
 from longtape.workflow.pages.subject import Subject
@@ -268,11 +271,11 @@ class Run(Shown):
         """`symbol, known_at, close` of the last bars at most `rows`, as the newest forecast sees them."""
         return last_closes(self._newest_panel(self.data.bars), rows)
 
-    def _newest_panel(self, bars: Sequence[MarketRows]) -> Panel:
-        """What the newest forecast takes: the last rows, or, where it follows earlier ones, all of them."""
+    def _newest_panel(self, bars: Sequence[MarketRows], windows: int = 1) -> Panel:
+        """What the newest forecasts take: the last rows, or, where they follow earlier ones, all of them."""
         if self.fitted.calibration.uses("adaptive") or self.fitted.reach == ALL_ROWS:
             return self.data.panel if bars is self.data.bars else self.pipeline.panel(bars)
-        need = max(self.pipeline.lookback, self.fitted.reach)
+        need = max(self.pipeline.lookback, self.fitted.reach) + windows - 1
         panel = self.pipeline.newest_panel(bars, need, self._rows_enough)
         self._rows_enough = len(panel)
         return panel
@@ -419,6 +422,27 @@ class Run(Shown):
         data = self.data
         first = next((one for one in data.bars if one.symbol == data.panel.assets[0]), None)
         return explain_run(self.fitted.model, data.panel, data.split.test, first, Path(out), windows)
+
+    def export(self, to: str, out: str | Path) -> Exported:
+        """Write the model as a graph of one window, `to` torch or onnx, and beside it in JSON what goes in and out.
+
+        UserError with the reason where the model, its mechanism or the format cannot, and where the graph does not give
+        the newest forecasts to 1e-4.
+        """
+        refuse_form(to, Path(out))
+        panel = self._newest_panel(self.data.bars, EXPORT_CHECKED)
+        first = max(self._first_row(panel), len(panel) - EXPORT_CHECKED)
+        return export_run(self, panel, np.arange(first, len(panel)), to, Path(out))
+
+    def export_inputs(
+        self, bars: Sequence[MarketRows] | MarketRows | Any = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """What an exported graph is given for the newest window, by name; a graph reads some of it.
+
+        `bars` are the run's own by default, or others of the same markets, as for `forecast`.
+        """
+        panel = self._newest_panel(self.data.bars if bars is None else self._fitting(bars))
+        return inputs_for(self.fitted.model, panel, latest(panel, self.pipeline.lookback))
 
     def report(self, out: str | Path | None = None, compared: str | Path | None = None) -> Path:
         """Write the HTML report, and the four-panel figure as PNG and SVG beside it; returns the page's path.
