@@ -233,3 +233,18 @@ def test_what_training_took_is_kept_and_an_older_run_is_reported_without_it(made
     text = text_of(load_run(closed.root).report())
     assert "memory of training" not in text
     assert "Attention to history" not in text
+
+
+def test_a_walk_forward_says_how_it_is_repeated(folder, tmp_path):
+    file, out = tmp_path / "e.yaml", tmp_path / "walk"
+    file.write_text(parse_experiment(document(folder, targets=["return(3)"]), "test.yaml").to_yaml())
+    assert execute(["walk-forward", str(file), "--folds", "2", "--out", str(out), "--quiet"]) == 0
+    text = text_of(out / "report.html")
+    for said in (
+        "walked forward",
+        "Folds",
+        "--folds 2 --window expanding --out AGAIN",
+        "Skill: AAA return(3)",
+        "Equity",
+    ):
+        assert said in text, said

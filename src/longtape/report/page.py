@@ -262,7 +262,7 @@ def render(page: Page) -> str:
         page=page, sections=sections, chart=drawn.add, drawn=drawn, glossary=GLOSSARY,
         style=_asset("vendor/uPlot.css") + _asset("page.css"),
         scripts=[_asset("vendor/uPlot.js"), _asset("page.js")],
-    )  # fmt: skip
+    ).lstrip()  # fmt: skip
 
 
 def _asset(name: str) -> str:
