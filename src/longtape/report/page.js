@@ -75,7 +75,7 @@
 
   function axesOf(chart) {
     const look = { stroke: color("muted"), font: "12px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: color("line"), width: 1 } };
-    const x = { ...look, size: 30, grid: { show: chart.kind !== "category", stroke: color("line"), width: 1 } };
+    const x = { ...look, size: 24, grid: { show: chart.kind !== "category", stroke: color("line"), width: 1 } };
     if (chart.kind === "category") {
       x.splits = () => chart.labels.map((_, n) => n);
       x.values = (u, splits) => {
@@ -222,7 +222,7 @@
     u.tip.hidden = rows.length === 0;
     if (!rows.length) return;
     const x = u.data[0][n];
-    const head = chart.kind === "time" ? moment(x, chart.days) : chart.kind === "category" ? chart.labels[x] : number(x);
+    const head = chart.kind === "time" ? moment(x, array(chart.x).every((v) => v % 86400 === 0)) : chart.kind === "category" ? chart.labels[x] : number(x);
     u.tip.replaceChildren(Object.assign(document.createElement("b"), { textContent: head }), ...rows);
     const left = u.cursor.left, beyond = left > u.over.clientWidth / 2;
     u.tip.style.left = beyond ? "" : left + 14 + "px";
