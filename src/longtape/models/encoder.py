@@ -40,9 +40,14 @@ class EncoderConfig(NetworkConfig):
     patch: int = Field(
         1, ge=1, description="bars joined into one token; the first is padded where it is short"
     )
-    positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
+        "sinusoidal", description="how a token is told its place; rotary turns queries and keys by it"
+    )
     calendar: bool = Field(False, description="add an embedding of the time at which each bar opens")
-    pooling: Literal["last", "mean", "class", "attention"] = "last"
+    pooling: Literal["last", "mean", "class", "attention"] = Field(
+        "last",
+        description="the newest token, the mean of all, a class token in front of them, or a learnt mean",
+    )
     static: list[str] = Field(
         [],
         description="features of which the newest row alone is read, beside the pooled vector, not as tokens",

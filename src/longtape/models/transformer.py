@@ -19,15 +19,21 @@ class TransformerConfig(ModelConfig):
 
     attention: str = Field("bigbird", description="mechanism, one of `longtape.attention.MECHANISMS`")
     attention_options: dict[str, Any] = Field(default_factory=dict, description="options of the mechanism")
-    d_model: int = Field(64, ge=1)
-    n_heads: int = Field(4, ge=1)
-    n_layers: int = Field(2, ge=1)
+    d_model: int = Field(64, ge=1, description="width of a token")
+    n_heads: int = Field(4, ge=1, description="attention heads; d_model is a multiple of them")
+    n_layers: int = Field(2, ge=1, description="layers of the transformer")
     d_ff: int | None = Field(
         None, ge=1, description="width of the feed-forward layer; 4 × d_model by default"
     )
-    dropout: float = Field(0.1, ge=0, lt=1)
-    norm: Literal["pre", "post"] = "pre"
-    gradient_checkpointing: bool = False
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of features left out by chance in a training pass"
+    )
+    norm: Literal["pre", "post"] = Field(
+        "pre", description="where the layer norms stand: before each part of a layer, or after its residual"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="layers are computed again in the backward pass, which saves memory"
+    )
 
     @property
     def n_tokens(self) -> int:
