@@ -56,11 +56,11 @@ class TokenExperiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("tokens", pattern=r"^[\w .\-]{1,80}$")
-    seed: int = Field(0, ge=0)
-    data: TokenFile
-    model: TokensConfig
-    training: TrainingConfig = TrainingConfig()
+    name: str = Field("tokens", pattern=r"^[\w .\-]{1,80}$", description="what pages and tables call it")
+    seed: int = Field(0, ge=0, description="of everything that is drawn: weights, order of windows, dropout")
+    data: TokenFile = Field(description="where the sequences come from")
+    model: TokensConfig = Field(description="an encoder of token ids")
+    training: TrainingConfig = Field(TrainingConfig(), description="how the model is fitted")
 
     @model_validator(mode="after")
     def _trained_once(self) -> TokenExperiment:
