@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 import typer
@@ -18,12 +16,11 @@ import yaml
 import longtape as lt
 from longtape.cli.main import app
 from longtape.core.instrument import Instrument
-from longtape.experiment import load_experiment, parse_experiment
-from longtape.market.books import Books
-from longtape.market.trades import Trades
+from longtape.experiment import load_experiment, parse_experiment, read_yaml
+from tests.books import book_frame
 from tests.candles import candle_frame
 from tests.docs.pages import CODE, FILE, LINK, NAMES, ROOT, blocks, commands, prose, text
-from tests.market.event_data import book_frame, trade_frame
+from tests.market.store_data import make_trades
 
 EXPERIMENT = """
 name: BTC
@@ -35,25 +32,131 @@ training: {epochs: 1, stride: 8}
 audit: false
 """
 WITH_CODE = [name for name in NAMES if blocks(name, "python")]
-OF_ITS_OWN = ("docs/extend.md", "docs/bigbird.md")  # adds to registries, holds the memory of a large model
-
-
-def prepare(folder: Path) -> None:
-    """What the pages take as given: candles and an experiment."""
-    frame = candle_frame(1200).with_columns(pl.col("timestamp").dt.offset_by("1200d"))
-    frame.with_columns(pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%SZ")).write_csv(folder / "candles.csv")
-    (folder / "experiment.yaml").write_text(EXPERIMENT)
+OF_ITS_OWN = ("docs/extend.md",)  # adds to registries, which other tests go through
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder in which a user has worked for a while: a store, a run, its exported graph."""
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages take as given: candles, an experiment, a store, a run."""
     folder = tmp_path_factory.mktemp("workplace")
-    prepare(folder)
-    store = lt.Store(folder / "data")
-    store.append(lt.read_bars(folder / "candles.csv", symbol="BTCUSDT", interval="1h"))
-    bitcoin = Instrument("bybit", "linear", "BTCUSDT")
-    store.append_table  # noqa: B018
-    run = lt.train(folder / "experiment.yaml", out=folder / "runs" / "btc")
-    assert run.folder.status
-    return folder, bitcoin, Books, Trades, book_frame, trade_frame, np
+    frame = candle_frame(1200).with_columns(pl.col("timestamp").dt.offset_by("1207d").dt.to_string("iso:strict"))
+    frame.write_csv(folder / "candles.csv")
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    store, bitcoin = lt.Store(folder / "data"), Instrument("bybit", "linear", "BTCUSDT")
+    store.append_table("trades", bitcoin, make_trades(50))
+    store.append_table("books", bitcoin, book_frame(50))
+    store.append_table("funding", bitcoin, candle_frame(3).select("timestamp", rate=pl.lit(1e-4)))
+    lt.train(folder / "experiment.yaml", out=folder / "runs" / "btc")
+    return folder
+
+
+def run_blocks(name: str, folder: Path) -> None:
+    """The Python of a page, block after block, in one program; a block `# file: x.py` is that file."""
+    sys.path.insert(0, str(folder))
+    told: dict[str, object] = {"__name__": "page"}
+    for number, body in enumerate(blocks(name, "python"), 1):
+        if body.startswith("# file: "):
+            (folder / body.split()[2]).write_text(body, encoding="utf-8")
+        else:
+            exec(compile(body, f"{name}, block {number}", "exec"), told)
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_CODE if name not in OF_ITS_OWN])
+def test_the_examples_of_a_page_run(
+    name: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if "lt.train(" in text(name):  # makes the run that the other pages find
+        for given in ("candles.csv", "experiment.yaml"):
+            (tmp_path / given).write_bytes((workplace / given).read_bytes())
+        monkeypatch.chdir(tmp_path)
+    run_blocks(name, Path.cwd())
+
+
+@pytest.mark.parametrize("name", OF_ITS_OWN)
+def test_the_examples_of_a_page_run_in_a_process_of_their_own(name: str, workplace: Path) -> None:
+    program = f"from pathlib import Path; from tests.docs.test_pages import run_blocks; run_blocks({name!r}, Path.cwd())"
+    path = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'src')]!r}; "
+    done = subprocess.run(
+        [sys.executable, "-c", path + program], cwd=workplace, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if list(commands(name))])
+def test_the_command_lines_of_a_page_are_understood(name: str) -> None:
+    for given in commands(name):
+        command, words = typer.main.get_command(app), [w for w in given.words if w not in ("--quiet", "--debug")]
+        while words and hasattr(command, "commands") and not words[0].startswith("-"):
+            assert words[0] in command.commands, f"longtape {given}: no such command"
+            command, words = command.commands[words[0]], words[1:]
+        context = command.make_context("longtape", list(words), resilient_parsing=True)
+        try:
+            if given.whole:
+                command.make_context("longtape", list(words))
+            else:
+                command.make_parser(context).parse_args(list(words))
+        except typer._click.exceptions.ClickException as error:
+            pytest.fail(f"longtape {given}: {error.format_message()}")
+        if overrides := context.params.get("override"):
+            load_experiment(_experiment_of(context), overrides)
+
+
+def _experiment_of(context: object) -> Path:
+    named = ROOT / str(context.params.get("experiment", ""))  # type: ignore[attr-defined]
+    return named if named.suffix == ".yaml" and named.exists() else ROOT / "examples" / "btc_hourly.yaml"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "yaml")])
+def test_the_sections_of_experiments_on_a_page_are_understood(name: str) -> None:
+    """A block may be a part of an experiment; the rest is that of an example."""
+    for body in blocks(name, "yaml"):
+        given = yaml.safe_load(body)
+        whole = read_yaml(ROOT / "examples" / "btc_hourly.yaml")
+        if not {"data", "model", "targets"} <= set(given):
+            given = whole | {key: _merged(whole.get(key), value) for key, value in given.items()}
+        parse_experiment(given, name)
+
+
+def _merged(before: object, now: object) -> object:
+    return before | now if isinstance(before, dict) and isinstance(now, dict) else now
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_page_links_to_is_there(name: str) -> None:
+    for target in LINK.findall(prose(name)):
+        path = target.split("#")[0]
+        if path and not re.match(r"https?:|mailto:", path):
+            assert (ROOT / name).parent.joinpath(path).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_and_tests_that_a_page_names_are_there(name: str) -> None:
+    for code in CODE.findall(prose(name)):
+        if FILE.match(code) and "yours" not in code:
+            path, _, test = code.partition("::")
+            assert (ROOT / path).exists(), f"{name}: {code}"
+            assert not test or f"def {test}(" in text(path), f"{name}: {code}"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in ROOT.glob("docs/**/*.md")}
+    listed = {entry for page in ROOT.glob("docs/*.md") for entry in _toctree(page)}
+    assert {str(page) for page in pages} - listed == {"index"}
+
+
+def _toctree(page: Path) -> list[str]:
+    return [
+        line.partition("<")[2].rstrip(">") or line
+        for body in blocks(str(page.relative_to(ROOT)), "{toctree}")
+        for line in body.splitlines()
+        if line and not line.startswith(":")
+    ]
+
+
+def test_the_generated_tables_are_current() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    for page in script["PAGES"]:
+        written = page.read_text(encoding="utf-8")
+        assert script["fill"](written) == written, f"{page.name}: run python docs/tables.py"
