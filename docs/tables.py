@@ -90,8 +90,8 @@ TABLES: dict[str, Callable[[], str]] = {
 def fill(text: str) -> str:
     """The page with every generated part made anew."""
     for name, make in TABLES.items():
-        part = re.compile(rf"(<!-- begin {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
-        text = part.sub(lambda found, make=make: f"{found[1]}{make()}{found[2]}", text)
+        part = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        text = part.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)
     return text
 
 

@@ -17,6 +17,7 @@ import longtape as lt
 from longtape.cli.main import app
 from longtape.core.instrument import Instrument
 from longtape.experiment import load_experiment, parse_experiment, read_yaml
+from longtape.market.load import DataConfig
 from tests.books import book_frame
 from tests.candles import candle_frame
 from tests.docs.pages import CODE, FILE, LINK, NAMES, ROOT, blocks, commands, prose, text
@@ -97,7 +98,9 @@ def test_the_command_lines_of_a_page_are_understood(name: str) -> None:
                 command.make_context("longtape", list(words))
             else:
                 command.make_parser(context).parse_args(list(words))
-        except typer._click.exceptions.ClickException as error:
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
             pytest.fail(f"longtape {given}: {error.format_message()}")
         if overrides := context.params.get("override"):
             load_experiment(_experiment_of(context), overrides)
@@ -113,10 +116,10 @@ def test_the_sections_of_experiments_on_a_page_are_understood(name: str) -> None
     """A block may be a part of an experiment; the rest is that of an example."""
     for body in blocks(name, "yaml"):
         given = yaml.safe_load(body)
+        if data := given.pop("data", None):
+            DataConfig(**data)
         whole = read_yaml(ROOT / "examples" / "btc_hourly.yaml")
-        if not {"data", "model", "targets"} <= set(given):
-            given = whole | {key: _merged(whole.get(key), value) for key, value in given.items()}
-        parse_experiment(given, name)
+        parse_experiment(whole | {key: _merged(whole.get(key), value) for key, value in given.items()}, name)
 
 
 def _merged(before: object, now: object) -> object:
