@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
+from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import longtape
@@ -38,9 +40,14 @@ autodoc_inherit_docstrings = False
 default_role = "code"  # in docstrings `x` is code, as it is in Markdown
 
 
-def as_rst(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    """Outside of code, characters of formulas in docstrings (|x|, *, x_) are characters, not markup."""
+def as_rst(_app: Any, what: str, _name: str, thing: Any, _options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with code: `x: what it is` of a parameter makes a list, and outside of code the
+    characters of formulas (|x|, *, x_) are no markup.
+    """
+    named = inspect.signature(thing).parameters if what in ("function", "method") else ()
     text = "\n".join(lines)
+    for name in named:
+        text = re.sub(rf"^{name}: (.+(?:\n +.+)*)$", rf"\n:param {name}: \1\n", text, flags=re.MULTILINE)
     parts = re.split(r"(``?[^`]+``?)", text)
     parts[::2] = [re.sub(r"([*|\\]|_\b)", r"\\\1", part) for part in parts[::2]]
     lines[:] = "".join(parts).split("\n")
@@ -48,20 +55,15 @@ def as_rst(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: l
 
 def inline_math(self: Any, node: Any) -> None:
     self.body.append(tex2mathml(node.astext()))
-    raise_skip()
+    raise SkipNode
 
 
 def block_math(self: Any, node: Any) -> None:
     self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
-    raise_skip()
-
-
-def raise_skip() -> None:
-    from docutils.nodes import SkipNode
-
     raise SkipNode
 
 
 def setup(app: Any) -> None:
+    # MathML needs neither a script nor a font.
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("autodoc-process-docstring", as_rst)

@@ -58,7 +58,9 @@ def kinds() -> str:
 def signals() -> str:
     rows = []
     for name in SIGNALS:
-        options = [key if value is None else f"{key}={value:g}" for key, value in signal_options(name).items()]
+        options = [
+            key if value is None else f"{key}={value:g}" for key, value in signal_options(name).items()
+        ]
         rows.append([f"`{name}`", ", ".join(f"`{one}`" for one in options) or "–", said(SIGNALS.load(name))])
     return markdown_table(["signal", "options", "weights"], rows, numbers=False)
 

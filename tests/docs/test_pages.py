@@ -40,7 +40,9 @@ OF_ITS_OWN = ("docs/extend.md",)  # adds to registries, which other tests go thr
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages take as given: candles, an experiment, a store, a run."""
     folder = tmp_path_factory.mktemp("workplace")
-    frame = candle_frame(1200).with_columns(pl.col("timestamp").dt.offset_by("1207d").dt.to_string("iso:strict"))
+    frame = candle_frame(1200).with_columns(
+        pl.col("timestamp").dt.offset_by("1207d").dt.to_string("iso:strict")
+    )
     frame.write_csv(folder / "candles.csv")
     (folder / "experiment.yaml").write_text(EXPERIMENT)
     store, bitcoin = lt.Store(folder / "data"), Instrument("bybit", "linear", "BTCUSDT")
@@ -54,7 +56,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_blocks(name: str, folder: Path) -> None:
     """The Python of a page, block after block, in one program; a block `# file: x.py` is that file."""
     sys.path.insert(0, str(folder))
-    told: dict[str, object] = {"__name__": "page"}
+    told: dict[str, object] = {"__name__": __name__}
     for number, body in enumerate(blocks(name, "python"), 1):
         if body.startswith("# file: "):
             (folder / body.split()[2]).write_text(body, encoding="utf-8")
@@ -68,6 +70,8 @@ def test_the_examples_of_a_page_run(
 ) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    if "btc.onnx" in text(name):
+        lt.load_run("runs/btc").export("onnx", "btc.onnx")
     if "lt.train(" in text(name):  # makes the run that the other pages find
         for given in ("candles.csv", "experiment.yaml"):
             (tmp_path / given).write_bytes((workplace / given).read_bytes())
@@ -77,10 +81,15 @@ def test_the_examples_of_a_page_run(
 
 @pytest.mark.parametrize("name", OF_ITS_OWN)
 def test_the_examples_of_a_page_run_in_a_process_of_their_own(name: str, workplace: Path) -> None:
-    program = f"from pathlib import Path; from tests.docs.test_pages import run_blocks; run_blocks({name!r}, Path.cwd())"
-    path = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'src')]!r}; "
+    program = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = {[str(ROOT), str(ROOT / "src")]!r}
+from tests.docs.test_pages import run_blocks
+run_blocks({name!r}, Path.cwd())
+"""
     done = subprocess.run(
-        [sys.executable, "-c", path + program], cwd=workplace, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], cwd=workplace, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -88,7 +97,10 @@ def test_the_examples_of_a_page_run_in_a_process_of_their_own(name: str, workpla
 @pytest.mark.parametrize("name", [name for name in NAMES if list(commands(name))])
 def test_the_command_lines_of_a_page_are_understood(name: str) -> None:
     for given in commands(name):
-        command, words = typer.main.get_command(app), [w for w in given.words if w not in ("--quiet", "--debug")]
+        command, words = (
+            typer.main.get_command(app),
+            [w for w in given.words if w not in ("--quiet", "--debug")],
+        )
         while words and hasattr(command, "commands") and not words[0].startswith("-"):
             assert words[0] in command.commands, f"longtape {given}: no such command"
             command, words = command.commands[words[0]], words[1:]
@@ -98,6 +110,8 @@ def test_the_command_lines_of_a_page_are_understood(name: str) -> None:
                 command.make_context("longtape", list(words))
             else:
                 command.make_parser(context).parse_args(list(words))
+        except typer.Exit:  # as --version ends
+            continue
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
