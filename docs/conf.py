@@ -8,6 +8,7 @@ from typing import Any
 
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
+from pydantic import BaseModel
 
 import longtape
 
@@ -37,6 +38,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
+highlight_language = "none"  # of blocks that name no language: command lines
 default_role = "code"  # in docstrings `x` is code, as it is in Markdown
 
 
@@ -45,12 +47,30 @@ def as_rst(_app: Any, what: str, _name: str, thing: Any, _options: Any, lines: l
     characters of formulas (|x|, *, x_) are no markup.
     """
     named = inspect.signature(thing).parameters if what in ("function", "method") else ()
-    text = "\n".join(lines)
+    text = "\n".join([*lines, *fields_of(thing)])
     for name in named:
-        text = re.sub(rf"^{name}: (.+(?:\n +.+)*)$", rf"\n:param {name}: \1\n", text, flags=re.MULTILINE)
+        told = re.compile(rf"^{name}: (.+(?:\n(?!\w+: ).+)*)$", re.MULTILINE)
+        text = told.sub(lambda m, name=name: f"\n:param {name}: {' '.join(m[1].split())}\n", text)
     parts = re.split(r"(``?[^`]+``?)", text)
     parts[::2] = [re.sub(r"([*|\\]|_\b)", r"\\\1", part) for part in parts[::2]]
     lines[:] = "".join(parts).split("\n")
+
+
+def fields_of(thing: Any) -> list[str]:
+    """What a configuration says of its own fields."""
+    if not is_document(thing):
+        return []
+    own = {name: field for name, field in thing.model_fields.items() if field.description}
+    return ["", *(f":param {name}: {' '.join(field.description.split())}" for name, field in own.items()), ""]
+
+
+def without_fields(_app: Any, _what: str, _name: str, thing: Any, *_: Any) -> tuple[str, None] | None:
+    """Fields are listed with their meaning, not as a signature."""
+    return ("", None) if is_document(thing) else None
+
+
+def is_document(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseModel)
 
 
 def inline_math(self: Any, node: Any) -> None:
@@ -67,3 +87,4 @@ def setup(app: Any) -> None:
     # MathML needs neither a script nor a font.
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("autodoc-process-docstring", as_rst)
+    app.connect("autodoc-process-signature", without_fields)
