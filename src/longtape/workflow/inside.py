@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +48,8 @@ class Inside:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def look_inside(model: Model, panel: Panel, test: Rows, bars: MarketRows | None) -> Inside:
-    """Look at the newest window and at a few of the test period. bars: of the first asset."""
+def look_inside(model: Model, panel: Panel, test: Rows, bars: Sequence[MarketRows]) -> Inside:
+    """Look at the newest window and at a few of the test period. bars: of the panel's assets."""
     began = time.perf_counter()
     looked_at = member_of(model).eval()
     tokens = int(getattr(looked_at.config, "n_tokens", looked_at.config.lookback))

@@ -420,8 +420,7 @@ class Run(Shown):
             raise UserError(f"{out}: is a file; name a folder for the pictures")
         self._first_test_row()
         data = self.data
-        first = next((one for one in data.bars if one.symbol == data.panel.assets[0]), None)
-        return explain_run(self.fitted.model, data.panel, data.split.test, first, Path(out), windows)
+        return explain_run(self.fitted.model, data.panel, data.split.test, data.bars, Path(out), windows)
 
     def export(self, to: str, out: str | Path) -> Exported:
         """Write the model as a graph of one window, `to` torch or onnx, and beside it in JSON what goes in and out.
@@ -476,8 +475,7 @@ class Run(Shown):
         data = self.data
         if not self.experiment.model.trains:
             return None
-        first = next((one for one in data.bars if one.symbol == data.panel.assets[0]), None)
-        return look_inside(self.fitted.model, data.panel, data.split.test, first)
+        return look_inside(self.fitted.model, data.panel, data.split.test, data.bars)
 
     def training_table(self) -> str:
         """Losses per epoch as text."""
