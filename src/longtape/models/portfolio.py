@@ -42,6 +42,8 @@ _ORDERED = {
 class PortfolioConfig(NetworkConfig):
     """Tokens (asset, time) over any mechanism that can be blind to the order of assets."""
 
+    cannot_pool = "it is one already in which all symbols share their weights and see each other"
+
     kind: Literal["portfolio"] = "portfolio"
     lookback: int = Field(256, ge=2, description="bars in a window")
     patch: int = Field(1, ge=1, description="bars of an asset joined into one token")

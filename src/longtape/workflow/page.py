@@ -127,7 +127,8 @@ def _forecasts(experiment: Experiment, results: Results) -> list[Block]:
     for name, rows in results.skills.items():
         symbol, target = name.split(" ", 1)
         own = results.forecasts.filter((pl.col("symbol") == symbol) & (pl.col("target") == target))
-        blocks.append(Figures([_forecast_figure(name, own, experiment.forecast.level)]))
+        if own.height:  # a mean over symbols has no forecasts of its own
+            blocks.append(Figures([_forecast_figure(name, own, experiment.forecast.level)]))
         blocks.append(
             Table(f"Skill on {name}", "Every window of the test period is scored.", rows, own_first=True)
         )

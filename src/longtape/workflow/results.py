@@ -16,9 +16,10 @@ from longtape.core.clock import iso
 from longtape.core.files import nan_to_null
 from longtape.core.shown import Shown
 from longtape.evaluation.coverage import coverage
-from longtape.evaluation.skill import MODEL, P_VALUE, Rows, skills
+from longtape.evaluation.skill import MODEL, P_VALUE, Compared, Rows, averages, compared, skills
 from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
+from longtape.features.pooled import part_of, split_of
 from longtape.features.splits import Split
 from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
@@ -117,8 +118,6 @@ def judge_run(
 
     Nothing outside the test period is scored or traded.
     """
-    inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
-    panel = classed_as(panel, inputs.targets)
     origins = np.concatenate([split.test for split in splits])
     periods = splits[-1].periods
     first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until
@@ -126,7 +125,8 @@ def judge_run(
     judgement = _judged(pipeline, of_test, bars, first, last, trials)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
     config = pipeline.experiment.forecast
-    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored, config.level, config.levels)
+    found = _skills(pipeline, panel, splits, forecasts, fitted)
+    covered = coverage(scored, config.level, config.levels)
     verdict = _doubts(judgement, found, bars)
     verdict += [] if judgement is None else judgement.statements
     verdict += [_skill_line(name, rows) for name, rows in found.items()]
@@ -134,6 +134,26 @@ def judge_run(
     verdict += _interval_lines(config.level, usual, fitted)
     verdict.append(_clock_line(panel, origins, judgement))
     return Results(judgement, found, covered, forecasts, verdict)
+
+
+def _skills(
+    pipeline: ExperimentPipeline,
+    panel: Panel,
+    splits: Sequence[Split],
+    forecasts: pl.DataFrame,
+    fitted: FittedForecaster | None,
+) -> dict[str, Rows]:
+    """Scores beside the baselines, which are fitted to each symbol by itself where the model is pooled."""
+    if pipeline.experiment.model.pooled is None:
+        inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
+        return skills(inputs, classed_as(panel, inputs.targets), splits, forecasts)
+    found: dict[str, Compared] = {}
+    for asset in panel.assets:
+        part, own = part_of(panel, asset), [split_of(panel, asset, one, pipeline.lookback) for one in splits]
+        if any(len(one.test) for one in own):
+            inputs = pipeline.inputs_of_part(part, own[0].train)
+            found |= compared(inputs, part, own, forecasts.filter(pl.col("symbol") == asset))
+    return {name: one.rows() for name, one in found.items()} | averages(list(found.values()))
 
 
 def _doubts(judgement: Judgement | None, found: Mapping[str, Rows], bars: Sequence[MarketRows]) -> list[str]:
@@ -191,6 +211,8 @@ def _skill_line(name: str, rows: Rows) -> str:
     kind = next(kind for kind in KINDS.values() if kind.headline in rows[0])
     measure, sign = kind.headline, 1 if kind.larger_is_better else -1
     own, others = rows[0], [row for row in rows[1:] if np.isfinite(row[measure])]
+    if len(rows) == 1 and np.isfinite(own[measure]):
+        return f"{name}: {measure} {own[measure]:.4f}; the data hold no training row to fit a baseline on."
     if not others or not np.isfinite(own[measure]):
         return f"{name}: not scored; no label of the test period is known."
     best = max(others, key=lambda row: sign * row[measure])
