@@ -73,7 +73,8 @@ class FittedForecaster:
         A pooled model forecasts each symbol at those of the origins where it has a whole window of its own.
         """
         if self.model.config.pooled is None:
-            return self._frame(classed_as(panel, self.model.inputs.targets), panel, origins)
+            classed = classed_as(panel, self.model.inputs.targets)
+            return self._frame(classed, classed, origins)
         frames = [self._frame(rows, part, own) for part, rows, own in self._each(panel, origins)]
         if not frames:
             raise UserError("no symbol has a whole window at these times; load more data")
