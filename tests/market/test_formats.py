@@ -270,3 +270,13 @@ def test_bars_that_leave_out_every_weekend_are_told_of_their_calendar(tmp_path):
     [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1d", calendar="NYSE")
     assert found.notes == ()
     assert found.bars.instrument.calendar == "XNYS"
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    extra = "\n".join(
+        f"{line},7,8" if i else f"{line},Trades,Note"
+        for i, line in enumerate(rows(DATES, header=HEAD).splitlines())
+    )
+    (tmp_path / "x.csv").write_text(extra)
+    [found] = read_files(tmp_path / "x.csv", symbol="X", interval="1d", calendar="XNYS")
+    assert found.notes == ("not read: Trades, Note",)

@@ -290,7 +290,23 @@ def test_a_fall_of_nine_tenths_that_lasts_is_no_slip():
         pl.when(pl.int_range(pl.len()) >= 150).then(pl.col(n) / 12).otherwise(n).alias(n)
         for n in ("open", "high", "low", "close")
     )
-    assert checked(fallen).count("implausible") == 0
+    report = checked(fallen)
+    assert report.count("implausible") == 0
+    assert report.count("jumps") == 1  # but a split, or another unit, perhaps
+    assert checked(frame).count("jumps") == 0
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 10.0])
+def test_a_split_that_nobody_adjusted_for_is_a_warning(factor):
+    frame = make_bars(0, 300).frame
+    later = pl.int_range(pl.len()) >= 150
+    split = frame.with_columns(
+        pl.when(later).then(pl.col(n) * factor).otherwise(n).alias(n)
+        for n in ("open", "high", "low", "close")
+    )
+    report = checked(split)
+    assert report.count("jumps") == 1
+    assert report.ok
 
 
 def test_open_and_close_that_are_exchanged_are_a_warning():

@@ -98,6 +98,41 @@ def test_times_of_an_exchanges_own_clock_are_not_taken_for_utc(tmp_path):
     assert bars.timestamps[0] == to_milliseconds("2024-01-03T14:30")
 
 
+def of_clock(path, zone, start, bars=400):
+    """Hourly candles written with the times of a zone's clock, without the zone."""
+    frame, hours = candle_frame(bars), start + HOUR * np.arange(bars)
+    times = (
+        pl.Series("timestamp", hours).cast(TIME_TYPE).dt.convert_time_zone(zone).dt.replace_time_zone(None)
+    )
+    frame.with_columns(times).write_csv(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("zone", "start"),
+    [
+        ("America/New_York", "2024-03-01"),
+        ("Europe/London", "2024-03-20"),
+        ("Europe/Berlin", "2024-03-20"),
+        ("Australia/Sydney", "2024-09-25"),
+    ],
+)
+def test_a_clock_that_skips_its_hour_in_spring_is_not_taken_for_utc(tmp_path, zone, start):
+    path = of_clock(tmp_path / "c.csv", zone, to_milliseconds(start))
+    with pytest.raises(UserError, match=f"as it is on the clocks of {zone}"):
+        read_bars(path, symbol="BTCUSDT", interval="1h")
+    told = read_bars(path, symbol="BTCUSDT", interval="1h", time_zone=zone)
+    assert (np.diff(told.timestamps) == HOUR).all()
+    assert len(read_bars(path, symbol="BTCUSDT", interval="1h", time_zone="UTC")) == len(told)
+
+
+def test_another_missing_hour_is_no_clock(tmp_path):
+    path = of_clock(tmp_path / "c.csv", "UTC", to_milliseconds("2024-03-01"))
+    lines = [line for line in path.read_text().splitlines() if "2024-03-10T03:00" not in line]
+    path.write_text("\n".join(lines))
+    assert len(read_bars(path, symbol="BTCUSDT", interval="1h")) == len(lines) - 1 == 399
+
+
 def test_an_hour_that_comes_twice_keeps_its_order(tmp_path):
     local = ["2024-11-03 00:00", "2024-11-03 01:00", "2024-11-03 01:00", "2024-11-03 02:00"]
     candle_frame(4).with_columns(pl.Series("timestamp", local)).write_csv(tmp_path / "x.csv")

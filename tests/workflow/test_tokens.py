@@ -186,3 +186,7 @@ def test_mistakes_in_the_document_are_told_in_one_line(folder, tmp_path, capsys,
 def test_other_commands_say_that_tokens_are_no_market(folder, tmp_path, capsys):
     assert execute(["train", str(write(folder)), "--out", str(tmp_path / "run"), "--quiet"]) == 2
     assert "reads token ids and no market; give the file to longtape run" in capsys.readouterr().err
+    run_tokens(load_token_experiment(write(folder, training={"epochs": 1})), tmp_path / "done")
+    for command in (["export", "--to", "onnx", "--out", str(tmp_path / "m.onnx")], ["explain"], ["forecast"]):
+        assert execute([command[0], str(tmp_path / "done"), *command[1:]]) == 2
+        assert "is a run on token ids" in capsys.readouterr().err

@@ -73,6 +73,7 @@ class Attention(nn.Module, ABC):
     capabilities: ClassVar[Capabilities] = Capabilities()
     can_share: ClassVar[bool] = False  # takes shared=other_layer when built
     inputs: ClassVar[tuple[str, ...]] = ()  # what `forward` takes beside x, visible, context, context_visible
+    in_tensors = False  # PyTorch's own operations alone, where `to_tensors` was called
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -150,6 +151,12 @@ class Attention(nn.Module, ABC):
     def extra_inputs(self, x: Tensor) -> dict[str, Any]:
         """What `attend` and `attention_probs` take of x beside q, k and v, by name."""
         return {}
+
+    def to_tensors(self, n_tokens: int) -> None:
+        """From now on PyTorch's own operations alone, for inference on inputs of `n_tokens` without padding: what a
+        graph for other programs can hold.
+        """
+        self.in_tensors = True
 
     def split_heads(self, x: Tensor) -> Tensor:
         """[B, N, H·D] → [B, H, N, D], a view."""

@@ -167,7 +167,7 @@ class LinformerAttention(Attention):
 
     def _attend_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.config.attention_dropout if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.float32:
+        if q.device.type == "cpu" and q.dtype == torch.float32 and not self.in_tensors:
             return dense_attention(q, k, v, dropout=dropout)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 

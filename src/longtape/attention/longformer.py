@@ -15,6 +15,7 @@ from longtape.attention.full import full_attention
 from longtape.attention.operators.block_sparse import pattern_attention
 from longtape.attention.pattern import Pattern, check_positions, token_flags
 from longtape.attention.patterned import explicit_tokens
+from longtape.attention.tensors.block_sparse import TiledPattern
 
 Projections = tuple[Tensor, Tensor, Tensor]  # q, k, v
 
@@ -92,6 +93,7 @@ class LongformerAttention(Attention):
     Config = LongformerConfig
     capabilities = Capabilities(causal=True, fixed_pattern=True)
     inputs: ClassVar[tuple[str, ...]] = ("global_positions",)
+    placed: Tensor  # global tokens of one length, in PyTorch's own operations
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
@@ -115,11 +117,31 @@ class LongformerAttention(Attention):
         **extra: Any,
     ) -> Tensor:
         assert source is not None  # noqa: S101 (project_more gives it)
+        if self.in_tensors:
+            return self._attend_tiles(q, k, v, source)
         positions = self.positions(q, global_positions)
         dropout = self.config.attention_dropout if self.training else 0.0
         return window_attention(
             q, k, v, self.patterns, positions, self.project_global(source, positions), visible, dropout
         )
+
+    def to_tensors(self, n_tokens: int) -> None:
+        super().to_tensors(n_tokens)
+        placed = self._all_global(n_tokens).unique()
+        self.register_buffer("placed", placed, persistent=False)
+        self.heads_of = {p: [h for h, own in enumerate(self.patterns) if own == p] for p in self.patterns}
+        self.tiles = nn.ModuleList(TiledPattern(p, n_tokens, placed[None]) for p in self.heads_of)
+
+    def _attend_tiles(self, q: Tensor, k: Tensor, v: Tensor, source: Tensor) -> Tensor:
+        """Head by head of one dilation, in PyTorch's own operations."""
+        wide = self.project_global(source, self.placed.expand(len(q), -1))
+        out: list[Tensor] = [q] * len(self.patterns)
+        for tiles, heads in zip(self.tiles, self.heads_of.values(), strict=True):
+            theirs = None if wide is None else tuple(x[:, heads] for x in wide)
+            y = tiles(q[:, heads], k[:, heads], v[:, heads], of_global=theirs)
+            for i, head in enumerate(heads):
+                out[head] = y[:, i]
+        return torch.stack(out, 1)
 
     def project_global(self, source: Tensor, positions: Tensor) -> Projections | None:
         """Queries at `positions`, keys and values of all tokens, through the projections of the global tokens."""

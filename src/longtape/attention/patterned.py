@@ -13,6 +13,7 @@ from longtape.attention.base import Attention, AttentionConfig, Capabilities, ma
 from longtape.attention.full import full_attention
 from longtape.attention.operators.block_sparse import pattern_attention
 from longtape.attention.pattern import Pattern
+from longtape.attention.tensors.block_sparse import TiledPattern
 
 
 class PatternAttention(Attention):
@@ -47,6 +48,8 @@ class PatternAttention(Attention):
         **extra: Any,
     ) -> Tensor:
         extra_k, extra_v = self.extra_keys()
+        if self.in_tensors:
+            return self.tiles(q, k, v, extra_k, extra_v)
         return pattern_attention(
             q, k, v, self.pattern,
             visible=visible, positions=self.positions(global_positions), extra_k=extra_k, extra_v=extra_v,
@@ -95,6 +98,11 @@ class PatternAttention(Attention):
             return torch.tensor([self.global_tokens], dtype=torch.int64) if self.global_tokens else None
         fixed = global_positions.new_tensor([self.global_tokens], dtype=torch.int64)
         return torch.cat([fixed.expand(len(global_positions), -1), global_positions], 1)
+
+    def to_tensors(self, n_tokens: int) -> None:
+        super().to_tensors(n_tokens)
+        n_extra = 0 if self.extra_tokens is None else len(self.extra_tokens)
+        self.tiles = TiledPattern(self.pattern, n_tokens, self.positions(None), n_extra)
 
     def extra_keys(self) -> tuple[Tensor | None, Tensor | None]:
         """Keys and values of the learned tokens, [H, E, D]."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longtape.attention.base import Attention, AttentionConfig, Capabilities
 from longtape.attention.operators.favor import favor, favor_causal
+from longtape.attention.tensors.favor import favor_in_tensors
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class PerformerAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """φ(Q)(φ(K)ᵀV) normalised, in chunks; sums in at least float32."""
+        if self.in_tensors and not self.config.causal:
+            return favor_in_tensors(q, k, v, self.features, visible)
         with torch.autocast(q.device.type, enabled=False):
             function = favor_causal if self.config.causal else favor
             return function(q, k, v, self.features, visible)

@@ -22,6 +22,7 @@ from longtape.attention.base import Attention, AttentionConfig, Capabilities, ma
 from longtape.attention.operators.lsh import lsh_attention
 from longtape.attention.operators.lsh_buckets import AXES, chunks_of, digits_of, sort_tokens
 from longtape.attention.operators.lsh_hash import HAS_LOOPS, hash_tokens
+from longtape.attention.tensors.lsh import lsh_in_tensors
 
 _DIGITS = 4  # 2^24 buckets
 _ROTATED = 1 << 20  # rotated coordinates in flight
@@ -78,6 +79,8 @@ class ReformerAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         """Chunk by chunk, round by round. `k` is not used: it is q."""
+        if self.in_tensors:
+            return lsh_in_tensors(q, v, self.hash(q, visible), visible, self.config.bucket_size)
         with torch.autocast(q.device.type, enabled=False):
             return lsh_attention(q, v, self.hash(q, visible), visible, self.config.bucket_size)
 
@@ -104,7 +107,7 @@ class ReformerAttention(Attention):
         There are 2^p buckets, the first power of two with at most `bucket_size` visible tokens each. The p bits are cut
         into digits of at most 6, each the nearest of ±(rotated axes), the paper's argmax([xR; −xR]), with its own R.
         """
-        if q.device.type == "cpu" and HAS_LOOPS:
+        if q.device.type == "cpu" and HAS_LOOPS and not self.in_tensors:
             return hash_tokens(q, self.rotations, visible, self.config.bucket_size)
         return self.hash_in_tensors(q, visible)
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from longtape.backtest.frames import as_frame, milliseconds, numbers
 from longtape.backtest.validation import one_line
 from longtape.core.arrays import Floats
-from longtape.core.clock import HOUR, Milliseconds, iso
+from longtape.core.calendars import usual_step
+from longtape.core.clock import HOUR, Interval, Milliseconds, iso
 from longtape.core.errors import UserError
 from longtape.core.instrument import Instrument
 from longtape.market.funding import funding_holes, on_the_hour, payment_step
@@ -69,14 +70,14 @@ def funding_rates(
     costs: Costs,
     instruments: Sequence[Instrument | None],
     clock: Milliseconds,
-    closes: Milliseconds,
+    interval: Interval | None,
     symbols: Sequence[str],
     history: Any,
 ) -> tuple[Floats, Floats]:
     """Rates due by each bar's open and inside each bar, [T, S] each; [0, 0] where nobody pays funding.
 
-    `closes` [T] are the ends of the bars that open at `clock`. What is due between a bar's close and the next open is
-    paid at that open, by whoever holds over the gap; after the last close there is no payment.
+    What is due between a bar's close and the next open is paid at that open, by whoever holds over the gap; after
+    the last close there is no payment. Without `interval` the usual distance between opens is a bar's length.
 
     Raises UserError for an inverse contract, for a perpetual without a named choice, and for a history with
     holes.
@@ -88,6 +89,7 @@ def funding_rates(
         raise UserError("funding_history has no effect here; it goes with funding='history' and perpetuals")
     if not paying or costs.funding == "excluded":
         return np.zeros((0, 0)), np.zeros((0, 0))
+    closes = _closes(clock, interval)
     at_open, within = np.zeros((len(clock), len(symbols))), np.zeros((len(clock), len(symbols)))
     events = None if costs.funding == "rate" else _read_history(history)
     for s in paying:
@@ -98,6 +100,13 @@ def funding_rates(
             times, rates = _recorded(events, symbols[s], instruments[s], int(clock[0]), int(closes[-1]))
         _place(times, rates, clock, closes, at_open[:, s], within[:, s])
     return at_open, within
+
+
+def _closes(clock: Milliseconds, interval: Interval | None) -> Milliseconds:
+    """Ends of the bars [T]."""
+    if interval is not None:
+        return interval.close_of(clock)
+    return clock + (usual_step(clock) if len(clock) > 1 else 0)
 
 
 def _check_perpetual(costs: Costs, instrument: Instrument | None) -> None:

@@ -104,8 +104,7 @@ def run_account(
     row_of = rows_on_clock(times, market.clock)
     matrix, capped = scaled_to(matrix, config.limits.max_leverage)
     multipliers = np.array([i.multiplier if i else 1.0 for i in known])
-    closes = _closes(market.clock, interval)
-    funding = costing.funding_rates(config.costs, known, market.clock, closes, symbols, funding_history)
+    funding = costing.funding_rates(config.costs, known, market.clock, interval, symbols, funding_history)
     plan = _plan(matrix, row_of, market, funding, config, known)
     rules = _rules(config)
     setup = Setup(_scaled(market.prices, multipliers), plan, rules, config.limits.max_leverage)
@@ -192,13 +191,6 @@ def _with_facts(
         )
     facts = {b.symbol: b.instrument for b in several}
     return long_bars(several), {**facts, **(instruments or {})}, several[0].interval
-
-
-def _closes(clock: Milliseconds, interval: Interval | None) -> Milliseconds:
-    """Ends of the bars [T]: by their interval where it is known, else by the usual distance between opens."""
-    if interval is not None:
-        return interval.close_of(clock)
-    return clock + (calendars.usual_step(clock) if len(clock) > 1 else 0)
 
 
 def scaled_to(weights: Floats, cap: float | None) -> tuple[Floats, int]:

@@ -15,6 +15,7 @@ from longtape.cli import bench, data, many, runs
 from longtape.cli.audit import audit
 from longtape.cli.compare import compare
 from longtape.cli.explain import explain
+from longtape.cli.export import export
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
 from longtape.core.errors import LongtapeError
@@ -75,6 +76,7 @@ app.add_typer(data.app, name="data")
 app.command("train")(runs.train)
 app.command("forecast")(runs.forecast)
 app.command("explain")(explain)
+app.command("export")(export)
 app.command("backtest")(runs.backtest)
 app.command("report")(runs.report)
 app.command("walk-forward")(many.walk_forward)

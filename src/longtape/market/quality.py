@@ -30,6 +30,7 @@ BLOCK = 256
 BEYOND = (
     10.0  # times the open and close that a high or low may reach, and that a price may jump and fall back
 )
+JUMP = 1.7  # times: a split of 2 to 1 is seen, whatever the bars beside it moved
 THIN = 0.5  # of the median volume of the block before it: a last bar below this may be unfinished
 _SHOWN = 5
 _FEW = 10  # bars, in which nothing can be seen
@@ -120,6 +121,10 @@ DEFECTS: dict[str, tuple[Severity, str]] = {
     "zero_volume": ("error", "nothing was traded"),
     "outside_range": ("warning", "open or close lies outside of low to high"),
     "outliers": ("warning", f"a move of more than {OUTLIER:g} times the usual one"),
+    "jumps": (
+        "warning",
+        "prices are nearly twice as high or low from one bar to the next, or more, and stay there: a split, a unit?",
+    ),
     "unfinished": ("warning", "the last bar was not over yet"),
     "perhaps_unfinished": (
         "note",
@@ -351,6 +356,7 @@ def _value_findings(
         "outside_range": outside & ~(high < low),
         "exchanged": exchanged(opens, close),
         "outliers": outliers(close),
+        "jumps": jumps(close),
     }
     return [finding for name, bad in defects.items() for finding in _finding(name, times, bad)]
 
@@ -372,6 +378,20 @@ def implausible(
         jumped = np.abs(np.log(close[1:-1] / np.sqrt(before * after))) > np.log(BEYOND)
     beyond[1:-1] |= agree & jumped
     return np.asarray(beyond)
+
+
+def jumps(close: npt.NDArray[np.float64]) -> Flags:
+    """True where a close and the next one are `JUMP` times above or below both closes before [T]."""
+    flags = np.zeros(len(close), dtype=bool)
+    if len(close) < 4:
+        return flags
+    with np.errstate(invalid="ignore"):
+        high, low = (
+            np.fmax(close[:-1], close[1:]),
+            np.fmin(close[:-1], close[1:]),
+        )  # of each close and the next
+        flags[2:-1] = (low[2:] > JUMP * high[:-2]) | (high[2:] * JUMP < low[:-2])
+    return flags
 
 
 def exchanged(opens: npt.NDArray[np.float64], close: npt.NDArray[np.float64]) -> Flags:

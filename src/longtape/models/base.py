@@ -38,6 +38,9 @@ class ModelConfig(BaseModel):
 
     reads_market: ClassVar[bool] = True  # False: token ids of a file, which `longtape run` takes by itself
     trains: ClassVar[bool] = False  # by gradients, which takes validation windows to stop at
+    reads_presence: ClassVar[bool] = (
+        False  # an asset that is absent has no tokens, so windows differ in theirs
+    )
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
         """UserError where the model cannot forecast one of these kinds of target."""

@@ -30,6 +30,7 @@ class Batch:
     y_rows: Tensor  # [B, N, K] float32, labels of earlier rows that training reads, NaN where none; N is 0 elsewhere
     n_shared: int = 0  # the last columns of `x`, which all assets share
     block: int = 1  # so many windows in a row end at consecutive rows; B is a multiple of it
+    complete: bool = False  # every asset is known to be there in every window, and nobody has to look
 
     def __len__(self) -> int:
         return len(self.x)
@@ -60,11 +61,11 @@ class Batch:
         return (self._map(list(part)) for part in parts)
 
     def _tensors(self) -> list[Tensor]:
-        return [getattr(self, name) for name in _TENSORS]
+        return [getattr(self, name) for name in TENSORS]
 
     def _map(self, tensors: list[Tensor]) -> Batch:
-        named: dict[str, Any] = dict(zip(_TENSORS, tensors, strict=True))
+        named: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))
         return replace(self, **named)
 
 
-_TENSORS = tuple(field.name for field in fields(Batch) if field.name not in ("n_shared", "block"))
+TENSORS = tuple(field.name for field in fields(Batch) if field.name not in ("n_shared", "block", "complete"))

@@ -8,7 +8,7 @@ they did, so permuted assets give permuted forecasts. What is absent is masked: 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ _ORDERED = {
 class PortfolioConfig(NetworkConfig):
     """Tokens (asset, time) over any mechanism that can be blind to the order of assets."""
 
+    reads_presence: ClassVar[bool] = True
     cannot_pool = "it is one already in which all symbols share their weights and see each other"
 
     kind: Literal["portfolio"] = "portfolio"
@@ -160,7 +161,7 @@ class Portfolio(Network):
 
     def forward(self, batch: Batch) -> Prediction:
         """The prediction of every asset at the end of every window."""
-        visible = self._visible(batch.present)
+        visible = self._visible(batch)
         tokens = self._encode(batch, visible)[-1].transpose(1, 2).flatten(0, 1)  # [B · A, N, d_model]
         of_asset = None if visible is None else visible.transpose(1, 2).flatten(0, 1)
         vectors = self.pooling(tokens, of_asset).unflatten(0, (-1, self.n_assets))
@@ -168,7 +169,7 @@ class Portfolio(Network):
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer, [B, N · A, d_model], moment by moment."""
-        return [state.flatten(1, 2) for state in self._encode(batch, self._visible(batch.present))]
+        return [state.flatten(1, 2) for state in self._encode(batch, self._visible(batch))]
 
     def token_bars(self) -> Rows:
         patch = self.config.patch
@@ -206,15 +207,15 @@ class Portfolio(Network):
         own = scaled[..., : self.n_own * self.n_assets].unflatten(2, (self.n_assets, self.n_own))
         shared = scaled[..., self.n_own * self.n_assets :]
         joined = torch.cat([own, shared[:, :, None].expand(-1, -1, self.n_assets, -1)], 3)
-        there = joined * batch.present[..., None]
+        there = joined if batch.complete else joined * batch.present[..., None]
         return there.transpose(1, 2).flatten(0, 1)
 
-    def _visible(self, present: Tensor) -> Tensor | None:
+    def _visible(self, batch: Batch) -> Tensor | None:
         """Tokens [B, N, A] of which some bar is there; None where all are."""
-        if bool(present.all()):
+        if batch.complete or bool(batch.present.all()):
             return None
         short = -self.config.lookback % self.config.patch
-        padded = nn.functional.pad(present, (0, 0, short, 0))
+        padded = nn.functional.pad(batch.present, (0, 0, short, 0))
         return padded.unflatten(1, (-1, self.config.patch)).any(2)
 
     def _marks(self, batch: Batch) -> Tensor | None:

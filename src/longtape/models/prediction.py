@@ -51,6 +51,10 @@ class Distribution(ABC):
         """Continuous ranked probability score [...] (Matheson & Winkler 1976); of a point, its absolute error."""
         return (y - self.mean()).abs()
 
+    def stated(self) -> dict[str, Tensor]:
+        """What makes the distribution beside its mean, by name, [...] or [..., n] each; nothing for a point."""
+        return {}
+
     @classmethod
     @abstractmethod
     def average(cls, members: Sequence[Self]) -> Self:
@@ -164,6 +168,9 @@ class Quantiles(Distribution):
         widths = torch.tensor(self._weights(), device=y.device, dtype=self.values.dtype)
         return 2 * (self._pinball(y) * widths).sum(-1) * self.scale
 
+    def stated(self) -> dict[str, Tensor]:
+        return {"quantiles": self.values}
+
     @classmethod
     def average(cls, members: Sequence[Quantiles]) -> Quantiles:
         """Quantile by quantile (Vincent 1912): shapes stay, levels keep their meaning."""
@@ -210,6 +217,9 @@ class StudentT(Distribution):
         spread = 2 * freedom.sqrt() / (freedom - 1) * (ln_b_more - 2 * ln_b_half).exp()
         return (known - spread).to(self.spread.dtype) * self.spread
 
+    def stated(self) -> dict[str, Tensor]:
+        return {"spread": self.spread, "freedom": self.freedom}
+
     @classmethod
     def average(cls, members: Sequence[StudentT]) -> StudentT:
         """Parameter by parameter."""
@@ -254,6 +264,9 @@ class Categorical(Distribution):
         p = self.probabilities()
         reached = y[..., None] <= torch.arange(p.shape[-1], device=p.device)
         return (p.cumsum(-1) - reached.to(p.dtype)).square().sum(-1)
+
+    def stated(self) -> dict[str, Tensor]:
+        return {"probabilities": self.probabilities()}
 
     @classmethod
     def average(cls, members: Sequence[Categorical]) -> Categorical:

@@ -87,6 +87,10 @@ class RunFolder:
         folder = cls(root)
         if not (folder.root / "run.json").exists():
             raise UserError(f"{root}: is not the folder of a run (no run.json); make one with longtape train")
+        if "periods" not in folder.facts:
+            raise UserError(
+                f"{root}: is a run on token ids, which has no market; its predictions and scores are there already"
+            )
         version = folder.facts.get("version", 1)
         if version != VERSION:
             raise UserError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import yaml
 
@@ -32,6 +33,7 @@ from longtape.features.panel import Panel
 from longtape.features.pooled import pooled, split_of
 from longtape.features.splits import latest
 from longtape.features.windows import first_origin
+from longtape.forecasting.export import Exported, inputs_for
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
@@ -48,6 +50,7 @@ from longtape.training.processes import Processes, is_one_of_several, joined_pro
 from longtape.training.run_folder import FINISHED, RunFolder
 from longtape.workflow.data import RunData, periods_per_year
 from longtape.workflow.explain import Explanation, explain_run
+from longtape.workflow.export import EXPORT_CHECKED, export_run, refuse_form
 from longtape.workflow.page import write_report
 from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
@@ -275,11 +278,11 @@ class Run(Shown):
         ]
         return pl.concat(parts).filter(pl.col("close").is_not_nan())
 
-    def _newest_panel(self, bars: Sequence[MarketRows]) -> Panel:
-        """What the newest forecast takes: the last rows, or, where it follows earlier ones, all of them."""
+    def _newest_panel(self, bars: Sequence[MarketRows], windows: int = 1) -> Panel:
+        """What the newest forecasts take: the last rows, or, where they follow earlier ones, all of them."""
         if self.fitted.calibration.uses("adaptive") or self.fitted.reach == ALL_ROWS:
             return self.data.panel if bars is self.data.bars else self._pipeline_of(bars).panel(bars)
-        need = max(self.pipeline.lookback, self.fitted.reach)
+        need = max(self.pipeline.lookback, self.fitted.reach) + windows - 1
         panel = self._pipeline_of(bars).newest_panel(bars, need, self._rows_enough)
         self._rows_enough = len(panel)
         return panel
@@ -453,6 +456,32 @@ class Run(Shown):
             split = split_of(panel, asset, split, config.lookback)
             panel = pooled(panel, config.pooled.own_past, [asset])
         return explain_run(self.fitted.model, panel, split.test, first, Path(out), windows)
+
+    def export(self, to: str, out: str | Path) -> Exported:
+        """Write the model as a graph of one window, `to` torch or onnx, and beside it in JSON what goes in and out.
+
+        UserError with the reason where the model, its mechanism or the format cannot, and where the graph does not give
+        the newest forecasts to 1e-4.
+        """
+        refuse_form(to, Path(out))
+        if self.experiment.model.pooled is not None:
+            raise UserError(
+                "export: a pooled model speaks in units of each symbol's own past, which stand outside its graph;"
+                " export a joint model"
+            )
+        panel = self._newest_panel(self.data.bars, EXPORT_CHECKED)
+        first = max(self._first_row(panel), len(panel) - EXPORT_CHECKED)
+        return export_run(self, panel, np.arange(first, len(panel)), to, Path(out))
+
+    def export_inputs(
+        self, bars: Sequence[MarketRows] | MarketRows | Any = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """What an exported graph is given for the newest window, by name; a graph reads some of it.
+
+        `bars` are the run's own by default, or others of the same markets, as for `forecast`.
+        """
+        panel = self._newest_panel(self.data.bars if bars is None else self._fitting(bars))
+        return inputs_for(self.fitted.model, panel, latest(panel, self.pipeline.lookback))
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the HTML report; returns its path."""

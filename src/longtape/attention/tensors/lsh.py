@@ -21,13 +21,23 @@ def lsh_in_tensors(q: Tensor, v: Tensor, bucket: Tensor, visible: Tensor | None,
     wide = torch.promote_types(q.dtype, torch.float32)
     order = sort_tokens(bucket)
     hidden = None if visible is None else ~visible
-    rounds = [
-        checkpoint(_attend_round, q.to(wide), v.to(wide), order, hidden, r, size, use_reentrant=False)
-        for r in range(order.shape[2])
-    ]
+    wide_q, wide_v = q.to(wide), v.to(wide)
+    rounds = [_round_again(wide_q, wide_v, order, hidden, r, size) for r in range(order.shape[2])]
     shares = torch.stack([log for _, log in rounds]).softmax(0)
     joined = sum(found * share[..., None] for (found, _), share in zip(rounds, shares, strict=True))
     return torch.as_tensor(joined).to(q.dtype)
+
+
+def _round_again(
+    q: Tensor, v: Tensor, order: Tensor, hidden: Tensor | None, r: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """`_attend_round`, computed again in a backward pass."""
+    if not torch.is_grad_enabled():
+        return _attend_round(q, v, order, hidden, r, size)
+    found: tuple[Tensor, Tensor] = checkpoint(
+        _attend_round, q, v, order, hidden, r, size, use_reentrant=False
+    )
+    return found
 
 
 def _attend_round(
@@ -61,8 +71,8 @@ def _attend_round(
 def _seen_earlier(order: Tensor, token: Tensor, size: int) -> Tensor:
     """Which keys of each query's window [B, H, chunks, size, 2·size] a round of `order` [B, H, r, N] shows already."""
     seen = torch.zeros((), dtype=torch.bool, device=order.device)
-    for chunk in chunks_of(order, size).unbind(2):
-        there = chunk.gather(2, token)
+    for earlier in range(order.shape[2]):
+        there = chunks_of(order[:, :, earlier], size).gather(2, token)
         behind = (
             there[:, :, size:].unflatten(2, (-1, size))[..., None]
             - there.unfold(2, 2 * size, size)[..., None, :]

@@ -99,6 +99,9 @@ def usual_step(times: Milliseconds) -> int:
     """
     steps = np.diff(times)
     at = (len(steps) - 1) // 3
+    likely = steps[at]  # nearly always it: two counts are a tenth of the time of a partition of everything
+    if (steps < likely).sum() <= at < (steps <= likely).sum():
+        return int(likely)
     return int(np.partition(steps, at)[at])
 
 

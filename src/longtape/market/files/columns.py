@@ -25,7 +25,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "low": ("low", "l", "lowprice", "pricelow", "lowbid", "bidlow", "min", "3low"),
     "close": ("close", "c", "closeprice", "priceclose", "closelast", "closebid", "bidclose", "last", "lastprice",
               "settle", "price", "4close"),
-    "volume": ("volume", "vol", "v", "basevolume", "volumetraded", "tickvolume", "tickvol", "5volume", "6volume"),
+    "volume": ("volume", "vol", "v", "basevolume", "volumetraded", "totaltradedquantity", "tickvolume",
+               "tickvol", "5volume", "6volume"),
     "adj_close": ("adjclose", "adjustedclose", "closeadj", "adjusted", "5adjustedclose"),
     "turnover": ("turnover", "quotevolume", "quoteassetvolume", "amount"),
     "symbol": ("symbol", "ticker", "pair", "instrument", "tic", "ric", "secid", "permno"),
@@ -34,6 +35,7 @@ CLOSE_TIMES = ("closetime", "timeclose", "endtime", "closedate", "timeperiodend"
 TICKS = ("tickvolume", "tickvol")
 _INDEX = ("", "unnamed0", "index", "level0")
 _PRICES = ("open", "high", "low")
+_NAMED = 8  # columns that a note lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,16 @@ def choose(table: Table, config: FileConfig, symbol: str | None, origin: str) ->
     if (clock := names.clock(columns)) is not None:
         cells = cells.with_columns(_joined(cells["timestamp"], table.cells[clock]))
         columns["timestamp"] = f"{columns['timestamp']} + {clock}"
-    notes = (*table.notes, *names.notes)
+    notes = (*table.notes, *names.notes, *_left_out(table, {*columns.values(), clock}))
     return Chosen(cells, columns, notes, zone, plain(columns["timestamp"]) in CLOSE_TIMES)
+
+
+def _left_out(table: Table, used: set[str | None]) -> tuple[str, ...]:
+    """A note of the columns that a header names and that became nothing."""
+    others = [name for name in table.cells.columns if name not in used and plain(name) not in _INDEX]
+    if not table.has_header or not others:
+        return ()
+    return (f"not read: {', '.join(others[:_NAMED])}{' …' if len(others) > _NAMED else ''}",)
 
 
 class _Names:

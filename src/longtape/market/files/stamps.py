@@ -189,8 +189,13 @@ def calendar_is_doubtful(opens: Milliseconds, interval: Interval, calendar: str)
 
 
 def refuse_local_times(times: Milliseconds, interval: Interval, calendar: str, origin: str) -> None:
-    """UserError where times without a zone fit the sessions of the exchange by its own clock, and not by UTC."""
-    if calendar in BUILT_IN or interval.milliseconds >= DAY or not len(times):
+    """UserError where times without a zone are not UTC: they fit the sessions of the exchange by its own clock alone,
+    or leave out the very hour that some zone's clock skips in spring.
+    """
+    if interval.milliseconds >= DAY or not len(times):
+        return
+    if calendar in BUILT_IN:
+        _refuse_skipped_hours(times, interval, origin)
         return
     zone = exchange(calendar).zone
     shift = wall_clock(times, zone) - times
@@ -200,3 +205,30 @@ def refuse_local_times(times: Milliseconds, interval: Interval, calendar: str, o
             f"{origin}: {1 - by_utc:.0%} of the bars lie outside the sessions of {calendar}, and {1 - by_clock:.0%} if"
             f" their times are those of its own clock; say --time-zone {zone}, or --time-zone UTC if they are not"
         )
+
+
+def _refuse_skipped_hours(times: Milliseconds, interval: Interval, origin: str) -> None:
+    """Bars around the clock that lack the hour after each change to summer time, and begin and end at its borders."""
+    if HOUR % interval.milliseconds:
+        return
+    for zone in (zone for _, zone in _MIDNIGHTS):
+        skipped = _skipped_hours(int(times[0]), int(times[-1]), zone)
+        around = (skipped - interval.milliseconds, skipped + HOUR)
+        if (
+            len(skipped)
+            and all(np.isin(t, times).all() for t in around)
+            and not np.isin(skipped, times).any()
+        ):
+            raise UserError(
+                f"{origin}: the hour from {iso(int(skipped[0]))} is missing, as it is on the clocks of {zone}; say"
+                f" --time-zone {zone} if the times are theirs, or --time-zone UTC if they are not"
+            )
+
+
+def _skipped_hours(first: int, last: int, zone: str) -> Milliseconds:
+    """Hours within [first, last] that the clock of a zone never shows: it is put on in spring."""
+    hours = np.arange(first // HOUR, last // HOUR + 1, dtype=np.int64) * HOUR
+    shown = wall_clock(hours, zone)
+    put_on = np.flatnonzero(np.diff(shown) == 2 * HOUR)
+    skipped = shown[put_on] + HOUR
+    return skipped[(skipped > first) & (skipped + HOUR <= last)]
