@@ -14,7 +14,7 @@ from longtape.features.build import PooledConfig
 from longtape.features.expression import parse
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind, target_kind
-from longtape.models.base import Array, Model, ModelInputs
+from longtape.models.base import Array, Model, ModelConfig, ModelInputs
 from longtape.models.batch import Batch
 from longtape.models.embedding import InputScaling
 from longtape.models.har import HarDesign
@@ -24,7 +24,7 @@ from longtape.models.prediction import Distribution, Prediction
 from longtape.models.transformer import TransformerConfig
 
 
-class NetworkConfig(TransformerConfig):
+class TrainedConfig(ModelConfig):
     """Inputs, heads and start of a model that trains."""
 
     trains: ClassVar[bool] = True
@@ -73,7 +73,7 @@ class NetworkConfig(TransformerConfig):
         return {str(parse(target)): weight for target, weight in auxiliary.items()}
 
     @model_validator(mode="after")
-    def _pooled_where_it_can_be(self) -> NetworkConfig:
+    def _pooled_where_it_can_be(self) -> TrainedConfig:
         if self.assets == "pooled" and self.cannot_pool:
             raise ValueError(f"assets: {self.kind} cannot be pooled: {self.cannot_pool}")
         for name in ("own_past", "own_scale"):
@@ -125,6 +125,10 @@ class NetworkConfig(TransformerConfig):
         """What the head with the longest block asks for."""
         return max([self.head_config(kind).rows_of_block for kind in self.heads], default=1)
 
+
+class NetworkConfig(TransformerConfig, TrainedConfig):
+    """Layers over an attention mechanism, with inputs, heads and start."""
+
     @property
     def summary(self) -> str:
         """Mechanism and lookback."""
@@ -134,11 +138,11 @@ class NetworkConfig(TransformerConfig):
 class Network(Model):
     """A model that learns what its closed-form baseline leaves over, for each kind of target by a head."""
 
-    config: NetworkConfig
+    config: TrainedConfig
     trained_weights: Tensor
     judged_weights: Tensor
 
-    def __init__(self, config: NetworkConfig, inputs: ModelInputs) -> None:
+    def __init__(self, config: TrainedConfig, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
         self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip)
         for name, weights in _loss_weights(config, inputs).items():
@@ -235,7 +239,7 @@ class Network(Model):
         return Constant(head.space, n_assets, n_targets, head.n_classes)
 
 
-def _loss_weights(config: NetworkConfig, inputs: ModelInputs) -> dict[str, Tensor]:
+def _loss_weights(config: TrainedConfig, inputs: ModelInputs) -> dict[str, Tensor]:
     """What the label of each target counts in training, and where the model is judged, [K] each."""
     trained = [config.auxiliary[one.name] if one.auxiliary else 1.0 for one in inputs.targets]
     judged = [0.0 if one.auxiliary else 1.0 for one in inputs.targets]
