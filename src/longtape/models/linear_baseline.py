@@ -262,7 +262,7 @@ class MonthlyHar(LinearBaseline):
     def row_inputs(self, panel: Panel) -> Array:
         """[T, A·n] ln of the expected variance. UserError where the data begin later than those of the fit."""
         since = int(self.since)
-        if panel.known_at[0] > since > 0 and panel.unit is None:  # a pooled symbol begins when it begins
+        if panel.known_at[0] > since > 0:
             raise UserError(
                 f"log_har_mean is fitted anew each month on all rows since {iso(since)}, and these data begin"
                 f" {iso(int(panel.known_at[0]))}; give it the whole history"
@@ -275,7 +275,12 @@ class MonthlyHar(LinearBaseline):
         return found if panel.unit is None else found - 2 * np.log(panel.unit)[:, None]
 
     def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
-        """From the first training row on whose lags lie in the data; what they are fitted to follows with time."""
+        """From the first training row on whose lags lie in the data; what they are fitted to follows with time.
+
+        A pooled symbol has all of its own history, whenever that begins.
+        """
+        if panel.unit is not None:
+            return
         lag = self.har.lags[self.har.used(len(train)) - 1]
         whole = train[panel.row_in_series[train] >= lag]
         self.since.fill_(int(panel.known_at[whole if len(whole) else len(panel) - 1].min()))
