@@ -270,7 +270,7 @@ def test_newer_candles_are_forecast_and_traded_and_nothing_is_kept(capsys, made,
         )
         == 0
     )
-    assert "Verdict" in (tmp_path / "n.html").read_text()
+    assert "Evidence" in (tmp_path / "n.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in made.root.rglob("*")} == before
     line = fails(capsys, "report", made.root, "--data", tmp_path / "newer.csv")
     assert "--out" in line.splitlines()[-1]

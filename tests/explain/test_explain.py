@@ -1,5 +1,7 @@
 """Looking changes no bit, on any mechanism; what is shown is what the definitions say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from longtape.explain.attention import (
     row_weights,
     sampled_rows,
 )
-from longtape.explain.effects import Effects, block_permutation, doubling_edges
+from longtape.explain.effects import Effects, block_permutation, doubling_edges, levels_of
 from longtape.explain.queries import graph, queries
 from longtape.explain.spectrum import (
     effective_rank,
@@ -27,10 +29,12 @@ from longtape.explain.spectrum import (
     smallest_k,
 )
 from longtape.features.build import FeaturesConfig, build
+from longtape.features.marks import Marks
 from longtape.models.encoder import EncoderConfig, EncoderForecaster
 from longtape.models.registry import build_model, config_of
 from longtape.training.batches import BatchSource
 from longtape.training.ensemble import Ensemble
+from longtape.workflow.explain import PARTS, explain_run
 from tests.candles import candles
 from tests.models.inputs import inputs_of
 
@@ -49,12 +53,12 @@ def panel():
     )
 
 
-def model_on(panel, attention="bigbird", **options):
+def model_on(panel, attention="bigbird", more=None, **options):
     torch.manual_seed(0)
     config = EncoderConfig(
         lookback=32,
         attention=attention,
-        attention_options=OPTIONS.get(attention, {}),
+        attention_options=OPTIONS.get(attention, {}) | (more or {}),
         d_model=16,
         n_heads=2,
         **options,
@@ -141,14 +145,104 @@ def test_rows_are_sampled_where_all_of_them_would_be_too_many():
 
 @pytest.mark.parametrize(
     ("attention", "names"),
-    [("bigbird", ["all", "tokens 0–3", "tokens 28–31"]), ("longformer", ["all", "token 0"])],
+    [
+        (
+            "bigbird",
+            ["all", "tokens 0–3", "tokens 28–31", *(f"token {i}" for i in (0, 1, 2, 3, 28, 29, 30, 31))],
+        ),
+        ("longformer", ["all", "token 0"]),
+    ],
 )
 def test_global_tokens_are_zeroed_together_and_alone(attention, names, panel):
     effects = Effects(model_on(panel, attention, pooling="mean"), panel, ORIGINS)
     found = effects.global_tokens()
     assert [one.name for one in found] == names
     assert all((one.without != one.whole).all() for one in found)
+    assert len({one.without.tobytes() for one in found[1:]}) == len(found) - 1
     assert np.array_equal(effects.losses(), effects.whole)  # nothing of it stays
+
+
+def test_of_many_global_tokens_evenly_spaced_ones_are_zeroed_alone(panel, monkeypatch):
+    model = model_on(panel, "longformer", {"n_global": 32})
+    monkeypatch.setattr("longtape.explain.effects.SINGLE", 5)
+    found = Effects(model, panel, ORIGINS[:2]).global_tokens()
+    assert [one.name for one in found] == ["all", "tokens 0–31", *(f"token {i}" for i in (0, 8, 16, 23, 31))]
+
+
+@pytest.mark.parametrize("attention", ["bigbird", "longformer"])
+def test_marked_tokens_are_zeroed_where_they_lie(attention, panel):
+    rows = np.arange(0, 400, 10)
+    marked = replace(panel, marks=Marks(rows, panel.known_at[rows], panel, 6))
+    effects = Effects(model_on(marked, attention, {"n_global": 0}, pooling="mean"), marked, ORIGINS)
+    found = effects.global_tokens()
+    assert [one.name for one in found] == ["all", "mark 1", "mark 2", "mark 3", "mark 4"]
+    held = (marked.mark_positions(ORIGINS, 32) >= 0).sum(1)
+    assert set(held) == {3, 4}
+    for back, one in enumerate(found[1:]):
+        assert ((one.without != one.whole) == (held > back)).all()
+
+
+def test_of_a_portfolio_global_tokens_are_those_of_its_own_sequence():
+    config = FeaturesConfig(features=["log_return"], targets=["return(6)"])
+    pair = build([candles(400), candles(400, seed=1, symbol="B")], config)
+    torch.manual_seed(0)
+    options = {"block_size": 2, "n_global": 1, "global_tokens": "last"}
+    asked = config_of("portfolio")(
+        kind="portfolio",
+        lookback=16,
+        attention="bigbird",
+        attention_options=options,
+        d_model=8,
+        n_heads=1,
+        n_layers=1,
+    )
+    model = build_model(asked, inputs_of(pair, np.arange(50, 300)))
+    names = [one.name for one in Effects(model, pair, ORIGINS).global_tokens()]
+    assert names == ["all", "tokens 28–31", "token 28", "token 29", "token 30", "token 31"]
+
+
+def test_levels_of_a_book_are_exchanged_together(panel):
+    names = [
+        f"book(2, 0.01, 0.1).{side}_{what}_{i}"
+        for i in (1, 2)
+        for side in ("bid", "ask")
+        for what in ("ticks", "log_size")
+    ]
+    assert levels_of([*names, "spread"]) == {
+        "bid 1": [0, 1],
+        "ask 1": [2, 3],
+        "bid 2": [4, 5],
+        "ask 2": [6, 7],
+    }
+    with pytest.raises(UserError, match="no feature is of a single level"):
+        Effects(model_on(panel), panel, ORIGINS).levels(block=2)
+
+
+MISSING = {
+    "full": {"Global tokens", "Graph"},
+    "flash": {"Global tokens", "Graph"},
+    "local": {"Global tokens"},
+    "longformer": {"Graph"},
+    "bigbird": set(),
+    "linformer": {
+        "The newest position over time",
+        "Most attended bars",
+        "Global tokens",
+        "Error of rank k",
+        "Graph",
+    },
+    "performer": {"Global tokens", "Graph"},
+    "reformer": {"Global tokens", "Graph", "Queries"},
+    "probsparse": {"Global tokens", "Graph"},
+}
+
+
+@pytest.mark.parametrize("attention", MECHANISMS)
+def test_every_mechanism_is_explained_and_names_what_it_lacks(attention, panel, tmp_path):
+    found = explain_run(model_on(panel, attention), panel, ORIGINS, [candles(400)], tmp_path, 4)
+    assert set(found.missing) == MISSING[attention] | {"Assets", "Levels", "Levels that matter"}
+    assert set(found.parts) == set(PARTS) - set(found.missing)
+    assert {path.name for path in tmp_path.glob("*.png")} == set(found.pictures)
 
 
 def test_losses_do_not_depend_on_how_windows_are_batched(panel):

@@ -27,7 +27,8 @@ TRAIN, VALIDATION = np.arange(100, 250), np.arange(260, 300)
 
 def table() -> dict[str, list[str]]:
     """Rows `| mechanism | torch | onnx | … |` of docs/export.md."""
-    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", DOCS.read_text("utf-8"), re.MULTILINE)
+    page = DOCS.read_text("utf-8").split("| mechanism |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", page, re.MULTILINE)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
 
 

@@ -46,8 +46,9 @@ def keep(fills: pl.DataFrame, bars: dict[str, pl.DataFrame], clock: Times, terms
     step = int(np.median(np.diff(clock))) if len(clock) > 1 else HOUR
     walk = _Walk(prices, terms, terms.capital)
     for number, time in enumerate(clock.tolist()):
-        until = int(clock[number + 1]) if number + 1 < len(clock) else time + step
-        walk.bar(time, until, int(clock[number - 1]) if number else time, by_bar.get(time, []))
+        before = int(clock[number - 1]) if number else time
+        following = int(clock[number + 1]) if number + 1 < len(clock) else time + step
+        walk.bar(time, min(time + step, following), before, by_bar.get(time, []))
     return walk.ledger
 
 
@@ -62,16 +63,20 @@ class _Walk:
         self.units: dict[str, float] = dict.fromkeys(prices, 0.0)
         self.mark: dict[str, float] = dict.fromkeys(prices, 0.0)
         self.weight: dict[str, float] = dict.fromkeys(prices, 0.0)
+        self.closed: int | None = None  # when the last bar was over
         self.ledger = Ledger()
 
     def bar(self, time: int, until: int, before: int, fills: list[dict[str, Any]]) -> None:
         self._borrow((time - before) / (365 * DAY))  # of the value since the last close
         self._mark(time, 0)
-        self._fund(time, time + 1)
+        self._fund(
+            time if self.closed is None else self.closed, time + 1
+        )  # over a gap: at the open behind it
         if not self.terms.at_close:
             self._fill(time, fills)
         self._mark(time, 1)
         self._fund(time + 1, until)
+        self.closed = until
         if self.terms.at_close:
             self._fill(time, fills)
         self.ledger.equity.append(self.equity)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from longtape.core.clock import DAY, HOUR, Interval, to_milliseconds
@@ -115,6 +116,17 @@ def test_what_a_source_does_not_report_is_left_out(panel, found):
     ]
     assert np.isfinite(forecast(closes_only)).all()
     assert not np.allclose(forecast(closes_only)[9_000:], found[9_000:])
+
+
+def test_bars_without_a_trade_and_the_currency_tell_nothing(panel):
+    """Volume of 0 has no logarithm: it counts as little, not as nothing, in whatever unit prices stand."""
+    few = candle_frame(4_000).with_columns(
+        pl.when(pl.int_range(pl.len()) % 150 < 3).then(0.0).otherwise("volume").alias("volume")
+    )
+    dear = few.with_columns(pl.col("open", "high", "low", "close") * 1024.0)
+    found, other = (forecast(panel_of(candles_of(frame))) for frame in (few, dear))
+    assert np.abs(found - other).max() < 1e-6
+    assert np.abs(np.diff(found[2_000:, 0])).max() < 1.0
 
 
 def test_before_there_is_anything_to_fit_it_is_the_mean_so_far(panel, found):

@@ -139,5 +139,6 @@ def test_what_can_be_seen_of_it_is_shown_and_the_rest_has_its_reason(made, tmp_p
     assert not set(found.parts) & set(found.missing)
     assert {"Occlusion by distance", "Features"} <= set(found.parts)
     assert all(len(reason) > 10 and "\n" not in reason for reason in found.missing.values())
+    assert ("Levels that matter" in found.parts) == (made.experiment.model.kind in BOOKS)
     if made.experiment.model.kind in NETWORKS:
         assert {"Pattern", "Effective rank"} <= set(found.parts)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from longtape.cli.main import execute
 from longtape.core.files import read_json
@@ -39,7 +40,7 @@ def test_every_part_that_exists_is_shown_and_every_other_has_its_reason(tmp_path
     assert execute(["explain", str(run.root), "--windows", "24", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == read_json(run.path("explain/explain.json"))
-    assert set(found["missing"]) == {"Assets", "Levels"}
+    assert set(found["missing"]) == {"Assets", "Levels", "Levels that matter"}
     assert found["windows"] == 24
     pictures = {path.name for path in run.path("explain").glob("*.png")}
     assert pictures == set(found["pictures"])
@@ -74,6 +75,14 @@ def test_a_model_without_attention_still_has_distances_and_features(tmp_path):
     assert set(found.parts) == {"Occlusion by distance", "Features"}
     assert "no attention layers" in found.missing["Graph"]
     assert found.parts["Features"][0]["without"] == "rows before the window"
+
+
+def test_a_network_that_was_never_better_than_its_start_is_said_to_be_its_start(tmp_path):
+    run = made(tmp_path, small("flash"), epochs=0)
+    assert "closed-form start" in run.explain(tmp_path / "out", windows=4).notes[0]
+    for weight in run.fitted.model.heads.parameters():
+        torch.nn.init.ones_(weight)
+    assert run.explain(tmp_path / "out", windows=4).notes == []
 
 
 def test_of_several_seeds_the_first_is_looked_at_and_forecasts_keep_their_bits(tmp_path, capsys):
@@ -116,6 +125,12 @@ def test_in_a_portfolio_assets_look_at_assets(tmp_path, layout):
     ]
     assert all(row["at AAA"] + row["at BBB"] + row["at CCC"] == pytest.approx(1, abs=1e-5) for row in rows)
     assert (tmp_path / "out" / "assets.png").exists()
+    if layout == "joint":
+        most = found.parts["Most attended bars"]
+        assert {row["symbol"] for row in most} == {"AAA", "BBB", "CCC"}
+        assert all(
+            1 <= row[f"rank of {name}"] <= 16 for row in most for name in ("return", "range", "volume")
+        )
     assert ("Most attended bars" in found.parts) == (layout == "joint")
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from longtape.attention.base import Attention, Capabilities, masked_softmax
-from longtape.attention.full import full_attention, full_mask
+from longtape.attention.base import Attention, Capabilities
+from longtape.attention.full import full_attention, full_mask, full_probs
 from longtape.attention.operators.block_sparse import dense_attention
 from longtape.attention.tiled import tiled_attention
 
@@ -51,11 +51,7 @@ class FlashAttention(Attention):
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
     ) -> Tensor:
-        mask = visible[:, None, None, :] if visible is not None else None
-        if self.config.causal:
-            past = torch.arange(k.shape[2], device=q.device) <= rows[:, None]
-            mask = past if mask is None else mask & past
-        return masked_softmax(q[:, :, rows] @ k.transpose(-2, -1) * self.config.head_dim**-0.5, mask)
+        return full_probs(q, k, visible, rows, bool(self.config.causal))
 
     def visible_pairs(self, n_tokens: int) -> Tensor:
         every = torch.ones(n_tokens, n_tokens, dtype=torch.bool)

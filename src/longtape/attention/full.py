@@ -27,6 +27,15 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
     return masked_softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, mask) @ v
 
 
+def full_probs(q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, causal: bool) -> Tensor:
+    """Weights of the query rows alone, [B, H, len(rows), M]; visible [B, M]."""
+    mask = visible[:, None, None, :] if visible is not None else None
+    if causal:
+        past = torch.arange(k.shape[2], device=q.device) <= rows[:, None]
+        mask = past if mask is None else mask & past
+    return masked_softmax(q[:, :, rows] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, mask)
+
+
 class FullAttention(Attention):
     """Exact attention with every weight in memory (Vaswani et al. 2017, equation 1)."""
 
@@ -45,7 +54,7 @@ class FullAttention(Attention):
     def attention_probs(
         self, q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, **extra: Any
     ) -> Tensor:
-        return self._weights(q, k, visible)[:, :, rows]
+        return full_probs(q, k, visible, rows, bool(self.config.causal))
 
     def visible_pairs(self, n_tokens: int) -> Tensor:
         every = torch.ones(n_tokens, n_tokens, dtype=torch.bool)

@@ -10,9 +10,10 @@ from longtape.backtest.replay import weights_in_force, with_weights
 from longtape.backtest.result import BacktestResult
 from longtape.backtest.statistics import period_sharpe
 from longtape.backtest.summary import summarise
-from longtape.core.arrays import Floats
+from longtape.core.arrays import Floats, Ints
 
 HOLD, FLAT, MOMENTUM, REVERSION = "buy & hold", "flat", "momentum", "mean reversion"
+_PLACES = 400  # bars at which the equity of random strategies is kept
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class RandomStrategies:
     exposure: Floats  # mean gross exposure over equity
     own_sharpe: float
     own_return: float
+    bars: Ints  # [P] some bars, evenly spaced, the last among them
+    equity: Floats  # [n, P] there, over the initial capital
 
     @property
     def sharpe_percentile(self) -> float:
@@ -99,11 +102,17 @@ def random_strategies(result: BacktestResult, count: int, seed: int) -> RandomSt
     """
     draw = np.random.default_rng(seed)
     path = np.asarray(weights_in_force(result))
-    rows = [_figures(with_weights(result, _shuffled(path, draw))) for _ in range(count)]
+    last = len(result.clock) - 1
+    bars = np.unique(np.linspace(0, last, min(_PLACES, last + 1)).round().astype(np.int64))
+    rows, equity = [], np.empty((count, len(bars)))
+    for number in range(count):
+        drawn = with_weights(result, _shuffled(path, draw))
+        rows.append(_figures(drawn))
+        equity[number] = drawn.history.equity[bars] / drawn.initial_capital
     sharpe, total, turnover, exposure = np.array(rows).reshape(count, 4).T
     own = _figures(result)
     # Accounts that never moved have no Sharpe ratio; among the others they stand at nothing gained.
-    return RandomStrategies(np.nan_to_num(sharpe), total, turnover, exposure, own[0], own[1])
+    return RandomStrategies(np.nan_to_num(sharpe), total, turnover, exposure, own[0], own[1], bars, equity)
 
 
 def _shuffled(path: Floats, draw: np.random.Generator) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,11 +24,11 @@ from longtape.core.errors import UserError
 from longtape.core.files import nan_to_null
 
 Rows = list[dict[str, Any]]
+Standing = Literal["never traded", "luck", "beaten", "ahead"]
 ONE_SIDED = 1.645  # 95 % of a normal distribution
 MOST_SHARPE = 4.0  # above these figures the data are to be doubted before the strategy is believed
 MOST_GROWTH = 100.0  # times in a year
 MOST_R2 = 0.2  # of returns
-SHORTEST_YEARS = 1 / 12  # below, a growth is not stretched to a year
 MAX_STATED_RETURN = 100.0  # the largest return a year that a sentence spells out
 
 
@@ -82,10 +82,11 @@ class Judgement:
         """Figures of the account that honest strategies do not have."""
         found, result = [], self.result
         sharpe, growth = result.metrics["sharpe"], 1 + result.metrics["annual_return"]
-        if len(result.clock) < result.periods_per_year * SHORTEST_YEARS:
+        if result.is_short:
+            sharpe -= ONE_SIDED * result.metrics["sharpe_standard_error"]
             growth = float(result.equity["equity"][-1]) / result.initial_capital
         if sharpe > MOST_SHARPE and result.metrics["n_fills"] > 0:
-            found.append(f"Sharpe {sharpe:.2f} after costs")
+            found.append(f"Sharpe {result.metrics['sharpe']:.2f} after costs")
         if growth >= MOST_GROWTH:
             found.append(f"an equity that multiplies {growth:,.4g} times in a year")
         return found
@@ -93,13 +94,26 @@ class Judgement:
     @property
     def statements(self) -> list[str]:
         """What there is to say of the figures as they are."""
-        lines = [
-            _benchmark_line(self.result, self.benchmarks),
-            _random_line(self.random),
-            _bootstrap_line(self.bootstrap),
+        return [sentence for _, sentence in self.evidence]
+
+    @property
+    def evidence(self) -> list[tuple[str, str]]:
+        """The same, each sentence with what it is about."""
+        told = [
+            ("beside simple strategies", _benchmark_line(self.result, self.benchmarks)),
+            ("beside chance", _random_line(self.random)),
+            ("drawn again", _bootstrap_line(self.bootstrap, self.result.is_short)),
+            ("costs", _cost_line(self.costs)),
+            ("tries", self._selection_line()),
+            ("paid", _paid_line(self.result)),
         ]
-        lines += [_cost_line(self.costs), self._selection_line(), _paid_line(self.result)]
-        return lines + [f"{note[0].upper()}{note[1:]}." for note in self.result.notes]
+        told += [("length", _length_line(self.result))] if self.result.is_short else []
+        return told + [("note", f"{note[0].upper()}{note[1:]}.") for note in self.result.notes]
+
+    @property
+    def standing(self) -> Standing:
+        """The account in a word: how it stands beside chance and the simple strategies."""
+        return _standing(self.result, self.benchmarks)
 
     def _random_rows(self) -> Rows:
         one = self.random
@@ -193,23 +207,55 @@ def _row(name: str, result: BacktestResult) -> dict[str, Any]:
     return {"strategy": name, **{key: m[key] for key in names}, **rest, "end": m["end"]}
 
 
-def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
+def _standing(result: BacktestResult, others: Mapping[str, BacktestResult]) -> Standing:
     sharpe, error = result.metrics["sharpe"], result.metrics["sharpe_standard_error"]
     if result.metrics["n_fills"] == 0 or not np.isfinite(sharpe):
-        return "No edge: the strategy never traded."
-    known = {name: one.metrics["sharpe"] for name, one in others.items()}
-    known = {name: value for name, value in known.items() if np.isfinite(value)}
-    rate = result.risk_free_rate
-    over = f" and {_percent(rate)} a year free of risk" if rate else ""
-    figures = f"Sharpe {sharpe:.2f} ± {error:.2f} after costs{over}, " + ", ".join(
-        f"{name} {value:.2f}" for name, value in known.items()
-    )
+        return "never traded"
     if sharpe - ONE_SIDED * error <= 0:
+        return "luck"
+    return "beaten" if sharpe <= max(_known_sharpes(others).values(), default=0.0) else "ahead"
+
+
+def _known_sharpes(others: Mapping[str, BacktestResult]) -> dict[str, float]:
+    found = {name: one.metrics["sharpe"] for name, one in others.items()}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
+    standing, known = _standing(result, others), _known_sharpes(others)
+    if standing == "never traded":
+        return "No edge: the strategy never traded."
+    figures = _short_figures(result, others) if result.is_short else _figures(result, known)
+    if standing == "luck":
         return f"No edge after costs that could be told from luck: {figures}."
-    if sharpe <= max(known.values(), default=0.0):
+    if standing == "beaten":
         best = max(known, key=lambda name: known[name])
         return f"Gained after costs, but {best} would have done better: {figures}."
     return f"Gained after costs, more than {HOLD} and the simple rules: {figures}. One period is one draw."
+
+
+def _figures(result: BacktestResult, known: Mapping[str, float]) -> str:
+    sharpe, error = result.metrics["sharpe"], result.metrics["sharpe_standard_error"]
+    over = f" and {_percent(result.risk_free_rate)} a year free of risk" if result.risk_free_rate else ""
+    beside = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
+    return f"Sharpe {sharpe:.2f} ± {error:.2f} after costs{over}, {beside}"
+
+
+def _short_figures(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
+    """Total returns, and how many standard errors the mean return is from zero: nothing that is stretched to a year."""
+    beside = ", ".join(f"{name} {one.metrics['total_return']:.2%}" for name, one in others.items())
+    certain = f"its mean return is {result.sharpe_errors:.1f} standard errors from zero"
+    return f"{result.metrics['total_return']:.2%} in all after costs, {beside}; {certain}"
+
+
+def _length_line(result: BacktestResult) -> str:
+    days = 365.25 * result.years
+    sizes = (("days", 1.0), ("hours", 24.0), ("minutes", 1_440.0), ("seconds", 86_400.0))
+    unit, size = next(((name, size) for name, size in sizes if days * size >= 2), sizes[-1])
+    return (
+        f"The account lasts {days * size:.0f} {unit} of market time: too short to mean much. Whatever would be"
+        " stretched to a year (returns, Sharpe ratio, turnover) is left out."
+    )
 
 
 def _random_line(random: RandomStrategies) -> str:
@@ -221,13 +267,13 @@ def _random_line(random: RandomStrategies) -> str:
     )
 
 
-def _bootstrap_line(intervals: Mapping[str, ConfidenceInterval]) -> str:
+def _bootstrap_line(intervals: Mapping[str, ConfidenceInterval], short: bool) -> str:
     a, s, d = (intervals[name] for name in ("annual_return", "sharpe", "max_drawdown"))
     sharpe = "not defined" if np.isnan(s.lower) else f"{s.lower:.2f} to {s.upper:.2f}"
+    annual = "" if short else f"annual return {_share(a.lower)} to {_share(a.upper)}, Sharpe {sharpe}, "
     return (
-        f"{a.level:.0%} of {a.resamples:,} stationary-bootstrap samples (blocks of {a.block:.0f} bars): annual return"
-        f" {_share(a.lower)} to {_share(a.upper)}, Sharpe {sharpe}, deepest drawdown {_share(d.lower)} to"
-        f" {_share(d.upper)}."
+        f"{a.level:.0%} of {a.resamples:,} stationary-bootstrap samples (blocks of {a.block:.0f} bars): {annual}"
+        f"deepest drawdown {_share(d.lower)} to {_share(d.upper)}."
     )
 
 
@@ -259,7 +305,7 @@ def _paid_line(result: BacktestResult) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.4g}%"
+    return f"{np.format_float_positional(100 * value, precision=4, fractional=False, trim='-')}%"
 
 
 def _quantile(values: Any, percent: int) -> float:

@@ -18,6 +18,8 @@ from longtape.core.shown import Shown
 from longtape.market.bars import TIME_TYPE
 from longtape.market.frames import to_pandas
 
+SHORTEST_YEARS = 1 / 12  # below, a growth is not stretched to a year
+
 
 class Setup(NamedTuple):
     """What the account was kept on, so that other weights can be put to the same test."""
@@ -192,6 +194,21 @@ class BacktestResult(Shown):
         return {**measures, **self._use}
 
     @property
+    def years(self) -> float:
+        """Length of the record, in years of its market's bars."""
+        return len(self.clock) / self.periods_per_year
+
+    @property
+    def is_short(self) -> bool:
+        """Whether figures a year would be stretched from less than a month."""
+        return self.years < SHORTEST_YEARS
+
+    @property
+    def sharpe_errors(self) -> float:
+        """The Sharpe ratio in standard errors, which no length of a year enters; NaN without variance."""
+        return float(self.metrics["sharpe"] / self.metrics["sharpe_standard_error"])
+
+    @property
     def risk_free_return(self) -> float:
         """The risk-free rate of one bar."""
         return self.risk_free_rate / self.periods_per_year
@@ -199,10 +216,10 @@ class BacktestResult(Shown):
     @property
     def turnover(self) -> float:
         """Traded value a year over mean equity; NaN for an account that has lost everything."""
-        equity, years = self.history.equity, len(self.clock) / self.periods_per_year
+        equity = self.history.equity
         if equity.min() <= 0:
             return float("nan")
-        return float(self.history.totals["traded"] / equity.mean() / years)
+        return float(self.history.totals["traded"] / equity.mean() / self.years)
 
     @property
     def _use(self) -> dict[str, float]:

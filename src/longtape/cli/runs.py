@@ -151,24 +151,33 @@ def backtest(run_folder: RunFolderArgument, data: NewerData = None, override: Ov
 
 
 def report(
-    run_folder: RunFolderArgument,
-    out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the run by default")] = None,
+    run_folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="folders of runs; a folder of longtape compare may be among them"
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="HTML file; report.html in the run by default, needed for several runs"),
+    ] = None,
     data: NewerData = None,
     override: Override = None,
 ) -> None:
-    """Write the HTML report of a run; with --data or -o name where it goes (--out).
+    """Write the HTML report of a run, or of several side by side; with --data or -o name where it goes (--out).
 
     Example: longtape report runs/btc
 
     Example: longtape report runs/btc --data newer.csv --out newer.html
+
+    Example: longtape report runs/bigbird runs/flash compared --out side_by_side.html
     """
     from longtape.report.page import refuse_ending
-    from longtape.workflow import load_run
-    from longtape.workflow.varied import varied
+    from longtape.workflow.reports import report_of
 
     if out is not None:
         refuse_ending(out)
-    typer.echo(f"report: {varied(load_run(run_folder), data, override or ()).report(out)}")
+    typer.echo(f"report: {report_of(run_folders, out, data, override or ())}")
 
 
 def _show(made: Run) -> None:

@@ -1,8 +1,8 @@
-"""Two documents of keys held against each other."""
+"""Documents of keys held against each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -15,3 +15,19 @@ def first_difference(kept: Any, asked: Any, key: str = "") -> tuple[str, Any, An
         if found is not None:
             return found
     return None
+
+
+def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
+    """`{a: {b: 1}}` → `{"a.b": 1}`; lists are values."""
+    if not isinstance(document, Mapping) or not document:
+        return {prefix: document}
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        found |= flattened(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def differing(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of flat documents that do not have one value in all of them, in order of appearance."""
+    fields = dict.fromkeys(field for document in documents for field in document)
+    return [field for field in fields if len({str(document.get(field)) for document in documents}) > 1]

@@ -245,9 +245,7 @@ def _check_panel(features: Check, targets: Check, study: _Study, future: _Future
 
 def _check_labels(check: Check, study: _Study, future: _Future) -> None:
     base, other, n = study.panel, future.panel, future.n_rows
-    # An open at the very time of the cut is known with the bar that comes then.
-    at_open = np.array([target.at_open for target in base.target_columns])
-    known = base.target_ends[:n] + at_open <= min(future.time, int(other.known_at[-1]))
+    known = base.targets_known[:n] <= min(future.time, int(other.known_at[-1]))
     differ = known & other_bits(base.targets[:n], other.targets[:n])
     early = (base.target_ends[:n] > future.time) & np.isfinite(other.targets[:n]) & future.is_cut
     check.compared += int(known.sum())

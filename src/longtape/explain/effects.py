@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from longtape.attention import Attention
 from longtape.core.errors import UserError
-from longtape.explain.attention import layers_of
+from longtape.explain.attention import Passed, layers_of, record
 from longtape.features.panel import Panel, Rows
 from longtape.models.base import Model
 from longtape.models.batch import Batch
@@ -23,6 +24,10 @@ from longtape.training.batches import BatchSource
 
 Array = npt.NDArray[np.float64]
 Change = Callable[[Batch, Rows], Batch]  # a batch and the origins of its windows → the changed batch
+# A layer, the tokens it is given and marked positions → bool [1 or B, N]; None: no token of this layer.
+Tokens = Callable[[Attention, int, Tensor | None], Tensor | None]
+SINGLE = 32  # placed global tokens that are zeroed alone
+_LEVEL = re.compile(r"\b(bid|ask)_(?:ticks|log_size)_(\d+)$")
 ROWS = "rows before the window"  # what closed-form starts read of the origin's row, as the lags of log-HAR
 
 
@@ -102,20 +107,53 @@ class Effects:
             found.append(Effect(ROWS, self.whole, self.losses(other_rows)))
         return found
 
-    def global_tokens(self) -> list[Effect]:
-        """Global tokens set to zero before every attention layer: all of them, then each run of neighbours alone.
+    def levels(self, block: int, seed: int = 0) -> list[Effect]:
+        """The columns of each level of a book exchanged together, as `features` does with single ones.
 
-        UserError where the mechanism has none. Those that marks place differ from window to window: they are in `all`.
+        UserError where no column is of a level.
         """
-        flags = placed_global_tokens(self.model)
+        columns = levels_of([column.name for column in self.model.inputs.columns])
+        order = block_permutation(len(self.origins), block, seed)
         found = []
-        with zeroed(self.model, None):
-            found.append(Effect("all", self.whole, self.losses()))
-        for first, last in _runs(flags):
-            with zeroed(self.model, slice(first, last + 1)):
-                name = f"token {first}" if first == last else f"tokens {first}–{last}"
+        for name, own in columns.items():
+
+            def without(batch: Batch, windows: Rows, own: list[int] = own) -> Batch:
+                x = batch.x.clone()
+                x[:, :, own] = self.source.batch(self.origins[order[windows]]).x[:, :, own]
+                return replace(batch, x=x)
+
+            found.append(Effect(name, self.whole, self.losses(without)))
+        return found
+
+    def global_tokens(self) -> list[Effect]:
+        """Global tokens set to zero before every attention layer: all of them, each run of neighbours, each alone.
+
+        UserError where there are none. Of more than `SINGLE` placed tokens evenly spaced ones are zeroed alone. Those
+        that marks place lie elsewhere in each window: `mark 1` is the newest. What is named by its place is zeroed in
+        layers over as many tokens as the first.
+        """
+        first, n_marks = self._first_layer()
+        n_tokens, placed = first.n_tokens, placed_global_tokens(first.layer, first.n_tokens)
+        if not placed.any() and not n_marks:
+            raise UserError(f"global tokens: {first.mechanism} has none")
+        chosen: dict[str, Tokens] = {"all": every_global_token}
+        chosen |= {f"tokens {a}–{b}": one_place(n_tokens, a, b) for a, b in _runs(placed) if a < b}
+        chosen |= {f"token {i}": one_place(n_tokens, i, i) for i in _evenly(np.flatnonzero(placed), SINGLE)}
+        columns = self.source.batch(self.origins[:1]).marks.shape[1]
+        chosen |= {f"mark {g + 1}": one_mark(g, columns) for g in range(n_marks)}
+        found = []
+        for name, tokens in chosen.items():
+            with zeroed(self.model, tokens):
                 found.append(Effect(name, self.whole, self.losses()))
         return found
+
+    def _first_layer(self) -> tuple[Passed, int]:
+        """What the first attention layer is given, and the most marks of a window that are global beside its own."""
+        first = record(self.model, self.source.batch(self.origins[:1]))[0]
+        if "global_positions" not in first.extra:
+            return first, 0
+        marks = self.source.panel.mark_positions(self.origins, self.model.config.lookback)
+        return first, int((marks >= 0).sum(1).max())
 
 
 def _window_losses(model: Model, batch: Batch) -> Array:
@@ -151,18 +189,28 @@ def block_permutation(n: int, block: int, seed: int) -> Rows:
     return np.concatenate([blocks[i] for i in order])
 
 
-def placed_global_tokens(model: nn.Module) -> npt.NDArray[np.bool_]:
-    """Which tokens [N] the mechanism itself makes global. UserError where it has no global tokens."""
-    layer, n_tokens = layers_of(model)[0], _n_tokens(model)
+def levels_of(columns: Sequence[str]) -> dict[str, list[int]]:
+    """Columns by the level of a book that they are of, `bid 1`, `ask 1`, `bid 2`, … UserError where none is."""
+    found: dict[tuple[int, str], list[int]] = {}
+    for place, name in enumerate(columns):
+        if (match := _LEVEL.search(name)) is not None:
+            found.setdefault((int(match[2]), match[1]), []).append(place)
+    if not found:
+        raise UserError("levels: no feature is of a single level of a book")
+    ordered = sorted(found, key=lambda key: (key[0], key[1] != "bid"))
+    return {f"{side} {level}": found[level, side] for level, side in ordered}
+
+
+def placed_global_tokens(layer: Attention, n_tokens: int) -> npt.NDArray[np.bool_]:
+    """Which of `n_tokens` the mechanism itself makes global [N]."""
     flags = layer.global_flags(n_tokens)
-    if flags is None:
-        name = type(layer).__name__.removesuffix("Attention").lower()
-        raise UserError(f"global tokens: {name} has none")
-    return flags[0].numpy()
+    return np.zeros(n_tokens, bool) if flags is None else flags[0].numpy()
 
 
-def _n_tokens(model: nn.Module) -> int:
-    return int(getattr(getattr(model, "config", None), "n_tokens", 0))
+def _evenly(places: Rows, most: int) -> list[int]:
+    """All of them, or so many evenly spaced ones."""
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int))
+    return [int(place) for place in places[chosen]]
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -171,25 +219,53 @@ def _runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(first), int(after) - 1) for first, after in zip(edges[::2], edges[1::2], strict=True)]
 
 
+def every_global_token(layer: Attention, n_tokens: int, marks: Tensor | None) -> Tensor | None:
+    """All that are global in their window, placed and marked."""
+    return layer.global_flags(n_tokens, marks)
+
+
+def one_place(n_first: int, first: int, last: int) -> Tokens:
+    """The tokens from one place to another, in layers over `n_first` tokens."""
+
+    def flags(layer: Attention, n_tokens: int, marks: Tensor | None) -> Tensor | None:
+        if n_tokens != n_first:
+            return None
+        places = torch.arange(n_tokens)
+        return ((places >= first) & (places <= last))[None]
+
+    return flags
+
+
+def one_mark(back: int, of: int) -> Tokens:
+    """The tokens that the newest mark but `back` makes global in each window that has so many: one, or one an asset.
+
+    of: columns of marks, which stand from the oldest to the newest and then −1.
+    """
+
+    def flags(layer: Attention, n_tokens: int, marks: Tensor | None) -> Tensor | None:
+        if marks is None:
+            return None
+        each = marks.unflatten(1, (of, -1))  # [B, of, 1 or A]
+        column = (each[..., 0] >= 0).sum(1) - 1 - back
+        own = each[torch.arange(len(each)), column.clamp_min(0)]
+        own = own.masked_fill((column < 0)[:, None], -1)
+        return (torch.arange(n_tokens, device=marks.device)[:, None] == own[:, None]).any(-1)
+
+    return flags
+
+
 @contextmanager
-def zeroed(model: nn.Module, tokens: slice | None) -> Iterator[None]:
-    """Inside, these tokens (None: all that are global in their window) are zero where attention layers read them."""
+def zeroed(model: nn.Module, tokens: Tokens) -> Iterator[None]:
+    """Inside, these tokens are zero where attention layers read them."""
 
     def zero(
         layer: nn.Module, args: tuple[Tensor, ...], extra: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         x = args[0]
-        if tokens is not None:
-            flags = torch.zeros(1, x.shape[1], dtype=torch.bool)
-            flags[:, tokens] = True
-        else:
-            found = (
-                layer.global_flags(x.shape[1], extra.get("global_positions"))
-                if isinstance(layer, Attention)
-                else None
-            )
-            flags = torch.zeros(1, x.shape[1], dtype=torch.bool) if found is None else found
-        return (x.masked_fill(flags.to(x.device)[..., None], 0.0), *args[1:]), extra
+        found = tokens(cast(Attention, layer), x.shape[1], extra.get("global_positions"))
+        if found is None:
+            return args, extra
+        return (x.masked_fill(found.to(x.device)[..., None], 0.0), *args[1:]), extra
 
     hooks = [layer.register_forward_pre_hook(zero, with_kwargs=True) for layer in layers_of(model)]
     try:

@@ -198,6 +198,15 @@ class Panel(Shown):
         return self.values[:, self.values.shape[1] - self.n_shared :]
 
     @property
+    def targets_known(self) -> Milliseconds:
+        """[T, K] from when on a label can be used: its end, or right after it where that is an open.
+
+        At the close of a bar the open that follows at the same moment is not known yet.
+        """
+        known: Milliseconds = self.target_ends + np.array([target.at_open for target in self.target_columns])
+        return known
+
+    @property
     def ahead(self) -> int:
         """Rows after the last whose calendar is known."""
         return len(self.calendar_values) - len(self)

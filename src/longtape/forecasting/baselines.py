@@ -55,7 +55,7 @@ def _months(panel: Panel, origins: Rows) -> list[Rows]:
 
 def _known(panel: Panel, train: Rows, origins: Rows) -> Rows:
     rows = np.arange(train[0], origins[0] + 1)
-    return rows[panel.target_ends[rows].max(axis=1) <= panel.known_at[origins[0]]]
+    return rows[panel.targets_known[rows].max(axis=1) <= panel.known_at[origins[0]]]
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ def adaptive_bounds(
     for now in range(len(errors)):
         while due < now and known[due] <= made[now]:
             error = float(errors[due])
-            if np.isfinite(error):
+            if not np.isnan(error):
                 missed = not found[due, 0] <= error <= found[due, 1]
                 miss += rate * (1 - level - missed)
                 window.add(error)

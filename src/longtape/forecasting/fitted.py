@@ -134,7 +134,7 @@ class FittedForecaster:
         first = self.first_followed(panel)
         if first is None:
             return None
-        return Course(panel.known_at[rows], panel.target_ends[rows], panel.targets[rows], rows >= first)
+        return Course(panel.known_at[rows], panel.targets_known[rows], panel.targets[rows], rows >= first)
 
     def _draws(self, panel: Panel, rows: Rows) -> Iterable[Array]:
         if not self.calibration.uses("mc_dropout"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Bounds = tuple[Array, Array]  # lower and upper [n, K], original units
 _GRID = 200  # values that stand for the errors which mc_dropout adds
+_METHOD: Literal["inverted_cdf"] = (
+    "inverted_cdf"  # one of the errors, not a value between two: that of a volatility of 0 is −∞
+)
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,11 @@ class Calibration:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; an infinite bound is written as text."""
+        """Plain values for JSON; infinity is written as text."""
         kept = [asdict(target) for target in self.targets]
         for one in kept:
-            one["bounds"] = [[str(v) if np.isinf(v) else v for v in pair] for pair in one["bounds"]]
+            one["bounds"] = [[_written(v) for v in pair] for pair in one["bounds"]]
+            one["errors"] = [_written(v) for v in one["errors"]]
         return {"levels": list(self.levels), "targets": kept}
 
     @classmethod
@@ -100,8 +104,14 @@ class Calibration:
         targets = []
         for one in kept["targets"]:
             bounds = tuple((float(low), float(high)) for low, high in one["bounds"])
-            targets.append(TargetCalibration(**{**one, "bounds": bounds, "errors": tuple(one["errors"])}))
+            errors = tuple(float(error) for error in one["errors"])
+            targets.append(TargetCalibration(**{**one, "bounds": bounds, "errors": errors}))
         return cls(tuple(kept["levels"]), tuple(targets))
+
+
+def _written(value: float) -> float | str:
+    """As JSON has it: infinity as text."""
+    return str(value) if np.isinf(value) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +166,7 @@ def _calibrated(
     bounds = tuple(error_bounds(errors, level, two_sided) for level in levels)
     if method == "mc_dropout":
         bounds = tuple(_too_few(rows, level) for level in levels)
-        errors = np.quantile(errors, (np.arange(_GRID) + 0.5) / _GRID) if rows else errors
+        errors = np.quantile(errors, (np.arange(_GRID) + 0.5) / _GRID, method=_METHOD) if rows else errors
     kept = tuple(errors.tolist()) if method in ("mc_dropout", "adaptive") else ()
     return TargetCalibration(method, bounds, scaled_by, rows, errors=kept)
 
@@ -287,7 +297,7 @@ def _fill_from_draws(
                 if np.isinf(made.bounds[at]).any():
                     pair = np.array(made.bounds[at])
                 else:
-                    pair = np.quantile(np.add.outer(own, errors), bounds_of(kept.levels[at]))
+                    pair = np.quantile(np.add.outer(own, errors), bounds_of(kept.levels[at]), method=_METHOD)
                 lower[row, column], upper[row, column] = np.exp(pair) if two_sided else pair
 
 

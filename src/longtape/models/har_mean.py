@@ -93,26 +93,28 @@ class _Rows:
         )
         self.learnable = np.flatnonzero(whole)
         self.ends = ends[self.learnable]
-        self.mean = self._mean_so_far(since)
-        floor = np.maximum(FLOOR * self.mean, SMALLEST_VARIANCE)[:, None]
-        self.labels = np.log(np.maximum(labels, floor)) + np.log(self.horizons)
-        self.inputs, self.sets = self._inputs(asset, np.log(floor))
+        self.mean = self._mean_so_far(self.squares, since)
+        floor = _floor(self.mean)
+        self.labels = np.log(np.maximum(labels, np.exp(floor))) + np.log(self.horizons)
+        self.inputs, self.sets = self._inputs(asset, floor, since)
         self.cells = design.cells(panel)
 
-    def _mean_so_far(self, since: int) -> Floats:
-        """Mean r² of the bars since `since` [T]: what is below a small part of it tells no more in a logarithm."""
-        counted = (self.panel.known_at >= since) & np.isfinite(self.squares)
-        total = np.cumsum(np.where(counted, self.squares, 0.0))
+    def _mean_so_far(self, values: Floats, since: int) -> Floats:
+        """Mean of the bars since `since` [T]."""
+        counted = (self.panel.known_at >= since) & np.isfinite(values)
+        total = np.cumsum(np.where(counted, values, 0.0))
         return np.maximum(total / np.maximum(np.cumsum(counted), 1), SMALLEST_VARIANCE)
 
-    def _inputs(self, asset: int, floor: Floats) -> tuple[Floats, list[Flags]]:
+    def _inputs(self, asset: int, floor: Floats, since: int) -> tuple[Floats, list[Flags]]:
         """[T, P] logarithms of lagged means of every source, and which of them each of the regressions reads."""
         present, panel, design = self.panel.present[:, asset], self.panel, self.design
         parts = {"returns": np.maximum(design.log_means(self.squares, present), floor)}
         if panel.ranges is not None:
             parts["ranges"] = np.maximum(design.log_means(panel.ranges[:, asset], present), floor)
         if panel.turnover is not None and panel.turnover[:, asset].any():
-            parts["turnover"] = design.log_means(panel.turnover[:, asset], present)
+            turnover = panel.turnover[:, asset]
+            least = _floor(self._mean_so_far(turnover, since))
+            parts["turnover"] = np.maximum(design.log_means(turnover, present), least)
         wanted = (("returns",), ("returns", "ranges"), ("ranges", "turnover"), tuple(parts))
         told = [names for names in dict.fromkeys(wanted) if set(names) <= set(parts)]
         names = np.repeat(list(parts), len(design.lags))
@@ -146,6 +148,11 @@ class _Rows:
         for column, weights in zip(self.inputs[rows].T, fit.weights, strict=True):
             out += column[:, None] * weights  # a matrix product has other bits in other company
         return out
+
+
+def _floor(mean: Floats) -> Floats:
+    """ln of a small part of a mean [T, 1]: what is below it tells no more in a logarithm."""
+    return np.log(np.maximum(FLOOR * mean, SMALLEST_VARIANCE))[:, None]
 
 
 class _Memory:

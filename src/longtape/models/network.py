@@ -213,6 +213,11 @@ class Network(Model):
         """The head of a kind of target."""
         return cast(Head, self.heads[kind])
 
+    @property
+    def is_its_start(self) -> bool:
+        """True while every head is as it began, at zero: the forecast is then that of the closed form alone."""
+        return not any(bool(weight.any()) for weight in self.heads.parameters())
+
     def _baselines(self) -> list[tuple[str, LinearBaseline]]:
         return [(kind, one) for kind, one in self.baselines.items() if isinstance(one, LinearBaseline)]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from longtape.core.documents import differing, flattened
 from longtape.core.errors import UserError
 from longtape.core.files import read_json
 from longtape.training.run_folder import RunFolder
@@ -24,13 +24,13 @@ def list_runs(root: str | Path) -> list[dict[str, Any]]:
     folders = sorted(path.parent for path in root.rglob("run.json"))
     if not folders:
         raise UserError(f"{root}: there is no run (no run.json in it or below); make one with longtape train")
-    documents = [_flat(yaml.safe_load(RunFolder(folder).experiment_yaml)) for folder in folders]
-    differing = _differing(documents)
+    documents = [flattened(yaml.safe_load(RunFolder(folder).experiment_yaml)) for folder in folders]
+    fields = [field for field in differing(documents) if field not in _NEVER_SHOWN]
     return [
         {
             "run": str(folder.relative_to(root)) if folder != root else folder.name,
             **_key_figures(RunFolder(folder)),
-            **{field: document.get(field) for field in differing},
+            **{field: document.get(field) for field in fields},
         }
         for folder, document in zip(folders, documents, strict=True)
     ]
@@ -54,22 +54,3 @@ def _key_figures(folder: RunFolder) -> dict[str, Any]:
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
-
-
-def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
-    """`{a: {b: 1}}` → `{"a.b": 1}`; lists are values."""
-    if not isinstance(document, Mapping) or not document:
-        return {prefix: document}
-    found: dict[str, Any] = {}
-    for name, value in document.items():
-        found |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
-    return found
-
-
-def _differing(documents: Sequence[Mapping[str, Any]]) -> list[str]:
-    fields = dict.fromkeys(field for document in documents for field in document)
-    return [
-        field
-        for field in fields
-        if field not in _NEVER_SHOWN and len({str(document.get(field)) for document in documents}) > 1
-    ]

@@ -17,13 +17,14 @@ from longtape.experiment import Experiment, parse_experiment, set_field
 from longtape.orchestration import study
 from longtape.orchestration.jobs import Engine, Job, Outcome, execute
 from longtape.orchestration.trials import returns_of, run_of
-from longtape.report import figures
-from longtape.report.page import Figure, Figures, Table, write
+from longtape.report import search_figures as draw
+from longtape.report.page import Block, Figure, Grid, Page, Section, Table, write
 from longtape.report.text import TextTable
 from longtape.training.execution import Execution
 from longtape.training.search_space import SearchRange
 from longtape.workflow.data import RunData
 from longtape.workflow.results import Results, judge_run
+from longtape.workflow.verdict import verdicts
 
 JOURNAL, IDENTITY = "study.log", "search.json"
 
@@ -185,18 +186,25 @@ def _write_page(search: Search, experiment: Experiment) -> None:
         "Validation loss of every trial, and the best so far; the test period plays no part in the choice."
     )
     slices = [
-        Figure(field, "Validation loss by value.", figures.search_slice(rows, field))
+        Figure(field, "Validation loss by value.", draw.search_slice(rows, field))
         for field in experiment.search
     ]
-    write(
-        search.root / "report.html",
+    trials = [trial.row() for trial in search.trials]
+    searched: list[Block] = [Figure("Every trial", caption, draw.search_history(rows)), Grid(slices)]
+    results = Table(
+        "Backtest of the best", "Over the test period.", search.results.strategies, own_first=True
+    )
+    page = Page(
         f"{experiment.name}, searched",
-        f"{len(search.trials)} trials; the best is trial {search.best.number}",
-        search.results.verdict,
+        f"{len(search.trials)} trials; the best is trial {search.best.number}.",
+        verdicts(search.results, None),
+        [results] if search.results.strategies else [],
         [
-            Figures([Figure("Search", caption, figures.search_history(rows))]),
-            *[Figures(slices[i : i + 2]) for i in range(0, len(slices), 2)],
-            Table("Trials", "Each is a run of its own.", [trial.row() for trial in search.trials]),
-            Table("Backtest of the best", "Over the test period.", search.results.strategies, own_first=True),
+            Section("Search", [*searched, Table("Trials", "Each is a run of its own.", trials, shown=30)]),
+            Section(
+                "Evidence",
+                [Table("", "", [{"what there is to say": line} for line in search.results.verdict])],
+            ),
         ],
     )
+    write(search.root / "report.html", page)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from longtape.report.figures import INK, MUTED, PALETTE
+from longtape.report.palette import INK, MUTED, PALETTE
 
 _COSTS = ("training s", "ms a forecast", "memory MB")
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from longtape.report.figures import ACCENT, INK, MUTED, PALETTE, WARN
+from longtape.report.palette import ACCENT, INK, MUTED, PALETTE, WARN
 
 Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
@@ -90,19 +90,41 @@ def on_price(times: Times, closes: Array, marks: Mapping[str, Array], title: str
     """The price, with a dot on some bars: marks[name] [T] is the size of the dot there, 0 for none."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots()
+    _price_with_dots(axes, times, closes, marks)
+    axes.set_title(title, fontsize=9, loc="left")
+    return figure
+
+
+def queries_on_price(times: Times, closes: Array, active: Array, m: Array, kl: Array, title: str) -> Figure:
+    """Above, the price with active and lazy queries; below, M and KL of every query. active, m, kl [H, T]."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    share = active.mean(0)
+    dots = {"active, by the share of heads": share, "lazy in every head": 0.12 * (share == 0)}
+    _price_with_dots(above, times, closes, dots)
+    above.set_title(title, fontsize=9, loc="left")
+    for color, (name, values) in zip(
+        (ACCENT, WARN), (("M", m), ("KL(uniform ‖ attention)", kl)), strict=True
+    ):
+        below.plot(times, values.mean(0), color=color, linewidth=1, label=name)
+        below.fill_between(times, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+    below.set_ylabel("mean and range over heads", fontsize=8)
+    below.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _price_with_dots(axes: Axes, times: Times, closes: Array, marks: Mapping[str, Array]) -> None:
     axes.plot(times, closes, color=MUTED, linewidth=1)
     for color, (name, sizes) in zip((ACCENT, WARN), marks.items(), strict=False):
         there = sizes > 0
         axes.scatter(
             times[there], closes[there], s=60 * sizes[there], color=color, alpha=0.6, linewidth=0, label=name
         )
-    axes.set_title(title, fontsize=9, loc="left")
     axes.legend(fontsize=8, frameon=False)
     axes.set_ylabel("price")
     locator = AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    return figure
 
 
 def effect_bars(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:

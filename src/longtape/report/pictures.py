@@ -16,7 +16,7 @@ from matplotlib.ticker import AutoLocator, ScalarFormatter
 
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path
-from longtape.report.figures import ACCENT, INK, MUTED, PALETTE, WARN
+from longtape.report.palette import ACCENT, INK, MUTED, PALETTE, WARN
 
 Array = npt.NDArray[np.float64]
 _CLASSES = {2: ("not up", "up"), 3: ("down", "flat", "up")}

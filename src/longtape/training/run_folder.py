@@ -3,13 +3,14 @@
 | file | what it holds |
 |---|---|
 | experiment.yaml | what was asked, every default written out |
-| run.json | status, version of the folder, seed, fingerprints of data, borders of the split, library versions |
+| run.json | status, version of the folder, seed, fingerprints of data, borders of the split, versions, memory used |
 | model.json, model.safetensors | what the model knows of its data, and its best weights |
 | calibration.json | what makes the intervals and the trading threshold |
 | history.jsonl | losses, one line for each epoch of each seed |
 | forecast.parquet | forecasts of the test period and beyond, with the fingerprint of their data |
 | metrics.json, backtest/*.parquet | what they came to |
 | audit.json, report.html | the audit for look-ahead, the page |
+| report.png, report.svg | the four-panel figure of the account, where there is one |
 | tensorboard/ | curves for TensorBoard, where they were asked for |
 
 Every file is whole or absent. While a run is trained there are checkpoints beside them.
@@ -151,13 +152,17 @@ class RunFolder:
         weights: Mapping[str, Tensor],
         calibration: Mapping[str, Any],
         histories: Sequence[Sequence[Mapping[str, float]]],
+        used: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write what training came to, mark the run finished and remove what only training needed."""
+        """Write what training came to, mark the run finished and remove what only training needed.
+
+        used: what it took, for run.json.
+        """
         save_weights(self.path("model.safetensors"), dict(weights))
         write_json(self.path("model.json"), inputs.to_dict())
         write_json(self.path("calibration.json"), calibration)
         write_history(self.path("history.jsonl"), dict(enumerate(histories)))
-        write_json(self.root / "run.json", self.facts | {"status": FINISHED})
+        write_json(self.root / "run.json", self.facts | {"status": FINISHED, **(used or {})})
         for pattern in ("checkpoint*.safetensors", "member-*"):
             for left in self.root.glob(pattern):
                 left.unlink()

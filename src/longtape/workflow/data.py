@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from longtape.core.calendars import bars_per_year
 from longtape.core.errors import UserError
 from longtape.core.progress import warn
@@ -109,6 +111,16 @@ class RunData:
         what = f"bars of {data.interval}" if data.kind == "candles" else data.kind
         bars = ", ".join(f"{one.symbol}: {len(one):,} {what}" for one in self.bars)
         return f"{bars}; {len(self.panel.columns)} features; windows: {windows}"
+
+
+def last_closes(panel: Panel, rows: int) -> pl.DataFrame:
+    """`symbol, known_at, close` of the last rows of a panel, where there are any."""
+    known = pl.Series("known_at", panel.known_at[-rows:]).cast(pl.Datetime("ms", "UTC"))
+    parts = [
+        pl.DataFrame({"symbol": asset, "known_at": known, "close": panel.closes[-rows:, a]})
+        for a, asset in enumerate(panel.assets)
+    ]
+    return pl.concat(parts).filter(pl.col("close").is_not_nan())
 
 
 def _refuse_fills(experiment: Experiment, rows: Sequence[MarketRows]) -> None:

@@ -48,6 +48,7 @@ from longtape.market.bars import Bars
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model
 from longtape.models.batch import Batch
+from longtape.models.network import Network
 from longtape.report import explain_pictures as draw
 from longtape.report.pictures import save
 from longtape.report.text import TextTable
@@ -97,7 +98,7 @@ class Study:
     model: Model
     panel: Panel
     origins: Rows
-    bars: MarketRows | None = None  # of the first asset
+    bars: Sequence[MarketRows] = ()  # of the panel's assets
 
     @cached_property
     def newest(self) -> Batch:
@@ -128,6 +129,51 @@ class Study:
             )
         return first + np.maximum(bars, 0)
 
+    @property
+    def token_assets(self) -> Rows:
+        """The asset of each token; the first where a token is of all."""
+        try:
+            found = self.model.token_assets(self.passed[0].layer)
+        except UserError:
+            found = None
+        return np.zeros(self.passed[0].n_tokens, np.int64) if found is None else found
+
+    @cached_property
+    def window(self) -> Rows:
+        """Panel rows of the newest window [lookback]."""
+        return np.arange(len(self.panel) - self.model.config.lookback, len(self.panel))
+
+    @cached_property
+    def closes(self) -> npt.NDArray[np.float64]:
+        """Of the first asset in the newest window [lookback]."""
+        return self.panel.closes[self.window, 0]
+
+    def by_bar(self, of_tokens: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What the tokens [N] of each bar of the newest window have together [lookback]; a token that is no bar is left
+        out.
+        """
+        _ = self.rows  # every layer stands over the bars
+        bars = self.model.token_bars()
+        together = np.bincount(bars[bars >= 0], of_tokens[bars >= 0], len(self.window))
+        return together.astype(np.float64)
+
+    @cached_property
+    def reached_of(self) -> dict[int, npt.NDArray[np.float64]]:
+        """Share of each bar of the newest window in what reaches the forecast (rollout) [lookback]: for each
+        asset that has tokens of its own, else for all together under the first.
+        """
+        read = self.model.pooled_weights(self.newest).detach()
+        flow = rollout(self.passed, read)[0].double().numpy()
+        return {
+            int(asset): self.by_bar(np.where(self.token_assets == asset, flow, 0.0))
+            for asset in np.unique(self.token_assets)
+        }
+
+    @property
+    def reached(self) -> npt.NDArray[np.float64]:
+        """The same of all assets together [lookback]."""
+        return np.sum(list(self.reached_of.values()), axis=0)
+
     def times(self, rows: Rows) -> npt.NDArray[np.datetime64]:
         """When rows of the panel open."""
         return self.panel.timestamps[rows].astype("datetime64[ms]")
@@ -153,11 +199,11 @@ class Study:
 
 
 def explain_run(
-    model: Model, panel: Panel, test: Rows, bars: MarketRows | None, out: Path, windows: int
+    model: Model, panel: Panel, test: Rows, bars: Sequence[MarketRows], out: Path, windows: int
 ) -> Explanation:
     """Every part, over at most `windows` evenly spaced windows of the test period; pictures and explain.json in `out`.
 
-    bars: those of the first asset, for what happened at the bars that were looked at.
+    bars: of the panel's assets, for what happened at the bars that were looked at.
     """
     looked_at = member_of(model)
     origins = test[np.unique(np.linspace(0, len(test) - 1, min(windows, len(test))).round().astype(int))]
@@ -174,6 +220,11 @@ def explain_run(
         parts[name] = part.rows
         pictures += [str(save(figure, out / f"{stem}.png").name) for stem, figure in part.pictures.items()]
     notes = [] if looked_at is model else ["The run averages several models; the first is looked at."]
+    if isinstance(looked_at, Network) and looked_at.is_its_start:
+        notes.append(
+            "The network is as it began, because it was never better on validation windows: the forecast is that of the"
+            " closed-form start, and where the network looks changes nothing."
+        )
     found = Explanation(parts, missing, pictures, len(origins), notes)
     write_json(out / "explain.json", found.to_dict())
     return found
@@ -234,48 +285,57 @@ def _newest_over_time(study: Study) -> Part:
 
 def _most_attended(study: Study) -> Part:
     """The bars of the newest window from which most reaches the forecast, and what happened there."""
-    reached = rollout(study.passed, study.model.pooled_weights(study.newest).detach())[0].numpy()
-    closes = study.panel.closes[:, 0]
-    window = np.arange(len(study.panel) - study.model.config.lookback, len(study.panel))
-    moves = np.abs(np.diff(np.log(closes[window]), prepend=np.log(closes[max(window[0] - 1, 0)])))
-    ranks = {
-        "return": _rank(moves),
-        **{name: _rank(v) for name, v in _range_and_volume(study, window).items()},
-    }
-    rows = []
-    for token in np.argsort(-reached)[:_MOST]:
-        row = int(study.rows[token])
-        at = {f"rank of {name}": int(values[row - window[0]]) for name, values in ranks.items()}
-        rows.append({"bar": iso(int(study.panel.timestamps[row])), "bars back": len(study.panel) - 1 - row,
-                     "share": float(reached[token]), **at})  # fmt: skip
-    sizes = np.zeros(len(window))
-    np.maximum.at(
-        sizes, study.rows - window[0], reached / np.sort(reached)[-2:].min()
-    )  # the newest keeps much of itself
-    title = "Bars from which most reaches the newest forecast (attention rollout)"
-    return Part(
-        rows,
-        {
-            "most_attended": draw.on_price(
-                study.times(window), closes[window], {"share": np.minimum(sizes, 1)}, title
-            )
-        },
+    sizes = study.reached / np.sort(study.reached)[-2:].min()  # the newest keeps much of itself
+    title = (
+        f"Bars from which most reaches the newest forecast (attention rollout), on {study.panel.assets[0]}"
     )
+    picture = draw.on_price(study.times(study.window), study.closes, {"share": np.minimum(sizes, 1)}, title)
+    return Part(most_attended(study), {"most_attended": picture})
+
+
+def most_attended(study: Study, count: int = _MOST) -> Records:
+    """The bars from which most reaches the newest forecast: when, how far back, of which asset where tokens are of
+    single ones, the share, and how large the bar's return, range and volume are among those of the window.
+    """
+    shares = [
+        (share, place, asset) for asset, each in study.reached_of.items() for place, share in enumerate(each)
+    ]
+    shares.sort(key=lambda one: -one[0])
+    rows = []
+    for share, place, asset in shares[:count]:
+        if share > 0:
+            symbol = {"symbol": study.panel.assets[asset]} if len(study.reached_of) > 1 else {}
+            ranks = {f"rank of {name}": int(of_bars[place]) for name, of_bars in _ranks(study, asset).items()}
+            opened, back = (
+                iso(int(study.panel.timestamps[study.window[place]])),
+                len(study.window) - 1 - place,
+            )
+            rows.append({"bar": opened, "bars back": back, **symbol, "share": float(share), **ranks})
+    return rows
+
+
+def _ranks(study: Study, asset: int) -> dict[str, Rows]:
+    """Of an asset's bars in the newest window, 1 for the largest; events have returns alone."""
+    closes = np.log(study.panel.closes[:, asset])
+    moves = np.abs(np.diff(closes[study.window], prepend=closes[max(study.window[0] - 1, 0)]))
+    ranked = {"return": moves, **_range_and_volume(study, asset)}
+    return {name: _rank(values) for name, values in ranked.items()}
 
 
 def _rank(values: npt.NDArray[np.float64]) -> Rows:
-    """1 for the largest."""
+    """1 for the largest; what is not known comes last."""
     order = np.empty(len(values), np.int64)
     order[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
     return order
 
 
-def _range_and_volume(study: Study, window: Rows) -> dict[str, npt.NDArray[np.float64]]:
-    """Of the first asset's bars in the window; events have neither."""
-    if not isinstance(study.bars, Bars):
+def _range_and_volume(study: Study, asset: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Of an asset's bars in the newest window; events have neither."""
+    bars = next((one for one in study.bars if one.symbol == study.panel.assets[asset]), None)
+    if not isinstance(bars, Bars):
         return {}
-    at = np.searchsorted(study.bars.timestamps, study.panel.timestamps[window], side="right") - 1
-    high, low, close, volume = (study.bars.column(name)[at] for name in ("high", "low", "close", "volume"))
+    at = np.searchsorted(bars.timestamps, study.panel.timestamps[study.window], side="right") - 1
+    high, low, close, volume = (bars.column(name)[at] for name in ("high", "low", "close", "volume"))
     return {"range": (high - low) / close, "volume": volume}
 
 
@@ -348,9 +408,10 @@ def _queries(study: Study) -> Part:
 
 
 def _active_picture(study: Study, found: Queries) -> Figure:
-    title = "Active queries of the first layer, by the share of heads in which they are"
-    active = {"active": found.active.double().mean(0).numpy()}
-    return draw.on_price(study.times(study.rows), study.panel.closes[study.rows, 0], active, title)
+    title = "Queries of the first layer in the newest window"
+    closes = study.panel.closes[study.rows, study.token_assets]
+    active, m, kl = (one.double().numpy() for one in (found.active, found.m, found.kl))
+    return draw.queries_on_price(study.times(study.rows), closes, active, m, kl, title)
 
 
 def _graph(study: Study) -> Part:
@@ -392,6 +453,14 @@ def _levels(study: Study) -> Part:
     return Part(_map_rows(maps, names), {"levels": draw.asset_grid([one.numpy() for one in maps], names)})
 
 
+def _levels_that_matter(study: Study) -> Part:
+    """The rise of the loss when a level's columns are exchanged between windows."""
+    rows = study.table(study.effects.levels(block=max(study.horizon, 1)))
+    return Part(
+        rows, {"levels_that_matter": draw.effect_bars(rows, "Levels exchanged between windows, in blocks")}
+    )
+
+
 PARTS: Mapping[str, Callable[[Study], Part]] = {
     "Attention of the newest window": _attention,
     "The newest position over time": _newest_over_time,
@@ -406,4 +475,5 @@ PARTS: Mapping[str, Callable[[Study], Part]] = {
     "Graph": _graph,
     "Assets": _assets,
     "Levels": _levels,
+    "Levels that matter": _levels_that_matter,
 }

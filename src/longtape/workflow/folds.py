@@ -13,10 +13,12 @@ from longtape.experiment import Experiment
 from longtape.features.splits import WalkForwardConfig
 from longtape.report.text import TextTable
 from longtape.training.execution import Execution
-from longtape.workflow.data import RunData
-from longtape.workflow.page import write_walk_report
+from longtape.training.run_folder import versions
+from longtape.workflow.data import RunData, last_closes
+from longtape.workflow.pages.run import write_walk_report
+from longtape.workflow.pages.subject import Subject
 from longtape.workflow.results import Results, judge_run
-from longtape.workflow.run import write_frame
+from longtape.workflow.run import PRICES, write_frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,12 @@ def run_walk_forward(
     if results.account is not None:
         write_frame(results.account.equity, made.root / "equity.parquet")
     write_json(made.root / "metrics.json", results.to_dict() | {"folds": walked.table()})
-    write_walk_report(made.root / "report.html", experiment, walked.table(), results)
+    command = (
+        f"longtape walk-forward EXPERIMENT --folds {config.n_folds} --window {config.window} --out AGAIN"
+    )
+    prices, facts = last_closes(walked.panel, PRICES), data.facts() | {"versions": versions()}
+    subject = Subject(experiment, data.bars, results, prices, facts, command=command)
+    write_walk_report(made.root / "report.html", subject, walked.table())
     return made
 
 

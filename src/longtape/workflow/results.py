@@ -16,12 +16,12 @@ from longtape.core.clock import iso
 from longtape.core.files import nan_to_null
 from longtape.core.shown import Shown
 from longtape.evaluation.coverage import coverage
-from longtape.evaluation.skill import MODEL, P_VALUE, Compared, Rows, averages, compared, skills
+from longtape.evaluation.skill import MODEL, Compared, Rows, averages, compared, skills
+from longtape.evaluation.standing import standing
 from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
 from longtape.features.pooled import part_of, split_of
 from longtape.features.splits import Split
-from longtape.features.target_kinds import KINDS
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.market.agreement import Lead, leads, named_most
 from longtape.market.bars import Bars
@@ -40,6 +40,7 @@ class Results(Shown):
     coverage: Rows
     forecasts: pl.DataFrame
     verdict: Sequence[str]
+    doubts: Sequence[str] = ()  # what makes the figures hard to believe; they stand in the verdict too
 
     def facts(self) -> dict[str, Any]:
         """What a reader of its repr sees."""
@@ -127,13 +128,14 @@ def judge_run(
     config = pipeline.experiment.forecast
     found = _skills(pipeline, panel, splits, forecasts, fitted)
     covered = coverage(scored, config.level, config.levels)
-    verdict = _doubts(judgement, found, bars)
+    doubts = _doubts(judgement, found, bars)
+    verdict = [*doubts]
     verdict += [] if judgement is None else judgement.statements
     verdict += [_skill_line(name, rows) for name, rows in found.items()]
     usual = [row for row in covered if row["level"] == config.level]
     verdict += _interval_lines(config.level, usual, fitted)
     verdict.append(_clock_line(panel, origins, judgement))
-    return Results(judgement, found, covered, forecasts, verdict)
+    return Results(judgement, found, covered, forecasts, verdict, doubts)
 
 
 def _skills(
@@ -192,15 +194,16 @@ def _judged(
 
 
 def _row(name: str, result: BacktestResult) -> dict[str, Any]:
+    """Of an account of less than a month what it came to, and nothing that is stretched to a year."""
     m = result.metrics
+    of_a_year = {"annual return %": 100 * m["annual_return"], "volatility %": 100 * m["volatility"],
+                 "Sharpe": m["sharpe"], "± s.e.": m["sharpe_standard_error"]}  # fmt: skip
+    in_all = {"total return %": 100 * m["total_return"], "return / s.e.": result.sharpe_errors}
     return {
         "strategy": name,
-        "annual return %": 100 * m["annual_return"],
-        "volatility %": 100 * m["volatility"],
-        "Sharpe": m["sharpe"],
-        "± s.e.": m["sharpe_standard_error"],
+        **(in_all if result.is_short else of_a_year),
         "max drawdown %": 100 * m["max_drawdown"],
-        "turnover a year": m["turnover"],
+        **({} if result.is_short else {"turnover a year": m["turnover"]}),
         "costs paid": m["costs"],
         "fills": int(m["n_fills"]),
         "final equity": float(result.history.equity[-1]),
@@ -208,21 +211,11 @@ def _row(name: str, result: BacktestResult) -> dict[str, Any]:
 
 
 def _skill_line(name: str, rows: Rows) -> str:
-    kind = next(kind for kind in KINDS.values() if kind.headline in rows[0])
-    measure, sign = kind.headline, 1 if kind.larger_is_better else -1
-    own, others = rows[0], [row for row in rows[1:] if np.isfinite(row[measure])]
-    if len(rows) == 1 and np.isfinite(own[measure]):
-        return f"{name}: {measure} {own[measure]:.4f}; the data hold no training row to fit a baseline on."
-    if not others or not np.isfinite(own[measure]):
-        return f"{name}: not scored; no label of the test period is known."
-    best = max(others, key=lambda row: sign * row[measure])
-    ahead = sign * own[measure] > sign * best[measure]
-    luck = "" if best[P_VALUE] < 0.05 else ", within luck"
-    standing = f"{'ahead of' if ahead else 'behind'} the best baseline{luck}"
-    if best[P_VALUE] == 1.0:  # a tie: the network found nothing to add to the baseline that it begins at
-        standing = "as good as the best baseline"
-    figures = f"{measure} {own[measure]:.4f}, {best['model']} {best[measure]:.4f}, {_p_text(best[P_VALUE])}"
-    return f"{name}: {standing} ({figures})."
+    found = standing(name, rows)
+    if not found.is_scored:
+        return f"{name}: {found.words}."
+    beside = f"{found.baseline} {found.best:.4f}, {_p_text(found.p_value)}"
+    return f"{name}: {found.words} ({found.measure} {found.own:.4f}, {beside})."
 
 
 def _p_text(p_value: float) -> str:

@@ -18,6 +18,7 @@ from longtape.core.clock import Interval, iso
 from longtape.core.documents import first_difference
 from longtape.core.errors import UserError
 from longtape.core.files import atomic_path, read_json, write_json
+from longtape.core.memory import peak_memory
 from longtape.core.progress import say
 from longtape.core.shown import Shown
 from longtape.evaluation.audit import AuditReport, audit
@@ -29,7 +30,7 @@ from longtape.experiment import (
     with_overrides,
 )
 from longtape.features.catalogue import reads_market
-from longtape.features.panel import Panel
+from longtape.features.panel import Panel, Rows
 from longtape.features.pooled import pooled, split_of
 from longtape.features.splits import latest
 from longtape.features.windows import first_origin
@@ -42,20 +43,23 @@ from longtape.market.frames import as_frame
 from longtape.market.load import describe, load
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
-from longtape.models.base import ALL_ROWS
+from longtape.models.base import ALL_ROWS, Model
 from longtape.report.text import table
 from longtape.training.execution import Execution, uses_cuda
 from longtape.training.observers import Observer
 from longtape.training.processes import Processes, is_one_of_several, joined_processes
 from longtape.training.run_folder import FINISHED, RunFolder
-from longtape.workflow.data import RunData, periods_per_year
+from longtape.workflow.data import RunData, last_closes, periods_per_year
 from longtape.workflow.explain import Explanation, explain_run
 from longtape.workflow.export import EXPORT_CHECKED, export_run, refuse_form
-from longtape.workflow.page import write_report
+from longtape.workflow.inside import Inside, look_inside
+from longtape.workflow.pages.run import write_report
+from longtape.workflow.pages.subject import Subject
 from longtape.workflow.pipeline import ExperimentPipeline
 from longtape.workflow.results import Results, judge_run
 
 Overrides = Sequence[str] | Mapping[str, Any]
+PRICES = 600  # of the last closes, that a page draws in front of the newest forecast
 
 
 def run(
@@ -124,10 +128,12 @@ def _train(
         folder = data.create_folder(folder.root)
     processes.wait()
     if folder.status != FINISHED:
-        fitted = _fitted(folder, data, processes, observers)
+        with peak_memory() as peak:
+            fitted = _fitted(folder, data, processes, observers)
         model, calibration = fitted.model, fitted.calibration.to_dict()
         if processes.is_first:
-            folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories)
+            used = {"peak_memory_mb": peak.megabytes}
+            folder.finish(model.inputs, model.state_dict(), calibration, fitted.histories, used)
         processes.wait()
     return Run(folder, data)
 
@@ -270,13 +276,7 @@ class Run(Shown):
 
     def newest_prices(self, rows: int) -> pl.DataFrame:
         """`symbol, known_at, close` of the last bars at most `rows`, as the newest forecast sees them."""
-        panel = self._newest_panel(self.data.bars)
-        known = pl.Series("known_at", panel.known_at[-rows:]).cast(pl.Datetime("ms", "UTC"))
-        parts = [
-            pl.DataFrame({"symbol": asset, "known_at": known, "close": panel.closes[-rows:, a]})
-            for a, asset in enumerate(panel.assets)
-        ]
-        return pl.concat(parts).filter(pl.col("close").is_not_nan())
+        return last_closes(self._newest_panel(self.data.bars), rows)
 
     def _newest_panel(self, bars: Sequence[MarketRows], windows: int = 1) -> Panel:
         """What the newest forecasts take: the last rows, or, where they follow earlier ones, all of them."""
@@ -449,13 +449,8 @@ class Run(Shown):
         if Path(out).is_file():
             raise UserError(f"{out}: is a file; name a folder for the pictures")
         self._first_test_row()
-        data, config = self.data, self.experiment.model
-        panel, split, asset = data.panel, data.split, data.panel.assets[0]
-        first = next((one for one in data.bars if one.symbol == asset), None)
-        if config.pooled is not None:  # one symbol at a time: the first
-            split = split_of(panel, asset, split, config.lookback)
-            panel = pooled(panel, config.pooled.own_past, [asset])
-        return explain_run(self.fitted.model, panel, split.test, first, Path(out), windows)
+        model, panel, test, bars = self._looked_at
+        return explain_run(model, panel, test, bars, Path(out), windows)
 
     def export(self, to: str, out: str | Path) -> Exported:
         """Write the model as a graph of one window, `to` torch or onnx, and beside it in JSON what goes in and out.
@@ -483,18 +478,47 @@ class Run(Shown):
         panel = self._newest_panel(self.data.bars if bars is None else self._fitting(bars))
         return inputs_for(self.fitted.model, panel, latest(panel, self.pipeline.lookback))
 
-    def report(self, out: str | Path | None = None) -> Path:
-        """Write the HTML report; returns its path."""
+    def report(self, out: str | Path | None = None, compared: str | Path | None = None) -> Path:
+        """Write the HTML report, and the four-panel figure as PNG and SVG beside it; returns the page's path.
+
+        `compared`: folder of `longtape compare`, whose comparison stands on the page too. UserError where there is
+        none.
+        """
         if out is None and not self.kept:
             raise UserError(
                 f"{self.root}: name where the report of other data or options goes (--out), its own stays"
             )
+        found = None if compared is None else read_comparison(compared)
+        return write_report(out or self.path("report.html"), replace(self.subject(), compared=found))
+
+    def subject(self, inside: bool = True) -> Subject:
+        """What a page says of this run; `inside`: with a quick look at what the model attends to."""
         audited = self.path("audit.json")
-        facts: Mapping[str, Any] = self.folder.facts | {
-            "audit": read_json(audited) if audited.exists() else None
-        }
-        where = out or self.path("report.html")
-        return write_report(where, self.experiment, facts, self.folder.histories, self.results)
+        return Subject(
+            self.experiment,
+            self.data.bars,
+            self.results,
+            self.newest_prices(PRICES),
+            self.folder.facts,
+            read_json(audited) if audited.exists() else None,
+            self.folder.histories,
+            self._inside() if inside else None,
+            command=f"longtape run {self.root}/experiment.yaml --out AGAIN",
+        )
+
+    def _inside(self) -> Inside | None:
+        return look_inside(*self._looked_at) if self.experiment.model.trains else None
+
+    @property
+    def _looked_at(self) -> tuple[Model, Panel, Rows, Sequence[MarketRows]]:
+        """The model, a panel as it is given it, test origins and bars: of a pooled one those of the first symbol."""
+        data, config = self.data, self.experiment.model
+        panel, asset = data.panel, data.panel.assets[0]
+        if config.pooled is None:
+            return self.fitted.model, panel, data.split.test, data.bars
+        test = split_of(panel, asset, data.split, config.lookback).test
+        own = [one for one in data.bars if one.symbol == asset]
+        return self.fitted.model, pooled(panel, config.pooled.own_past, [asset]), test, own
 
     def training_table(self) -> str:
         """Losses per epoch as text."""
@@ -503,6 +527,17 @@ class Run(Shown):
     def results_table(self) -> str:
         """The results next to the baselines, and the verdict, as text."""
         return self.results.text()
+
+
+def read_comparison(folder: str | Path) -> dict[str, Any]:
+    """What `longtape compare` left in a folder. UserError where there is none."""
+    path = Path(folder) / "compare.json"
+    if not path.exists():
+        raise UserError(
+            f"{folder}: is not the folder of a comparison (no compare.json); make one with longtape compare"
+        )
+    found: dict[str, Any] = read_json(path)
+    return found
 
 
 def refuse_ending(path: Path) -> None:
