@@ -33,7 +33,7 @@ def models() -> str:
     rows = []
     for name in MODELS:
         model = MODELS.load(name)
-        learnt = "gradients" if model.Config.trains else "closed form"
+        learnt = "gradients" if model.Config.trains else "closed\u00a0form"
         rows.append([f"`{name}`", learnt, said(model)])
     return markdown_table(["`model.kind`", "learnt by", "what it is"], rows, numbers=False)
 
