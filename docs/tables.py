@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import longtape
 from longtape.backtest.signals import SIGNALS, signal_options
 from longtape.core.files import write_text
 from longtape.core.markdown import markdown_table
@@ -18,7 +19,9 @@ from longtape.models.registry import MODELS
 from longtape.report.glossary import GLOSSARY
 
 HERE = Path(__file__).parent
-PAGES = [HERE / name for name in ("model_guide.md", "backtest.md", "extend.md", "glossary.md")]
+NAMES = ("model_guide", "backtest", "extend", "glossary", "bigbird", "results", "api/longtape")
+PAGES = [HERE / f"{name}.md" for name in NAMES]
+RESULTS = HERE.parent / "benchmarks" / "results"
 
 
 def said(thing: Any) -> str:
@@ -75,6 +78,56 @@ def glossary() -> str:
     return "\n\n".join(f"{word}\n: {meaning}" for word, meaning in sorted(GLOSSARY.items(), key=_folded))
 
 
+def peers() -> str:
+    """Every library beside longtape, as measured."""
+    head = ["mechanism", "beside", "forward", "forward and backward", "memory of theirs"]
+    rows = []
+    for mechanism, cells in _measured():
+        if cells[5].endswith("×"):
+            rows.append(
+                [f"`{mechanism}`", cells[0], *(f"{x} faster" for x in cells[5:7]), f"{float(cells[7]):.0%}"]
+            )
+    return markdown_table(head, rows)
+
+
+def accelerated() -> str:
+    """The layers of BigBird and Longformer, as measured."""
+    head = ["at 16,384 tokens", "forward ms", "forward and backward ms", "memory MiB"]
+    ours = {"bigbird": "longtape's `bigbird`", "longformer": "longtape's `longformer`"}
+    wanted = ("bigbird", "transformers BigBird", "longformer", "transformers Longformer")
+    found = [cells for _, cells in _measured() if cells[0] in wanted]
+    return markdown_table(head, [[ours.get(cells[0], cells[0]), *cells[2:5]] for cells in found])
+
+
+def _measured() -> list[tuple[str, list[str]]]:
+    """Rows of the tables beside peers in the results of record, each under its mechanism."""
+    part = (RESULTS / "attention.md").read_text("utf-8").split("## Beside peers")[1].split("\n## ")[0]
+    found = []
+    for section in part.split("\n### ")[1:]:
+        rows = [line.strip("| ").split("|") for line in section.splitlines() if line.startswith("| ")]
+        found += [(section.split("\n")[0], [cell.strip() for cell in row] + [""] * 3) for row in rows[2:]]
+    return found
+
+
+def accuracy() -> str:
+    """Of each forecast of the main job: its headline score beside that of the best baseline."""
+    text = (RESULTS / "main_job.md").read_text("utf-8")
+    rows = []
+    for target, table in re.findall(r"^Forecast of (\S+ \S+)\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE):
+        head, _, own, *others = (re.split(r"\s{2,}", line.strip()) for line in table.splitlines())
+        score, choose = ("QLIKE", min) if "QLIKE" in head else ("R² against zero", max)
+        at = head.index(score)
+        best = choose(others, key=lambda row, at=at: float(row[at]))
+        rows.append([target, score, own[at], f"{best[at]} ({best[0]})", best[-1]])
+    head = ["forecast", "score", "longtape", "best of the baselines", "p of the difference"]
+    return markdown_table(head, rows)
+
+
+def top() -> str:
+    rows = [[f"`lt.{name}`", f"`{where}`"] for name, where in longtape._NAMES.items()]
+    return markdown_table(["name", "lives in"], rows, numbers=False)
+
+
 def _folded(entry: tuple[str, str]) -> str:
     return entry[0].lower()
 
@@ -86,6 +139,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "signals": signals,
     "registries": registries,
     "glossary": glossary,
+    "accuracy": accuracy,
+    "peers": peers,
+    "accelerated": accelerated,
+    "top": top,
 }
 
 

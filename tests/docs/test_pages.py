@@ -152,11 +152,17 @@ def test_what_a_page_links_to_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_and_tests_that_a_page_names_are_there(name: str) -> None:
-    for code in CODE.findall(prose(name)):
-        if FILE.match(code) and "yours" not in code:
-            path, _, test = code.partition("::")
-            assert (ROOT / path).exists(), f"{name}: {code}"
-            assert not test or f"def {test}(" in text(path), f"{name}: {code}"
+    for word in " ".join(CODE.findall(prose(name))).split():
+        if FILE.match(word) and "yours" not in word:
+            path, _, test = word.partition("::")
+            assert (ROOT / path).exists(), f"{name}: {word}"
+            assert not test or f"def {test}(" in text(path), f"{name}: {word}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "make " in text(name)])
+def test_what_a_page_makes_is_in_the_makefile(name: str) -> None:
+    asked = re.findall(r"(?:^|`)make (\w+)", text(name), re.MULTILINE)
+    assert set(asked) <= set(re.findall(r"^(\w+):", text("Makefile"), re.MULTILINE))
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
