@@ -35,7 +35,9 @@ class MlpConfig(TrainedConfig):
     )
     hidden: list[int] = Field([64, 32], min_length=1, description="width of each layer")
     wide: bool = Field(True, description="a linear map of the inputs beside the layers")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of units left out in training, behind each layer")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of units left out in training, behind each layer"
+    )
 
     @field_validator("hidden")
     @classmethod
