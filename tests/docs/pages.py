@@ -58,4 +58,4 @@ def _words(line: str) -> tuple[str, ...]:
     line = re.split(r"\s{3,}", re.sub(r"^torchrun .*? -m longtape ", "longtape ", line.strip()))[0]
     if not line.startswith("longtape ") or " | " in line:
         return ()
-    return tuple(shlex.split(re.sub(r"[\[\]](?!\w+\()", "", line), comments=True)[1:])
+    return tuple(shlex.split(re.sub(r"\[(-[^\]]*)\]", r"\1", line), comments=True)[1:])
