@@ -17,7 +17,7 @@ from tests.candles import candle_frame
 from tests.workflow.test_tape import trade_frame
 
 BOOKS, TRADES = ("order_book", "imbalance_sign", "book_logit"), ("tape_logit",)
-VOLATILITY = ("log_har", "log_har_mean")
+VOLATILITY = ("log_har", "log_har_mean", "ewma", "garch")
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "dropout": 0.0}
 NETWORKS = {
     "encoder": {

@@ -14,10 +14,10 @@ from longtape.evaluation.statistics import diebold_mariano, score_intervals
 from longtape.features.panel import Panel, TargetColumn
 from longtape.features.splits import Split
 from longtape.features.target_kinds import TargetKind
-from longtape.forecasting.baselines import baseline_forecast
+from longtape.forecasting.baselines import USUAL, Training, baseline_forecast
 from longtape.forecasting.predict import Predicted
 from longtape.models.base import ModelInputs
-from longtape.models.registry import baselines_of, title_of
+from longtape.models.registry import Baseline, baselines_of
 
 MODEL = "longtape"
 P_VALUE = "p, differs from longtape"
@@ -67,11 +67,17 @@ class Scored:
 
 
 def skills(
-    inputs: ModelInputs, panel: Panel, splits: Sequence[Split], forecasts: pl.DataFrame
+    inputs: ModelInputs,
+    panel: Panel,
+    splits: Sequence[Split],
+    forecasts: pl.DataFrame,
+    named: Sequence[Baseline] = (),
+    training: Training = USUAL,
 ) -> dict[str, Rows]:
-    """For each "SYMBOL target": a row of scores for the model and for every baseline of its kind.
+    """For each "SYMBOL target": a row of scores for the model and for every baseline of its kind, then the `named`.
 
-    `splits` are the folds whose test origins were forecast, one after the other; baselines are fitted in each.
+    `splits` are the folds whose test origins were forecast, one after the other; baselines are fitted in each, and
+    those that train do so as `training` says.
     """
     origins = np.concatenate([split.test for split in splits])
     own = {
@@ -84,13 +90,13 @@ def skills(
         for name, one in own.items()
     }
     for kind in inputs.kinds:
-        of_kind = inputs.only(kind)
-        if all(target.auxiliary for target in of_kind.targets):
+        if all(target.auxiliary for target in inputs.targets_of(kind)):
             continue
-        for name in baselines_of(of_kind, panel):
-            parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
+        of_kind = inputs.only(kind)
+        for one in baselines_of(of_kind, panel, named):
+            parts = [baseline_forecast(one.config, of_kind, panel, split, training) for split in splits]
+            title = one.title(of_kind.targets[0])
             for other in scored(of_kind, panel, origins, _joined(parts)):
-                title = title_of(name, of_kind.targets[0])
                 p_value = _p_value(own[other.name], other)
                 crps_of_point = _crps_column(other, other.mean_absolute_error)
                 found[other.name].append(

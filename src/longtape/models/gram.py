@@ -43,6 +43,17 @@ class Gram:
         weights[used] = np.linalg.lstsq(left, self.xy[used], rcond=1e-13)[0]
         return weights
 
+    def ridge(self, penalty: float) -> Array:
+        """Weights [F, n] of least Σ(y − x·w)² + penalty · rows · Σw², the first input, an intercept, left free.
+
+        Of a penalty of 0 those of least norm (up to rounding, where inputs are alike); of an infinite one, the mean.
+        """
+        diagonal = np.full(len(self.xx), penalty * max(self.count, 1))
+        diagonal[0] = 0.0
+        if self.count <= 0 or penalty <= 0 or not np.isfinite(penalty):
+            return self.solve(diagonal)
+        return np.asarray(np.linalg.solve(self.xx + np.diag(diagonal), self.xy), np.float64)
+
     def errors(self, weights: Array) -> Array:
         """Σ (y − x·w)² of each output [n]."""
         cross = 2 * (weights * self.xy).sum(axis=0)

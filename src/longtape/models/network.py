@@ -13,7 +13,7 @@ from longtape.core.errors import UserError
 from longtape.features.expression import parse
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind, target_kind
-from longtape.models.base import Array, Model, ModelInputs
+from longtape.models.base import Array, Model, ModelConfig, ModelInputs
 from longtape.models.batch import Batch
 from longtape.models.embedding import InputScaling
 from longtape.models.har import HarDesign
@@ -23,7 +23,7 @@ from longtape.models.prediction import Distribution, Prediction
 from longtape.models.transformer import TransformerConfig
 
 
-class NetworkConfig(TransformerConfig):
+class LearntConfig(ModelConfig):
     """Inputs, heads and start of a model that trains."""
 
     trains: ClassVar[bool] = True
@@ -87,6 +87,10 @@ class NetworkConfig(TransformerConfig):
         """What the head with the longest block asks for."""
         return max([self.head_config(kind).rows_of_block for kind in self.heads], default=1)
 
+
+class NetworkConfig(LearntConfig, TransformerConfig):
+    """A model that trains and has layers of attention."""
+
     @property
     def summary(self) -> str:
         """Mechanism and lookback."""
@@ -96,11 +100,11 @@ class NetworkConfig(TransformerConfig):
 class Network(Model):
     """A model that learns what its closed-form baseline leaves over, for each kind of target by a head."""
 
-    config: NetworkConfig
+    config: LearntConfig
     trained_weights: Tensor
     judged_weights: Tensor
 
-    def __init__(self, config: NetworkConfig, inputs: ModelInputs) -> None:
+    def __init__(self, config: LearntConfig, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
         self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip)
         for name, weights in _loss_weights(config, inputs).items():
@@ -202,7 +206,7 @@ class Network(Model):
         return Constant(head.space, n_assets, n_targets, head.n_classes)
 
 
-def _loss_weights(config: NetworkConfig, inputs: ModelInputs) -> dict[str, Tensor]:
+def _loss_weights(config: LearntConfig, inputs: ModelInputs) -> dict[str, Tensor]:
     """What the label of each target counts in training, and where the model is judged, [K] each."""
     trained = [config.auxiliary[one.name] if one.auxiliary else 1.0 for one in inputs.targets]
     judged = [0.0 if one.auxiliary else 1.0 for one in inputs.targets]

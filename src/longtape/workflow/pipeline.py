@@ -33,7 +33,7 @@ from longtape.forecasting.intervals import Calibration
 from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
-from longtape.models.registry import build_model
+from longtape.models.registry import MODELS, baselines_of, build_model, require_package
 from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
@@ -98,6 +98,19 @@ class ExperimentPipeline:
         """UserError where a period holds no whole block of the windows that the loss takes together."""
         for rows in (split.train, split.validation) if self.experiment.model.trains else ():
             in_blocks(rows, self.experiment.model.block)
+
+    def refuse_baselines(self, panel: Panel, train: Rows) -> None:
+        """UserError where a model, or a baseline that the experiment names, lacks its package or what it reads."""
+        require_package(self.experiment.model)
+        for one in self.experiment.beside:
+            require_package(one.config)
+            if not MODELS.load(one.config.kind).reads(panel):
+                raise UserError(f"baselines: '{one.config.kind}' reads what these data do not hold")
+            inputs = self.inputs(panel, train)
+            for kind in inputs.kinds:
+                of_kind = inputs.only(kind)
+                if of_kind.targets and one in baselines_of(of_kind, panel, [one]):
+                    build_model(one.config, of_kind).refuse_rows(panel, train)
 
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
         """The test period of the experiment's split, block by block."""

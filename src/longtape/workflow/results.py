@@ -21,6 +21,7 @@ from longtape.evaluation.standing import standing
 from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
 from longtape.features.splits import Split
+from longtape.forecasting.baselines import Training
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.market.agreement import Lead, leads, named_most
 from longtape.market.bars import Bars
@@ -126,8 +127,10 @@ def judge_run(
     of_test = forecasts.filter(_between(first, last))
     judgement = _judged(pipeline, of_test, bars, first, last, trials)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
-    config = pipeline.experiment.forecast
-    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored, config.level, config.levels)
+    experiment = pipeline.experiment
+    config, training = experiment.forecast, Training(experiment.training, experiment.seed)
+    found = skills(inputs, panel, splits, forecasts, experiment.beside, training)
+    covered = coverage(scored, config.level, config.levels)
     doubts = _doubts(judgement, found, bars)
     verdict = [*doubts]
     verdict += [] if judgement is None else judgement.statements
