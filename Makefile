@@ -27,6 +27,7 @@ bench: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m longtape.features.document docs/features.md
+	$(BIN)/python -m longtape.workflow.reference docs
 	$(BIN)/python benchmarks/attention_docs.py
 	$(BIN)/python benchmarks/draw_patterns.py
 

@@ -47,7 +47,7 @@ from longtape.training.search_space import SearchSpace
 class BacktestConfig(AccountConfig):
     """What is done with the forecasts of returns, and the account that follows them."""
 
-    signal: SignalConfig = SignalConfig()
+    signal: SignalConfig = Field(SignalConfig(), description="how forecasts become weights")
     traded: float | None = Field(
         None,
         gt=0,
@@ -94,27 +94,31 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("experiment", pattern=r"^[\w .\-]{1,80}$")
-    seed: int = Field(0, ge=0)
-    data: DataConfig = DataConfig()
-    features: list[str] = Field(min_length=1)
-    targets: list[str] = Field(min_length=1)
+    name: str = Field("experiment", pattern=r"^[\w .\-]{1,80}$", description="what pages and tables call it")
+    seed: int = Field(0, ge=0, description="of everything that is drawn: weights, order of windows, dropout")
+    data: DataConfig = Field(DataConfig(), description="where the rows come from")
+    features: list[str] = Field(
+        min_length=1, description="what a model sees of each row, as expressions (docs/features.md)"
+    )
+    targets: list[str] = Field(min_length=1, description="what is forecast (docs/features.md)")
     symbols: list[str] | None = Field(
         None, description="symbols to forecast; the others are only read by of(…). All by default"
     )
     marks: MarksConfig | None = Field(None, description="moments of market time that become global tokens")
-    missing: Literal["error", "forward_fill", "drop", "mask"] = "error"
-    split: SplitConfig = SplitConfig()
-    model: SerializeAsAny[ModelConfig] = EncoderConfig()
+    missing: Literal["error", "forward_fill", "drop", "mask"] = Field(
+        "error", description=str(FeaturesConfig.model_fields["missing"].description)
+    )
+    split: SplitConfig = Field(SplitConfig(), description="training, validation, calibration and test")
+    model: SerializeAsAny[ModelConfig] = Field(EncoderConfig(), description="what forecasts, by its kind")
     baselines: list[str | dict[str, Any]] = Field(
         default=[],
         description="models that stand beside the result where they apply, after those of the kind of target: names, or"
         " {kind: name} with options. They read windows of the model's lookback, or of a shorter one that is named;"
         " those that train do so as the section training says, from one seed",
     )
-    training: TrainingConfig = TrainingConfig()
-    forecast: ForecastConfig = ForecastConfig()
-    backtest: BacktestConfig = BacktestConfig()
+    training: TrainingConfig = Field(TrainingConfig(), description="how a model is fitted")
+    forecast: ForecastConfig = Field(ForecastConfig(), description="intervals, and batches of forecasts")
+    backtest: BacktestConfig = Field(BacktestConfig(), description="what is traded, and the account")
     audit: bool = Field(
         True, description="a short audit for look-ahead after training; `longtape audit` does the long one"
     )
@@ -482,8 +486,3 @@ def _paths(document: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found += _paths(field.annotation, f"{prefix}{name}.")
     return found
-
-
-def experiment_schema() -> dict[str, Any]:
-    """JSON schema of the experiment file, for editors."""
-    return Experiment.model_json_schema()

@@ -35,7 +35,7 @@ def experiment(folder, text=GOOD, name="candles.parquet"):
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["data", "--help"]])
 def test_help_imports_nothing_heavy(arguments):
     code = "import sys; from longtape.cli.main import execute; execute(sys.argv[1:]);"
-    code += "print(sorted({'torch', 'polars', 'numba', 'pandas', 'plotly'} & set(sys.modules)))"
+    code += "print(sorted({'torch', 'polars', 'numba', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 

@@ -270,7 +270,7 @@ def test_newer_candles_are_forecast_and_traded_and_nothing_is_kept(capsys, made,
         )
         == 0
     )
-    assert "Verdict" in (tmp_path / "n.html").read_text()
+    assert "Evidence" in (tmp_path / "n.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in made.root.rglob("*")} == before
     line = fails(capsys, "report", made.root, "--data", tmp_path / "newer.csv")
     assert "--out" in line.splitlines()[-1]
@@ -316,3 +316,13 @@ def test_ctrl_c_in_a_walk_forward_says_how_to_go_on(capsys, made, monkeypatch, t
     line = stopped(capsys, *words)
     assert line.startswith(f"longtape: stopped: {tmp_path}/folds/jobs holds 0 of 2 jobs")
     assert "--resume" in line
+
+
+def test_a_run_that_can_have_no_folder_is_one_line(capsys, made, tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    document = made.root.parent / "e.yaml"
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    line = fails(capsys, "train", document, "--out", tmp_path / "run")
+    assert f"{tmp_path}/run: cannot be written (Read-only file system); name another place" in line

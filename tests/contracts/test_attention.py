@@ -452,3 +452,18 @@ def test_no_tensor_grows_with_the_square_of_the_length(case: Case) -> None:
         largest.append(largest_allocation(lambda layer=layer, x=x: values_and_gradients(layer, layer, x)))
     assert largest[0] < 4096 * 4096
     assert largest[1] <= 2.3 * largest[0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_newest_token_alone_is_the_last_of_all(case: Case) -> None:
+    layer, x = case.build(48), tokens(48)
+    layer, visible = layer.double(), padding(48)
+    visible[:, -1] = True
+    if not capable(case.mechanism).newest:
+        with pytest.raises(ValueError, match="takes no 'newest'"):
+            layer(x, newest=True)
+        return
+    assert gap(layer(x, newest=True), layer(x)[:, -1:]) <= 1e-12
+    assert gap(layer(x, visible, newest=True), layer(x, visible)[:, -1:]) <= 1e-12
+    rotary = case.build(48, rotary=True).double()
+    assert gap(rotary(x, newest=True), rotary(x)[:, -1:]) <= 1e-12

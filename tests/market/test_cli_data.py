@@ -9,10 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from longtape.cli.data import app
+from longtape.core.clock import iso
 from longtape.core.errors import CheckFailed, UserError
 from longtape.core.instrument import Instrument
 from longtape.market.bars import COLUMNS, Bars
 from longtape.market.store import Store
+from tests.candles import START, candle_frame
 from tests.market.bybit_server import BybitServer, synthetic
 from tests.market.store_data import BTC, HOUR, make_bars, make_trades
 from tests.shared_data import shared
@@ -197,3 +199,21 @@ def test_repair(tmp_path):
     assert isinstance(error, CheckFailed)
     assert str(error) == "50 bars are still missing: the service has none there"
     assert "2024-01-13 12:00Z" in text
+
+
+def test_a_file_is_checked_as_it_is_written(tmp_path):
+    """The options that say how a table is written are those of import, and a store has none of them."""
+    frame = candle_frame(60).with_columns(pl.col("timestamp") + pl.duration(hours=1))
+    path = tmp_path / "x.csv"
+    frame.reverse().rename({"close": "schluss"}).write_csv(path, separator=";", decimal_comma=True)
+    written = ("--newest-first", "--close-column", "schluss", "--decimal", ",")
+    for stamp, opened in (((), START + HOUR.milliseconds), (("--stamp", "close"), START)):
+        text, error = data("check", path, "--interval", "1h", *stamp, *written, "--json")
+        assert error is None
+        [report] = json.loads(text)["series"]
+        assert report["ok"]
+        assert report["rows"] == 60
+        assert report["first"] == iso(opened)
+    _, error = data("check", "--store", tmp_path / "store", "--stamp", "close")
+    assert isinstance(error, UserError)
+    assert "of files, not of a store" in str(error)

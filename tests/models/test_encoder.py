@@ -225,3 +225,17 @@ def test_hidden_states_end_in_what_the_head_sees_and_change_nothing(panel):
         states = model.hidden_states(batch)
         assert torch.equal(model(batch).mean(), before)
     assert [tuple(s.shape) for s in states] == [(2, 64, 16)] * 3
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("attention", ["flash", "full", "bigbird"])
+def test_a_forecast_from_the_last_token_alone_is_that_from_all_tokens(panel, attention, norm):
+    options = {"block_size": 8} if attention == "bigbird" else {}
+    model = fitted(panel, attention=attention, attention_options=options, norm=norm, positions="rotary")
+    for head in model.heads.values():
+        torch.nn.init.normal_(head.linear.weight)
+    batch = batch_at(model, panel, range(300, 305))
+    with torch.no_grad():
+        scaled = model.scaling(batch.x)
+        whole = model.predict(model.pooling(model.hidden_states(batch)[-1]), scaled, batch.rows).mean()
+        assert torch.allclose(model(batch).mean(), whole, rtol=1e-5, atol=1e-7)

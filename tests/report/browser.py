@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,8 +93,10 @@ def browser(profile: Path) -> Iterator[Page]:
         pytest.skip(f"no browser: none of {', '.join(_NAMES)} is installed")
     to_read, out = os.pipe()
     back, to_write = os.pipe()
-    # The browser reads commands from descriptor 3 and answers on 4.
-    shell = ["sh", "-c", f'exec 3<&{to_read} 4>&{to_write}; exec "$@"', "sh"]
+    # The browser reads commands from descriptor 3 and answers on 4; they are moved there on its way.
+    moved = f"import os, sys; a, b = os.dup({to_read}), os.dup({to_write}); os.dup2(a, 3); os.dup2(b, 4)"
+    moved += "; [os.set_inheritable(one, True) for one in (3, 4)]"
+    shell = [sys.executable, "-c", f"{moved}; os.execv(sys.argv[1], sys.argv[1:])"]
     command = [*shell, found, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
         command, pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL

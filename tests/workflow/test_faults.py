@@ -141,8 +141,9 @@ def test_a_volatility_alone_is_scored_and_not_traded(tmp_path):
     assert any("nothing is traded" in line for line in found["verdict"])
     assert not made.path("backtest").exists()
     page = made.path("report.html").read_text("utf-8")
-    assert "Skill on TEST volatility(3)" in page
-    assert "Equity" not in page
+    assert "Skill: TEST volatility(3)" in page
+    assert "Nothing is traded" in page
+    assert ">Equity<" not in page
     with pytest.raises(UserError, match="nothing is traded"):
         made.backtest()
 

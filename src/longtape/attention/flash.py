@@ -31,7 +31,7 @@ _WIDENED = 8  # columns added to carry a key mask; fused CUDA kernels want multi
 class FlashAttention(Attention):
     """softmax(QKᵀ/√D)V with fused kernels (Dao et al. 2022); `tiled.py` shows the algorithm."""
 
-    capabilities = Capabilities(exact=True, causal=True, cross=True, fixed_pattern=True)
+    capabilities = Capabilities(exact=True, causal=True, cross=True, fixed_pattern=True, newest=True)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         dropout = self.config.attention_dropout if self.training else 0.0
@@ -40,6 +40,10 @@ class FlashAttention(Attention):
         if dropout and q.device.type == "cpu":  # SDPA leaves its fused path there: O(N²) memory
             return tiled_attention(q, k, v, visible, causal=self.config.causal, dropout=dropout)[0]
         return flash_attention(q, k, v, visible, causal=self.config.causal, dropout=dropout)
+
+    def attend_newest(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        dropout = self.config.attention_dropout if self.training else 0.0
+        return flash_attention(q, k, v, visible, dropout=dropout)  # the last query sees all, causal or not
 
     def attend_reference(
         self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any

@@ -39,10 +39,16 @@ def full_probs(q: Tensor, k: Tensor, visible: Tensor | None, rows: Tensor, causa
 class FullAttention(Attention):
     """Exact attention with every weight in memory (Vaswani et al. 2017, equation 1)."""
 
-    capabilities = Capabilities(exact=True, causal=True, cross=True, fixed_pattern=True)
+    capabilities = Capabilities(exact=True, causal=True, cross=True, fixed_pattern=True, newest=True)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, **extra: Any) -> Tensor:
         weights = self._weights(q, k, visible)
+        return F.dropout(weights, self.config.attention_dropout, self.training) @ v
+
+    def attend_newest(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        weights = full_probs(
+            q, k, visible, torch.tensor([0]), causal=False
+        )  # the last query sees all, causal or not
         return F.dropout(weights, self.config.attention_dropout, self.training) @ v
 
     def attend_reference(

@@ -99,16 +99,15 @@ class Judgement:
     @property
     def evidence(self) -> list[tuple[str, str]]:
         """The same, each sentence with what it is about."""
-        told = [("beside simple strategies", _benchmark_line(self.result, self.benchmarks))]
-        if self.result.is_short:
-            told.append(("length", _length_line(self.result)))
-        told += [
+        told = [
+            ("beside simple strategies", _benchmark_line(self.result, self.benchmarks)),
             ("beside chance", _random_line(self.random)),
             ("drawn again", _bootstrap_line(self.bootstrap, self.result.is_short)),
             ("costs", _cost_line(self.costs)),
             ("tries", self._selection_line()),
             ("paid", _paid_line(self.result)),
         ]
+        told += [("length", _length_line(self.result))] if self.result.is_short else []
         return told + [("note", f"{note[0].upper()}{note[1:]}.") for note in self.result.notes]
 
     @property
@@ -226,17 +225,7 @@ def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]
     standing, known = _standing(result, others), _known_sharpes(others)
     if standing == "never traded":
         return "No edge: the strategy never traded."
-    if result.is_short:
-        return _short_line(result, others)
-    sharpe, error, rate = (
-        result.metrics["sharpe"],
-        result.metrics["sharpe_standard_error"],
-        result.risk_free_rate,
-    )
-    over = f" and {_percent(rate)} a year free of risk" if rate else ""
-    figures = f"Sharpe {sharpe:.2f} ± {error:.2f} after costs{over}, " + ", ".join(
-        f"{name} {value:.2f}" for name, value in known.items()
-    )
+    figures = _short_figures(result, others) if result.is_short else _figures(result, known)
     if standing == "luck":
         return f"No edge after costs that could be told from luck: {figures}."
     if standing == "beaten":
@@ -245,14 +234,18 @@ def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]
     return f"Gained after costs, more than {HOLD} and the simple rules: {figures}. One period is one draw."
 
 
-def _short_line(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
+def _figures(result: BacktestResult, known: Mapping[str, float]) -> str:
+    sharpe, error = result.metrics["sharpe"], result.metrics["sharpe_standard_error"]
+    over = f" and {_percent(result.risk_free_rate)} a year free of risk" if result.risk_free_rate else ""
+    beside = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
+    return f"Sharpe {sharpe:.2f} ± {error:.2f} after costs{over}, {beside}"
+
+
+def _short_figures(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
     """Total returns, and how many standard errors the mean return is from zero: nothing that is stretched to a year."""
-    told = [f"{name} {one.metrics['total_return']:.2%}" for name, one in others.items()]
-    figures = f"{result.metrics['total_return']:.2%} in all after costs, {', '.join(told)}"
+    beside = ", ".join(f"{name} {one.metrics['total_return']:.2%}" for name, one in others.items())
     certain = f"its mean return is {result.sharpe_errors:.1f} standard errors from zero"
-    if result.sharpe_errors <= ONE_SIDED:
-        return f"No edge after costs that could be told from luck: {figures}; {certain}."
-    return f"Gained after costs: {figures}; {certain}. One short period is one draw."
+    return f"{result.metrics['total_return']:.2%} in all after costs, {beside}; {certain}"
 
 
 def _length_line(result: BacktestResult) -> str:

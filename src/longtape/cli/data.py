@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longtape.cli.file_options import as_config, with_file_options
 from longtape.core.clock import ALWAYS_OPEN, iso
 from longtape.core.errors import CheckFailed, UserError
 
@@ -58,7 +59,10 @@ def _damaged(entry: Entry) -> str:
 
 
 @app.command("check")
+@with_file_options
 def check(
+    *,
+    read: dict[str, Any],
     files: Annotated[
         list[Path] | None, typer.Argument(help="Candle files to check instead of a store.")
     ] = None,
@@ -72,22 +76,28 @@ def check(
 ) -> None:
     """Look for gaps, duplicates, disorder, impossible values, damaged files. Exit code 1 if there is an error.
 
-    Outliers, open or close outside of low to high, and an unfinished last bar are warnings.
+    Outliers, jumps, open or close outside of low to high, and an unfinished last bar are warnings. Options that say how
+    a table is written are those of longtape import.
+
     Example: longtape data check --store data --symbol BTCUSDT --json
+
+    Example: longtape data check btc.csv --interval 1h --decimal , --time-zone Europe/Berlin
     """
     from longtape.market import quality
 
     if bool(files) == (store is not None):
         raise UserError("name either a store (--store DIR) or files to check")
     if store is not None:
+        if read:
+            raise UserError("how a table is written is said of files, not of a store")
         stored, chosen = _chosen(store, symbol, interval, source, category)
         reports = quality.check_store(stored, chosen)
     else:
         if interval is None:
             raise UserError("--interval is needed to check a file")
-        reports = [
-            report for file in files or [] for report in quality.check_file(file, interval, calendar, symbol)
-        ]
+        config = as_config(read)
+        checked = (quality.check_file(file, interval, calendar, symbol, config) for file in files or [])
+        reports = [report for of_file in checked for report in of_file]
     _show_reports(reports, json)
     wrong = sum(not report.ok for report in reports)
     if wrong:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longtape.cli.file_options import as_config, with_file_options
 from longtape.core.clock import ALWAYS_OPEN, Interval, iso
 from longtape.core.errors import UserError
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from longtape.market.partition import Appended
     from longtape.market.store import Store
 
-_COLUMNS = ("time", "open", "high", "low", "close", "volume")
 _LISTED = 6  # series that a block names
 
 
+@with_file_options
 def import_file(
+    *,
+    read: dict[str, Any],
     files: Annotated[
         list[str],
         typer.Argument(
@@ -39,43 +42,6 @@ def import_file(
     source: Annotated[str, typer.Option(help="Where the data came from; part of the key.")] = "file",
     category: Annotated[str, typer.Option(help="spot, linear, inverse, stock, …; part of the key.")] = "spot",
     calendar: Annotated[str, typer.Option(help="24/7, 24/5 or an exchange code such as XNYS.")] = ALWAYS_OPEN,
-    stamp: Annotated[
-        str | None, typer.Option(help="Whether times are those at which bars open (the default) or close.")
-    ] = None,
-    symbol_column: Annotated[
-        str | None, typer.Option(help="Of a long table: the file's name for the symbol.")
-    ] = None,
-    time_column: Annotated[str | None, typer.Option(help="The file's name for the time of a bar.")] = None,
-    open_column: Annotated[str | None, typer.Option(help="The file's name for the open.")] = None,
-    high_column: Annotated[str | None, typer.Option(help="The file's name for the high.")] = None,
-    low_column: Annotated[str | None, typer.Option(help="The file's name for the low.")] = None,
-    close_column: Annotated[str | None, typer.Option(help="The file's name for the close.")] = None,
-    volume_column: Annotated[str | None, typer.Option(help="The file's name for the volume.")] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a file without a header, our names in its order: time,open,high,low,close,volume; - for one to"
-            " pass over."
-        ),
-    ] = None,
-    without: Annotated[
-        str | None, typer.Option(help="Columns to leave out: open,high,low,volume. They become null.")
-    ] = None,
-    time_format: Annotated[
-        str | None,
-        typer.Option(help="How times are written: '%d/%m/%Y %H:%M', or s, ms, us, ns since 1970, or excel."),
-    ] = None,
-    time_zone: Annotated[
-        str | None, typer.Option(help="Of times without one, UTC by default: America/New_York, or -05:00.")
-    ] = None,
-    decimal: Annotated[str | None, typer.Option(help="The decimal mark: . or ,")] = None,
-    sheet: Annotated[str | None, typer.Option(help="The sheet of a workbook.")] = None,
-    newest_first: Annotated[
-        bool, typer.Option("--newest-first", help="The rows run backwards in time.")
-    ] = False,
-    drop_empty: Annotated[
-        bool, typer.Option("--drop-empty", help="Leave out rows without any price; they become gaps.")
-    ] = False,
     depth: Annotated[
         int | None,
         typer.Option(min=1, help="For books: levels to keep of each side (20 of a log, all of Parquet)."),
@@ -94,42 +60,19 @@ def import_file(
     """
     from longtape.core.calendars import require_calendar
     from longtape.core.instrument import check_category
-    from longtape.market.files import file_config
     from longtape.market.store import Store
 
     check_category(category)
     calendar = require_calendar(calendar, "--calendar")
-    named = dict(
-        zip(
-            _COLUMNS,
-            (time_column, open_column, high_column, low_column, close_column, volume_column),
-            strict=True,
-        )
-    )
-    given = {
-        "stamp": stamp, "columns": {_ours(ours): theirs for ours, theirs in named.items() if theirs is not None},
-        "order": _list(columns), "symbol_column": symbol_column, "without": _list(without), "time_format": time_format,
-        "time_zone": time_zone, "decimal": decimal, "sheet": sheet, "newest_first": newest_first,
-        "drop_empty": drop_empty,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value}
     facts = {"source": source, "category": category, "calendar": calendar}
     if kind == "candles":
         if depth is not None:
             raise UserError("--depth is for books")
-        _candles(files, Store(store), symbol, interval, file_config(**given), facts)
+        _candles(files, Store(store), symbol, interval, as_config(read), facts)
         return
-    if interval or given:
+    if interval or read:
         raise UserError(f"--interval and what says how a table is written are for candles, not for {kind}")
     _events(files, Store(store), kind, symbol, facts, depth)
-
-
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _ours(name: str) -> str:
-    return "timestamp" if name == "time" else name
 
 
 def _candles(

@@ -18,6 +18,7 @@ from longtape.cli.explain import explain
 from longtape.cli.export import export
 from longtape.cli.fetch import fetch
 from longtape.cli.import_file import import_file
+from longtape.cli.init import config, init
 from longtape.core.errors import LongtapeError
 from longtape.core.files import is_full
 from longtape.core.progress import set_silent
@@ -69,6 +70,8 @@ def _options(
 
 
 app.command("demo")(runs.demo)
+app.command("init")(init)
+app.command("config")(config)
 app.command("run")(runs.run)
 app.command("fetch")(fetch)
 app.command("import")(import_file)

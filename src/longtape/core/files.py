@@ -45,6 +45,16 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def make_folder(path: str | Path) -> Path:
+    """The folder, made with those above it where it is not there. UserError where it cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise (_full(path) if is_full(error) else _refused(path, error)) from error
+    return path
+
+
 def _made_beside(target: Path) -> Path:
     """An empty hidden file beside `target`."""
     try:

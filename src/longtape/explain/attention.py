@@ -77,6 +77,9 @@ def recording(model: nn.Module) -> Iterator[list[Passed]]:
 
     def keep(layer: nn.Module, args: tuple[Tensor, ...], extra: dict[str, Any]) -> None:
         named = dict(zip(("x", "visible"), args, strict=False)) | extra
+        named.pop(
+            "newest", None
+        )  # the weights of all queries are those of the definition, whichever were asked for
         passed.append(Passed(cast(Attention, layer), named.pop("x"), named))
 
     hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers_of(model)]

@@ -48,7 +48,10 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Literal["sample", "file", "store"] = "sample"
+    source: Literal["sample", "file", "store"] = Field(
+        "sample",
+        description="the embedded S&P 500 and NASDAQ days, files, or a store that fetch and import fill",
+    )
     kind: Literal["candles", "books", "trades"] = Field(
         "candles", description="a row is a candle, an update of the order book, or a trade"
     )

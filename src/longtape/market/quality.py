@@ -18,8 +18,9 @@ from longtape.core.clock import ALWAYS_OPEN, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
 from longtape.market import gaps as clock
 from longtape.market.agreement import leads, named_most
-from longtape.market.bars import COLUMNS, PRICES, Bars
+from longtape.market.bars import COLUMNS, PRICES, TIME_TYPE, Bars
 from longtape.market.files import FileConfig, read_raw
+from longtape.market.files.stamps import opens_of
 from longtape.market.gaps import Gap
 from longtape.market.series import Series
 from longtape.market.store import Store
@@ -267,6 +268,10 @@ def check_file(
 ) -> list[QualityReport]:
     """Check a file of candles as it is, one report for each symbol of a long table (or only for `symbol`)."""
     frame = read_raw(path, config)
+    if config is not None and config.stamp == "close":
+        times = _times(frame, str(path))
+        opened = opens_of(times, Interval.parse(interval), calendar, "close", False, str(path))
+        frame = frame.with_columns(pl.Series("timestamp", opened).cast(TIME_TYPE))
     if "symbol" not in frame.columns:
         return [check_frame(frame, interval, calendar=calendar, name=str(path))]
     parts = frame.partition_by("symbol", as_dict=True, maintain_order=True)

@@ -30,7 +30,9 @@ class Batch:
     y_rows: Tensor  # [B, N, K] float32, labels of earlier rows that training reads, NaN where none; N is 0 elsewhere
     n_shared: int = 0  # the last columns of `x`, which all assets share
     block: int = 1  # so many windows in a row end at consecutive rows; B is a multiple of it
-    complete: bool = False  # every asset is known to be there in every window, and nobody has to look
+    complete: bool = (
+        False  # every asset is said to be there in every window, which `present` is then not asked
+    )
 
     def __len__(self) -> int:
         return len(self.x)

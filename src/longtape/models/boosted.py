@@ -71,7 +71,7 @@ class TreesConfig(WindowConfig):
 
 
 class Trees(ClosedForm):
-    """The sum of the trees of each target.
+    """Gradient-boosted trees on every number of the window; each target has its own.
 
     Nodes of a tree stand in rows of `feature`, `threshold`, `below` and `above` [S, R, N] (S scores, R trees, N nodes):
     from a node one goes to `below` where its feature is at most the threshold, else to `above`; a leaf leads to itself.

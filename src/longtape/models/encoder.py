@@ -40,9 +40,14 @@ class EncoderConfig(NetworkConfig):
     patch: int = Field(
         1, ge=1, description="bars joined into one token; the first is padded where it is short"
     )
-    positions: Literal["sinusoidal", "learned", "rotary", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = Field(
+        "sinusoidal", description="how a token is told its place; rotary turns queries and keys by it"
+    )
     calendar: bool = Field(False, description="add an embedding of the time at which each bar opens")
-    pooling: Literal["last", "mean", "class", "attention"] = "last"
+    pooling: Literal["last", "mean", "class", "attention"] = Field(
+        "last",
+        description="the newest token, the mean of all, a class token in front of them, or a learnt mean",
+    )
     static: list[str] = Field(
         [],
         description="features of which the newest row alone is read, beside the pooled vector, not as tokens",
@@ -197,18 +202,25 @@ class EncoderForecaster(Network):
     def forward(self, batch: Batch) -> Prediction:
         """The prediction at the end of every window."""
         scaled = self.scaling(batch.x)
-        tokens, factor = self._encode(batch, scaled)
-        vector = self.pooling(tokens[-1])
+        embedded, factor = self._embed(batch, scaled)
+        marks, dense = self._token_of(batch.marks), self.config.dense and self.training
+        if self.config.pooling == "last" and not self.training:  # of the last layer one token is read
+            tokens = self.transformer.newest(embedded, marks)
+        else:
+            tokens = self.transformer(embedded, marks)[-1]
+        vector = self.pooling(tokens)
         if self.beside is not None:
             vector = self.beside(vector, scaled[:, -1, self.static])
         made = self.predict(vector, scaled, batch.rows, factor)
-        if not (self.config.dense and self.training):
+        if not dense:
             return made
-        return replace(made, dense=self._dense(tokens[-1]), dense_weight=self.config.dense)
+        return replace(made, dense=self._dense(tokens), dense_weight=self.config.dense)
 
     def hidden_states(self, batch: Batch) -> list[Tensor]:
         """Tokens after each layer [B, N, d_model], the last ones normalised as the head sees them."""
-        return self._encode(batch, self.scaling(batch.x))[0]
+        embedded, _ = self._embed(batch, self.scaling(batch.x))
+        states: list[Tensor] = self.transformer(embedded, self._token_of(batch.marks))
+        return states
 
     def token_bars(self) -> Rows:
         own = np.arange(
@@ -230,8 +242,8 @@ class EncoderForecaster(Network):
         one[:, 0 if self.class_token is not None else -1] = 1.0
         return one
 
-    def _encode(self, batch: Batch, scaled: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Tokens after each layer, and by how much more than in training returns vary in each window [B, A, 1]."""
+    def _embed(self, batch: Batch, scaled: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens before the layers, and by how much more than in training returns vary in each window [B, A, 1]."""
         factor = None
         if self.window_norm is not None:
             scaled, deviation = self.window_norm(self.scaling.unlimited(batch.x))
@@ -241,10 +253,7 @@ class EncoderForecaster(Network):
             tokens = tokens + self.calendar(batch.calendar)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
-        states: list[Tensor] = self.transformer(
-            self.drop(self.positions(tokens)), self._token_of(batch.marks)
-        )
-        return states, factor
+        return self.drop(self.positions(tokens)), factor
 
     def _dense(self, tokens: Tensor) -> Prediction:
         """What each token says of its own row, [B·N, …]: the targets' training mean, and what the head adds."""

@@ -39,7 +39,7 @@ class EwmaConfig(VolatilityConfig):
 
 
 class Ewma(LastValue):
-    """h times the exponentially weighted mean of squared returns."""
+    """The exponentially weighted mean of squared returns, as many times as the horizon has bars."""
 
     Config = EwmaConfig
     title = "EWMA"

@@ -36,7 +36,7 @@ class InformerConfig(NetworkConfig):
         None, ge=1, description="newest bars that the decoder begins with; half of the lookback by default"
     )
     attention: str = Field("probsparse", description="mechanism, one of `longtape.attention.MECHANISMS`")
-    n_decoder_layers: int = Field(1, ge=1)
+    n_decoder_layers: int = Field(1, ge=1, description="layers of the decoder")
     decoder_attention: str | None = Field(
         None, description="mechanism of the decoder among its own steps; the encoder's by default"
     )
@@ -47,9 +47,13 @@ class InformerConfig(NetworkConfig):
     replicas: int = Field(
         0, ge=0, description="further encoders of half, a quarter, … of the window, each with one layer less"
     )
-    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "none"] = Field(
+        "sinusoidal", description="how a bar is told its place"
+    )
     calendar: bool = Field(True, description="add an embedding of the time at which each bar opens")
-    norm: Literal["pre", "post"] = "post"
+    norm: Literal["pre", "post"] = Field(
+        "post", description="where the layer norms stand: before each part of a layer, or after its residual"
+    )
 
     @property
     def known_steps(self) -> int:

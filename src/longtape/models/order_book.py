@@ -40,7 +40,9 @@ class OrderBookConfig(NetworkConfig):
         "snapshot", description="a token for each snapshot, or for each level of each side of each snapshot"
     )
     levels: int = Field(5, ge=1, description="levels of each side, as many as the feature book(…) gives")
-    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "none"] = Field(
+        "sinusoidal", description="how a snapshot is told its place"
+    )
     pooling: Literal["last", "mean", "attention"] = Field(
         "last", description="the newest snapshot, the mean of all tokens, or a learnt mean"
     )

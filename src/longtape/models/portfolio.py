@@ -52,9 +52,13 @@ class PortfolioConfig(NetworkConfig):
         description="all tokens in one sequence, where block_size counts moments (1 by default), or time within each"
         " asset and then exact attention across the assets of each moment",
     )
-    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "none"] = Field(
+        "sinusoidal", description="how a moment is told its place"
+    )
     calendar: bool = Field(False, description="add an embedding of the time at which each bar opens")
-    pooling: Literal["last", "mean", "attention"] = "last"
+    pooling: Literal["last", "mean", "attention"] = Field(
+        "last", description="of each asset: its newest token, the mean of its tokens, or a learnt mean"
+    )
 
     @property
     def n_tokens(self) -> int:

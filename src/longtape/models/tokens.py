@@ -50,7 +50,9 @@ class TokensConfig(TransformerConfig):
     n_spaced: int = Field(
         0, ge=0, description="tokens at regular intervals that are global, beside the class token"
     )
-    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "none"] = Field(
+        "sinusoidal", description="how a token is told its place"
+    )
 
     @property
     def n_tokens(self) -> int:

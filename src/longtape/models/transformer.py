@@ -19,15 +19,21 @@ class TransformerConfig(ModelConfig):
 
     attention: str = Field("bigbird", description="mechanism, one of `longtape.attention.MECHANISMS`")
     attention_options: dict[str, Any] = Field(default_factory=dict, description="options of the mechanism")
-    d_model: int = Field(64, ge=1)
-    n_heads: int = Field(4, ge=1)
-    n_layers: int = Field(2, ge=1)
+    d_model: int = Field(64, ge=1, description="width of a token")
+    n_heads: int = Field(4, ge=1, description="attention heads; d_model is a multiple of them")
+    n_layers: int = Field(2, ge=1, description="layers of the transformer")
     d_ff: int | None = Field(
         None, ge=1, description="width of the feed-forward layer; 4 × d_model by default"
     )
-    dropout: float = Field(0.1, ge=0, lt=1)
-    norm: Literal["pre", "post"] = "pre"
-    gradient_checkpointing: bool = False
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of features left out by chance in a training pass"
+    )
+    norm: Literal["pre", "post"] = Field(
+        "pre", description="where the layer norms stand: before each part of a layer, or after its residual"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="layers are computed again in the backward pass, which saves memory"
+    )
 
     @property
     def n_tokens(self) -> int:
@@ -103,14 +109,30 @@ class EncoderLayer(nn.Module):
         self.feed_forward = feed_forward(config)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """[B, N, d_model], global positions [B, G] and visible [B, N] (False: no token) → [B, N, d_model]."""
-        extra = {} if marks is None else {"global_positions": marks}
+    def forward(
+        self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None, newest: bool = False
+    ) -> Tensor:
+        """[B, N, d_model], global positions [B, G] and visible [B, N] (False: no token) → [B, N, d_model].
+
+        newest: the last token alone, [B, 1, d_model].
+        """
+        kept = x[:, -1:] if newest else x
         if self.pre_norm:
-            x = x + self.attention(self.norm1(x), visible, **extra)
+            x = kept + self._attend(self.norm1(x), marks, visible, newest)
             return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self.attention(x, visible, **extra))
+        x = self.norm1(kept + self._attend(x, marks, visible, newest))
         return self.norm2(x + self.feed_forward(x))
+
+    def _attend(self, x: Tensor, marks: Tensor | None, visible: Tensor | None, newest: bool) -> Tensor:
+        """With `newest`, one query where the mechanism can ask with one, else the last of all."""
+        extra = {} if marks is None else {"global_positions": marks}
+        if not newest:
+            out: Tensor = self.attention(x, visible, **extra)
+            return out
+        if self.attention.capabilities.newest:
+            alone: Tensor = self.attention(x, visible, newest=True)
+            return alone
+        return self.attention(x, visible, **extra)[:, -1:]
 
 
 class Transformer(nn.Module):
@@ -133,6 +155,14 @@ class Transformer(nn.Module):
             x = saving(self.checkpointing, layer, x, marks, visible)
             states.append(x)
         return [*states[:-1], self.norm(states[-1])]
+
+    def newest(self, x: Tensor, marks: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """The last token after all layers, [B, 1, d_model]: of the last layer nothing else is computed."""
+        *before, last = self.layers
+        for layer in before:
+            x = layer(x, marks, visible)
+        out: Tensor = self.norm(last(x, marks, visible, newest=True))
+        return out
 
 
 def saving(memory: bool, layer: nn.Module, *inputs: Any) -> Tensor:

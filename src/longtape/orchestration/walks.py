@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from longtape.core.errors import UserError
+from longtape.core.files import make_folder
 from longtape.core.progress import say
 from longtape.evaluation.walk_forward import begin_plan, fold_path, plan_folds, write_fold
 from longtape.experiment import Experiment, parse_experiment
@@ -83,7 +84,7 @@ def fit_fold(folder: Path, experiment: str, config: dict[str, Any], number: int,
     if not path.exists():
         fold = folds[number - 1]
         training = RunFolder(folder / "training")
-        training.root.mkdir(exist_ok=True)
+        make_folder(training.root)
         write_fold(data.pipeline.fit_in(training, panel, fold), panel, fold, path)
     return len(folds[number - 1].test)
 

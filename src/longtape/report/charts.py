@@ -19,7 +19,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
 Shape = Literal["line", "step", "bars", "dots"]
-MOST_POINTS = 20_000  # of a series: a page of several charts stays small, and panning stays smooth
+MOST_POINTS = 40_000  # of a series: a page of several charts stays small, and panning stays smooth
 ROLES = ("accent", "c2", "c3", "c4", "c5", "c6", "muted")
 
 
@@ -87,7 +87,6 @@ class Chart:
     log_x: bool = False
     group: str = ""  # charts of one group are panned and zoomed together
     y_range: tuple[float, float] | None = None
-    whole_days: bool = False
 
     @property
     def legend(self) -> list[tuple[str, str, str]]:
@@ -161,7 +160,7 @@ class Drawn:
             "rules": [{"value": r.value, "axis": r.axis, "color": r.color} for r in chart.rules],
             "spans": [_numbers(np.array(span))[0].tolist() for span in chart.spans],
             "xTitle": chart.x_title, "yTitle": chart.y_title, "height": chart.height, "log": chart.log,
-            "logX": chart.log_x, "group": chart.group, "yRange": chart.y_range, "days": chart.whole_days,
+            "logX": chart.log_x, "group": chart.group, "yRange": chart.y_range,
         }  # fmt: skip
         self.charts.append(content)
         return len(self.charts) - 1

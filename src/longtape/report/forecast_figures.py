@@ -32,9 +32,9 @@ def next_price(prices: pl.DataFrame, newest: pl.DataFrame, bounds: Mapping[float
     """The last closes of a symbol, then its forecasts as prices with a band for each level. prices: `known_at, close`;
     newest: its newest rows; bounds: the names of each level's bounds, log returns.
 
-    Of a volatility the prices one deviation up and down; of classes and weights the closes alone.
+    Of a volatility the prices one deviation up and down.
     """
-    steps = _price_steps(newest)
+    steps = price_steps(newest)
     before, ahead = times(prices["known_at"]), times(steps["end"])
     start = float(prices["close"][-1])
     x = np.concatenate([before, ahead])
@@ -58,8 +58,8 @@ def next_price(prices: pl.DataFrame, newest: pl.DataFrame, bounds: Mapping[float
     return Chart(x, "price", lines, bands, height=320)
 
 
-def _price_steps(newest: pl.DataFrame) -> pl.DataFrame:
-    """The rows that can be said in prices, by horizon: returns, or, where there are none, the volatility."""
+def price_steps(newest: pl.DataFrame) -> pl.DataFrame:
+    """The newest rows of a symbol that can be said in prices, by horizon: returns or, without any, volatility."""
     ended = newest.filter(pl.col("end").is_not_null())
     returns = ended.filter(pl.col("price").is_not_null())
     steps = returns if returns.height else ended.filter(pl.col("kind") == "volatility")

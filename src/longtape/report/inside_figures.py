@@ -50,28 +50,40 @@ def most_attended(times: Times, closes: Array, share: Array) -> Chart:
 
 
 def context_lengths(rows: Sequence[Mapping[str, Any]], value: str) -> Chart:
-    """Loss (with its deviation over seeds) or a cost against lookback, by mechanism; the best baseline dotted. Rows of
-    one target: `attention, lookback` (none: a baseline)`, loss, ± seeds` and costs.
+    """Loss (with its deviation over seeds) or a cost by lookback and mechanism; the best baseline dashed. Rows of one
+    target: `attention`, `lookback` (none: a baseline), `loss`, `± seeds` and costs.
     """
     settings = [row for row in rows if row.get("lookback") is not None and row.get(value) is not None]
-    lookbacks = np.unique([float(row["lookback"]) for row in settings])
-    lines, marks = [], []
+    lookbacks = sorted({int(row["lookback"]) for row in settings})
+    places = np.arange(float(len(lookbacks)))
+    lines, marks, ends = [], [], []
     for role, name in zip(
         ROLES * len(settings), dict.fromkeys(row["attention"] for row in settings), strict=False
     ):
-        own = {float(row["lookback"]): row for row in settings if row["attention"] == name}
-        y = np.array([own[x][value] if x in own else np.nan for x in lookbacks], float)
-        spread = np.array([(own[x].get("± seeds") or 0.0) if x in own else 0.0 for x in lookbacks], float)
+        own = {int(row["lookback"]): row for row in settings if row["attention"] == name}
+        y, spread = (np.array([_of(own, x, key) for x in lookbacks]) for key in (value, "± seeds"))
+        reach = np.nan_to_num(spread) if value == "loss" else np.zeros(len(y))
         lines.append(Series(name, y, role))
-        bars = (y - spread, y + spread) if value == "loss" else (None, None)
-        marks.append(Marks("", lookbacks, y, role, size=3.5, lower=bars[0], upper=bars[1]))
+        marks.append(Marks("", places, y, role, size=3.5, lower=y - reach, upper=y + reach))
+        ends += [y - reach, y + reach]
     baselines = [row for row in rows if row.get("lookback") is None and row.get("loss") is not None]
     rules = []
     if value == "loss" and baselines:
         best = min(baselines, key=lambda row: row["loss"])
         rules = [Rule(best["loss"], name=best["attention"])]
-        lines.append(
-            Series("", np.full(len(lookbacks), best["loss"]), "muted", width=0.0)
-        )  # the axis reaches it
-    return Chart(lookbacks, value, lines, marks=marks, rules=rules, x_title="lookback, bars", log_x=len(lookbacks) > 1,
-                 log=value != "loss" and len(lookbacks) > 1, height=240)  # fmt: skip
+        ends.append(np.array([best["loss"]]))
+    names = [f"{one:,}" for one in lookbacks]
+    return Chart(names, value, lines, marks=marks, rules=rules, x_title="lookback, bars", height=240,
+                 y_range=_room_about(np.concatenate(ends)))  # fmt: skip
+
+
+def _of(own: Mapping[int, Mapping[str, Any]], lookback: int, key: str) -> float:
+    found = own.get(lookback, {}).get(key)
+    return float("nan") if found is None else float(found)
+
+
+def _room_about(values: Array) -> tuple[float, float]:
+    """A range that holds all values with some room."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    room = 0.08 * (high - low) or 0.5
+    return low - room, high + room

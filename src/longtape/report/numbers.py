@@ -126,7 +126,8 @@ def _decimals(sizes: Sequence[float]) -> int | None:
     if not sizes:
         return 0
     size = math.floor(math.log10(sorted(sizes)[len(sizes) // 4]))
-    return None if size < -3 or size > 9 else max(0, min(4, 2 - size))
+    most = 5 if max(sizes) < 0.1 else 4
+    return None if size < -3 or size > 9 else max(0, min(most, 2 - size))
 
 
 def _is_number(value: Any) -> bool:

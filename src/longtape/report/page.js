@@ -44,6 +44,7 @@
     const midnight = seconds % 86400 === 0;
     if (step >= 364 * 86400) return `${year}`;
     if (step >= 27 * 86400) return first || at.getUTCMonth() === 0 ? `${month} ${year}` : month;
+    if (step >= 5 * 86400 && first) return `${day} ${month} ${year}`;
     if (step >= 86400 || midnight) return `${day} ${month}`;
     return at.toISOString().slice(11, step < 60 ? 19 : 16);
   }
@@ -60,7 +61,8 @@
   function seriesOf(chart) {
     const lines = chart.series.map((one) => ({
       label: one.name, stroke: color(one.color), width: one.width, dash: one.dash ? [5, 4] : undefined,
-      fill: one.fill ? pale(one.color, 0.18) : undefined, points: { show: false }, ...SHAPES[one.shape](one),
+      fill: one.fill ? pale(one.color, 0.18) : undefined,
+      points: { show: array(one.y).filter((v) => v != null).length === 1, size: 6, fill: color(one.color) }, ...SHAPES[one.shape](one),
     }));
     const edge = (name) => ({ label: name, stroke: "transparent", width: 0, points: { show: false } });
     return [{}, ...chart.bands.flatMap((one) => [edge(one.name), edge(one.name)]), ...lines, edge("")];
@@ -74,7 +76,7 @@
 
   function axesOf(chart) {
     const look = { stroke: color("muted"), font: "12px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: color("line"), width: 1 } };
-    const x = { ...look, size: 30, grid: { show: chart.kind !== "category", stroke: color("line"), width: 1 } };
+    const x = { ...look, size: 24, grid: { show: chart.kind !== "category", stroke: color("line"), width: 1 } };
     if (chart.kind === "category") {
       x.splits = () => chart.labels.map((_, n) => n);
       x.values = (u, splits) => {
@@ -86,6 +88,7 @@
       x.space = 62;
     } else {
       x.values = (u, splits) => splits.map((v) => number(v));
+      if (!chart.logX && array(chart.x).every(Number.isInteger)) x.incrs = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
     }
     const y = {
       ...look,
@@ -220,7 +223,7 @@
     u.tip.hidden = rows.length === 0;
     if (!rows.length) return;
     const x = u.data[0][n];
-    const head = chart.kind === "time" ? moment(x, chart.days) : chart.kind === "category" ? chart.labels[x] : number(x);
+    const head = chart.kind === "time" ? moment(x, array(chart.x).every((v) => v % 86400 === 0)) : chart.kind === "category" ? chart.labels[x] : number(x);
     u.tip.replaceChildren(Object.assign(document.createElement("b"), { textContent: head }), ...rows);
     const left = u.cursor.left, beyond = left > u.over.clientWidth / 2;
     u.tip.style.left = beyond ? "" : left + 14 + "px";

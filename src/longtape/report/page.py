@@ -22,13 +22,14 @@ from longtape.report.charts import Chart, Drawn
 from longtape.report.glossary import GLOSSARY, explained
 from longtape.report.numbers import column_format, plain, typeset
 
+_LONG = 48  # characters of a cell, beyond which it is broken
 Tone = Literal["good", "bad", "neutral"]
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows under a heading; with `own_first` the first row is set off as the model's own. A row's value under `tone`
-    colours it. More than `shown` rows are folded away.
+    colours it. More than `shown` rows are folded away. On a narrow screen `stacked` ones stand cell under cell.
     """
 
     heading: str
@@ -36,6 +37,7 @@ class Table:
     content: Sequence[Mapping[str, Any]]
     own_first: bool = False
     shown: int = 12
+    stacked: bool = False
     kind: ClassVar[str] = "table"
 
     @property
@@ -59,10 +61,15 @@ class Table:
         return [str(row.get("tone", "")) for row in self.content]
 
     @property
-    def wordy(self) -> list[bool]:
-        """Which columns hold words, and stand to the left."""
-        numeric = (int, float, type(None))
-        return [not all(isinstance(row.get(name), numeric) for row in self.content) for name in self.columns]
+    def classes(self) -> list[str]:
+        """How each column stands: numbers to the right, `words` to the left, `long` ones on several lines."""
+        return [self._class_of([row.get(name) for row in self.content]) for name in self.columns]
+
+    @staticmethod
+    def _class_of(values: Sequence[Any]) -> str:
+        if all(isinstance(value, int | float | None) for value in values):
+            return "number"
+        return "words long" if max(len(str(value)) for value in values) > _LONG else "words"
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,7 @@ def render(page: Page) -> str:
         page=page, sections=sections, chart=drawn.add, drawn=drawn, glossary=GLOSSARY,
         style=_asset("vendor/uPlot.css") + _asset("page.css"),
         scripts=[_asset("vendor/uPlot.js"), _asset("page.js")],
-    )  # fmt: skip
+    ).lstrip()  # fmt: skip
 
 
 def _asset(name: str) -> str:

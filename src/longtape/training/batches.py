@@ -47,7 +47,6 @@ class BatchSource:
             y_rows=self._earlier_labels(origins),
             n_shared=panel.n_shared,
             block=self.block,
-            complete=self.all_present,
         )
 
     def batches(self, order: Iterable[Rows]) -> Iterator[Batch]:

@@ -23,10 +23,12 @@ class TrainingConfig(BaseModel):
     validation_stride: int = Field(
         1, ge=1, description="every how many validation windows the loss is measured on"
     )
-    learning_rate: float = Field(1e-3, gt=0)
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    weight_decay: float = Field(0.01, ge=0)
-    schedule: Literal["onecycle", "cosine", "cosine_restarts", "plateau", "halving", "constant"] = "onecycle"
+    learning_rate: float = Field(1e-3, gt=0, description="the highest rate of the schedule")
+    optimizer: Literal["adamw", "adam"] = Field("adamw", description="what turns gradients into steps")
+    weight_decay: float = Field(0.01, ge=0, description="pull of the weights towards zero")
+    schedule: Literal["onecycle", "cosine", "cosine_restarts", "plateau", "halving", "constant"] = Field(
+        "onecycle", description="course of the learning rate"
+    )
     warmup: float = Field(
         0.1, ge=0, lt=1, description="share of the steps in which the rate first rises, with every schedule"
     )
@@ -51,7 +53,9 @@ class TrainingConfig(BaseModel):
         "float32", description="of matrix products; weights and losses stay float32"
     )
     compile: bool = Field(False, description="torch.compile; on a CPU it needs a C++ compiler")
-    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "cpu", description="where the model is trained; auto: CUDA where there is some"
+    )
     checkpoint_seconds: float = Field(60.0, gt=0, description="how often a running epoch is saved")
     tensorboard: bool = Field(False, description="curves for TensorBoard in the run's folder")
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from longtape.core.errors import UserError
-from longtape.core.files import atomic_path, read_json, write_json, write_text
+from longtape.core.files import atomic_path, make_folder, read_json, write_json, write_text
 from longtape.features.splits import Periods
 from longtape.models.base import ModelInputs
 from longtape.training.checkpoint import load_weights, save_weights
@@ -67,7 +67,7 @@ class RunFolder:
         """Make the folder of a new run, marked unfinished; UserError where something is there already."""
         folder = cls(root)
         folder.refuse_existing()
-        folder.root.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.root)
         write_text(folder.root / "experiment.yaml", experiment_yaml)
         head = {"status": UNFINISHED, "version": VERSION}
         write_json(

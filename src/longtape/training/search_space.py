@@ -12,9 +12,11 @@ class SearchRange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    low: int | float
-    high: int | float
-    step: int | float | None = Field(None, gt=0)
+    low: int | float = Field(description="the smallest")
+    high: int | float = Field(description="the largest")
+    step: int | float | None = Field(
+        None, gt=0, description="from one to the next; any number where left out"
+    )
     log: bool = Field(False, description="every factor is as likely as every other")
 
     @model_validator(mode="after")

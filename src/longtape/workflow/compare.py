@@ -22,7 +22,7 @@ import yaml
 
 from longtape.attention import mechanism_class
 from longtape.core.errors import UserError
-from longtape.core.files import atomic_path, read_json, write_json
+from longtape.core.files import atomic_path, make_folder, read_json, write_json
 from longtape.core.memory import peak_memory
 from longtape.core.progress import say
 from longtape.evaluation.skill import scored
@@ -222,7 +222,7 @@ def run_compare(
     asked = {"mechanisms": [s.mechanism for s in settings], "lookbacks": list(lookbacks), "seeds": seeds}
     begin_plan(out, {"experiment": document, "fingerprints": data.fingerprints, **asked}, resume)
     folder = out / "cells"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     left = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
     run_jobs(partial(run_cell, document, longest, str(folder)), left)
     made = _judged(out, data, split, settings, [experiment.seed + n for n in range(seeds)])

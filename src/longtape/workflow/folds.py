@@ -13,6 +13,7 @@ from longtape.experiment import Experiment
 from longtape.features.splits import WalkForwardConfig
 from longtape.report.text import TextTable
 from longtape.training.execution import Execution
+from longtape.training.run_folder import versions
 from longtape.workflow.data import RunData, last_closes
 from longtape.workflow.pages.run import write_walk_report
 from longtape.workflow.pages.subject import Subject
@@ -48,7 +49,11 @@ def run_walk_forward(
     if results.account is not None:
         write_frame(results.account.equity, made.root / "equity.parquet")
     write_json(made.root / "metrics.json", results.to_dict() | {"folds": walked.table()})
-    subject = Subject(experiment, data.bars, results, last_closes(walked.panel, PRICES), root=made.root)
+    command = (
+        f"longtape walk-forward EXPERIMENT --folds {config.n_folds} --window {config.window} --out AGAIN"
+    )
+    prices, facts = last_closes(walked.panel, PRICES), data.facts() | {"versions": versions()}
+    subject = Subject(experiment, data.bars, results, prices, facts, command=command)
     write_walk_report(made.root / "report.html", subject, walked.table())
     return made
 

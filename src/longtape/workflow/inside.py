@@ -25,7 +25,7 @@ from longtape.workflow.explain import Records, Study, most_attended
 Array = npt.NDArray[np.float64]
 _TOKENS = 32_768  # over which losses are taken: windows × tokens of each
 _WINDOWS = 32
-_LONGEST = 16_384  # tokens through which attention is followed
+_LONGEST = 16_384  # tokens of a window that is looked at
 _WEIGHTS = 2**19  # of a layer that a map holds
 _CELLS = 96  # of a drawn map, each way
 
@@ -60,13 +60,14 @@ def look_inside(model: Model, panel: Panel, test: Rows, bars: Sequence[MarketRow
     missing: dict[str, str] = {}
     for name, part in _PARTS.items():
         try:
-            if name != "occlusion" and tokens > _LONGEST:
+            if tokens > _LONGEST:
                 raise UserError(
                     f"{tokens:,} tokens take longer than a report should; longtape explain looks at them"
                 )
             found |= part(study)
         except UserError as reason:
-            missing[name] = str(reason)
+            if name != "who looks at whom":  # models of one asset have nothing to miss there
+                missing[name] = str(reason)
     return Inside(len(origins), time.perf_counter() - began, missing=missing, **found)
 
 

@@ -469,7 +469,7 @@ class Run(Shown):
             read_json(audited) if audited.exists() else None,
             self.folder.histories,
             self._inside() if inside else None,
-            root=self.root,
+            command=f"longtape run {self.root}/experiment.yaml --out AGAIN",
         )
 
     def _inside(self) -> Inside | None:

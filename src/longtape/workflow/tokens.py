@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from longtape.core import scoring
 from longtape.core.classification import confusion, macro_f1
 from longtape.core.errors import UserError
-from longtape.core.files import atomic_path, read_json, write_json, write_text
+from longtape.core.files import atomic_path, make_folder, read_json, write_json, write_text
 from longtape.core.progress import say
 from longtape.evaluation.skill import MODEL
 from longtape.experiment import apply_override, one_line, read_yaml
@@ -56,11 +56,11 @@ class TokenExperiment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("tokens", pattern=r"^[\w .\-]{1,80}$")
-    seed: int = Field(0, ge=0)
-    data: TokenFile
-    model: TokensConfig
-    training: TrainingConfig = TrainingConfig()
+    name: str = Field("tokens", pattern=r"^[\w .\-]{1,80}$", description="what pages and tables call it")
+    seed: int = Field(0, ge=0, description="of everything that is drawn: weights, order of windows, dropout")
+    data: TokenFile = Field(description="where the sequences come from")
+    model: TokensConfig = Field(description="an encoder of token ids")
+    training: TrainingConfig = Field(TrainingConfig(), description="how the model is fitted")
 
     @model_validator(mode="after")
     def _trained_once(self) -> TokenExperiment:
@@ -144,7 +144,7 @@ def _open_folder(root: Path, experiment: TokenExperiment, data: TokenData, resum
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root}: is there already and not empty; go on with --resume or name another folder")
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     write_text(root / "experiment.yaml", experiment.to_yaml())
     facts = {"seed": experiment.seed, "fingerprint": data.fingerprint, "versions": versions()}
     write_json(root / "run.json", {"status": UNFINISHED, **facts})

@@ -135,7 +135,10 @@ def read_raw(path: str | Path, config: FileConfig | None = None) -> pl.DataFrame
     frame = _valued(chosen, config, origin)
     times = to_utc(frame["timestamp"], origin, config.time_format, config.time_zone or chosen.zone)
     symbols = [pl.col("symbol").cast(pl.String)] if "symbol" in frame.columns else []
-    return _complete(frame.with_columns(times, *symbols))
+    frame = _complete(frame.with_columns(times, *symbols))
+    if config.drop_empty:
+        frame = _with_a_price(frame)
+    return frame.reverse() if config.newest_first else frame
 
 
 def only_symbol(frame: pl.DataFrame, symbol: str, origin: str) -> pl.DataFrame:
@@ -258,7 +261,7 @@ def _as_bars(
     instrument = Instrument(facts["source"], facts["category"], symbol, calendar=facts["calendar"])
     frame = _complete(frame.drop("symbol", strict=False))
     if config.drop_empty:
-        frame = frame.filter(~pl.all_horizontal(pl.col(PRICES).is_null() | pl.col(PRICES).is_nan()))
+        frame = _with_a_price(frame)
     if frame.height == 0:
         raise UserError(f"{origin}: no row of it has a price")
     frame, silence = _without_silence(frame)
@@ -300,6 +303,10 @@ def _complete(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(
         pl.lit(None, pl.Float64).alias(n) for n in COLUMNS[1:] if n not in frame.columns
     )
+
+
+def _with_a_price(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.filter(~pl.all_horizontal(pl.col(PRICES).is_null() | pl.col(PRICES).is_nan()))
 
 
 def _without_silence(frame: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:

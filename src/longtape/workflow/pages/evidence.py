@@ -31,9 +31,8 @@ def evidence(subject: Subject) -> Section:
     if judgement is not None:
         said = [("Can it be?", one) for one in _doubts(results)]
         said += [(_ABOUT[about], sentence) for about, sentence in judgement.evidence]
-        blocks.append(
-            Table("Trading", "", [{"question": about, "answer": sentence} for about, sentence in said])
-        )
+        rows = [{"question": about, "answer": sentence} for about, sentence in said]
+        blocks.append(Table("Trading", "", rows, stacked=True))
     elif doubts := _doubts(results):
         blocks.append(Table("Can it be?", "", [{"answer": one} for one in doubts]))
     blocks.append(_forecasts(results))
@@ -51,12 +50,12 @@ def _forecasts(results: Results) -> Table:
     caption = (
         "Every window of the test period is scored, beside the best of the baselines by its headline score."
     )
-    return Table("Forecasts", caption, rows, shown=14)
+    return Table("Forecasts", caption, rows, shown=14, stacked=True)
 
 
 def _forecast_row(one: Standing, results: Results) -> dict[str, Any]:
     covered = [row for row in results.coverage if f"{row['symbol']} {row['target']}" == one.name]
-    level = covered[0]["level"] if covered else 0.0
+    level = results.coverage[0]["level"] if results.coverage else 0.0
     shares = [row["coverage"] for row in covered if row["level"] == level]
     held = percent(sum(shares) / len(shares)) if shares else "–"
     sure = one.is_scored and one.is_sure and not one.is_tie
@@ -78,8 +77,7 @@ def _forecast_row(one: Standing, results: Results) -> dict[str, Any]:
 def _audit(found: Mapping[str, Any] | None) -> Table:
     caption = "The data are cut and changed after many times, and the first bars too; what was decided must not move."
     if found is None:
-        rows: list[dict[str, Any]] = [{"question": "Look-ahead was not audited; longtape audit does it."}]
-        return Table("Audit for look-ahead", "", rows)
+        return Table("Audit for look-ahead", "Not audited; longtape audit does it.", [])
     rows = [
         {
             "question": check["question"],

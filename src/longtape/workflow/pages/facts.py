@@ -50,8 +50,8 @@ def _facts(subject: Subject) -> dict[str, Any]:
     facts, experiment = subject.facts, subject.experiment
     windows = ", ".join(f"{count:,} {name}" for name, count in facts["windows"].items())
     seconds = sum(history[-1].get("seconds", 0.0) for history in subject.histories if history)
-    told: dict[str, Any] = {"command to repeat it": _command(subject), "seed": str(facts["seed"])}
-    told |= {"training took": duration(seconds), **_memory(facts)}
+    told: dict[str, Any] = {"command to repeat it": subject.command, "seed": str(facts["seed"])}
+    told |= ({"training took": duration(seconds)} if seconds else {}) | _memory(facts)
     told |= {f"fingerprint of {key}": value for key, value in facts["fingerprints"].items()}
     told |= {
         "windows": windows,
@@ -63,10 +63,6 @@ def _facts(subject: Subject) -> dict[str, Any]:
         told["costs"] = ", ".join(f"{name} {value}" for name, value in costs.items() if value is not None)
     told["versions"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return told
-
-
-def _command(subject: Subject) -> str:
-    return f"longtape run {(subject.root or '.')}/experiment.yaml --out AGAIN"
 
 
 def _memory(facts: Mapping[str, Any]) -> dict[str, str]:

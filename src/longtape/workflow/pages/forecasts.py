@@ -15,6 +15,11 @@ from longtape.report.numbers import fixed, percent
 from longtape.report.page import Block, Figure, Grid, Section, Table, Tabs
 from longtape.workflow.pages.subject import Subject
 
+_ALIKE = Table(
+    "Predicted and realised",
+    "All forecasts are the same: there is nothing to hold against what happened.",
+    [],
+)
 _TABS = 12  # symbols and targets that have figures of their own
 _BARS = 90  # of the past in front of the next forecast, or three times the longest horizon
 
@@ -40,7 +45,7 @@ def _next_prices(subject: Subject) -> list[Block]:
     for (symbol,), own in subject.newest.group_by("symbol", maintain_order=True):
         bars = max(_BARS, 3 * max(own["horizon"].to_list()))
         prices = subject.prices.filter(pl.col("symbol") == symbol).tail(bars)
-        if prices.height > 1 and own["end"].null_count() < own.height:
+        if prices.height > 1 and draw.price_steps(own).height:
             chart = draw.next_price(prices, own, subject.bounds)
             figures[str(symbol)] = [
                 Figure(f"Next price of {symbol}", "The last closes and the newest forecast.", chart)
@@ -97,7 +102,7 @@ def _agreement_and_coverage(
     subject: Subject, kind: TargetKind, known: pl.DataFrame, symbol: str, target: str
 ) -> Grid:
     rows = [r for r in subject.results.coverage if (r["symbol"], r["target"]) == (symbol, target)]
-    blocks: list[Block] = [_agreement(kind, known)]
+    blocks: list[Block] = [_agreement(kind, known)] if known["mean"].n_unique() > 1 else [_ALIKE]
     if rows:
         caption = (
             "Share of what happened that lay inside the intervals, with the bounds of a block bootstrap."

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 
 from longtape.report import inside_figures as draw
-from longtape.report.numbers import duration, percent, significant
+from longtape.report.numbers import duration, fixed
 from longtape.report.page import Bar, Bars, Block, Figure, Grid, Heat, Section, Table
 from longtape.workflow.inside import Inside
 from longtape.workflow.pages.subject import Subject
+
+_COMPARED = ("target", "attention", "lookback", "loss", "± seeds", "difference", "p, Holm", "training s",
+             "ms a forecast", "memory MB")  # fmt: skip
 
 
 def inside(subject: Subject) -> Section:
@@ -48,7 +51,10 @@ def _most(found: Inside) -> list[Block]:
         return []
     caption = "The newest window; larger dots: more of that bar reaches the forecast (attention rollout)."
     chart = draw.most_attended(found.times, found.closes, found.reached)
-    rows = [{**row, "share": percent(row["share"])} for row in found.most]
+    rows = [
+        {("share %" if k == "share" else k): 100 * v if k == "share" else v for k, v in row.items()}
+        for row in found.most
+    ]
     told = "And how large their return, range and volume are among those of the window (1: the largest)."
     return [Figure("Most attended bars", caption, chart), Table("", told, rows)]
 
@@ -56,11 +62,16 @@ def _most(found: Inside) -> list[Block]:
 def _occlusion(found: Inside) -> list[Block]:
     if not found.occlusion:
         return []
+    largest = max(abs(row["effect"]) for row in found.occlusion)
+    decimals = max(0, 2 - int(np.floor(np.log10(largest)))) if largest else 0
     bars = [
-        Bar(f"{row['without']} back", row["effect"], significant(row["effect"], 2), row["from"], row["to"],
+        Bar(f"{row['without']} back", row["effect"], fixed(row["effect"], decimals), row["from"], row["to"],
             "accent" if row["from"] > 0 else "muted")
         for row in found.occlusion
     ]  # fmt: skip
+    if not any(row["effect"] for row in found.occlusion):
+        nothing = "Whatever bars are taken away, no loss changes: what was kept of the model does not read the window."
+        return [Table("Occlusion by distance", nothing, [])]
     caption = (
         f"By how much the loss of {found.windows} windows rises when these bars are taken away, with its 95 % interval;"
         " coloured where it is above zero."
@@ -71,7 +82,7 @@ def _occlusion(found: Inside) -> list[Block]:
 def _maps(found: Inside) -> list[Block]:
     maps, places = dict(list(found.maps.items())[:12]), found.places
     across = "looked at, the newest at the right"
-    caption = f"Down: who looks, the newest at the bottom; across: {across}. Darker: more."
+    caption = f"Down: who looks, the newest at the bottom; across: {across}. Stronger colour: more."
     blocks: list[Block] = [Heat("Attention maps", caption, maps)] if maps else []
     if places:
         named = ", ".join(found.names) if len(found.names) <= 12 else f"{found.names[0]} to {found.names[-1]}"
@@ -104,4 +115,5 @@ def compared(found: Mapping[str, Any]) -> list[Block]:
     time = Figure(
         "Context lengths: time", "Seconds of training.", draw.context_lengths(of_first, "training s")
     )
-    return [Grid([*figures, time]), Table("Context lengths compared", " ".join(found["notes"]), rows)]
+    told = [{name: row.get(name) for name in _COMPARED} for row in rows]
+    return [Grid([*figures, time]), Table("Context lengths compared", " ".join(found["notes"]), told)]

@@ -38,8 +38,9 @@ def _write(path: str | Path, subject: Subject, title: str, further: Sequence[Sec
     page = Page(
         title, asked(subject), verdicts(subject.results, subject.audit), top(subject), [*sections, *further]
     )
-    _draw_panels(Path(path), subject)
-    return write(path, page)
+    written = write(path, page)
+    _draw_panels(written, subject)
+    return written
 
 
 def _draw_panels(path: Path, subject: Subject) -> None:

@@ -101,7 +101,7 @@ def _what_differs(subjects: Named) -> list[Block]:
 
 
 def _short(value: Any) -> str:
-    text = "–" if value is None else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -124,9 +124,10 @@ def _forecast_row(run: str, one: Subject, name: str, made: Named) -> dict[str, A
     p = None if run == first else _p_value(made[first].results.forecasts, one.results.forecasts, name)
     return {
         "run": run,
-        stands.measure: stands.own,
+        "score": stands.measure,
+        "its own": significant(stands.own),
         "best baseline": stands.baseline or "–",
-        "its score": significant(stands.best),
+        "the baseline's": significant(stands.best),
         "reads as": stands.words.replace(" of the best baseline", "").replace(" the best baseline", ""),
         **(
             {"coverage": f"{percent(covered[0]['coverage'])} of {percent(covered[0]['level'], 0)}"}

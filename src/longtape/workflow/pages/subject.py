@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -30,7 +29,7 @@ class Subject:
     histories: Sequence[Sequence[Mapping[str, float]]] = ()
     inside: Inside | None = None
     compared: Mapping[str, Any] | None = None  # of compare.json
-    root: Path | None = None  # the run's folder
+    command: str = ""  # that repeats it
 
     @property
     def level(self) -> float:

@@ -62,10 +62,13 @@ def _newest(subject: Subject) -> list[Block]:
         return []
     rows = [_row(own, subject.level) for _, own in newest.group_by("symbol", maintain_order=True)]
     made = _moment(subject, newest["known_at"].max())
-    caption = (
-        f"Made at {made} UTC, past the end of the data{_until(subject)}. {_bracket(newest, subject.level)}"
-    )
-    return [Table("Next forecast", caption.strip(), rows, shown=8)]
+    said = [
+        f"Made at {made} UTC, past the end of the data{_until(subject)}.",
+        _bracket(newest, subject.level),
+    ]
+    if newest.height > newest.select("symbol", "target").unique().height:
+        said.append("Of many steps the last one.")
+    return [Table("Next forecast", " ".join(filter(None, said)), rows, shown=8, stacked=True)]
 
 
 def _until(subject: Subject) -> str:
