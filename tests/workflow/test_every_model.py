@@ -97,6 +97,11 @@ def test_its_graph_gives_the_forecast_of_the_run_or_is_refused_in_one_line(made,
     assert np.allclose(forecast, np.concatenate(own), rtol=1e-4, atol=1e-7)
 
 
+def test_it_sees_nothing_that_comes_after(made):
+    found = made.audit(n_cuts=1, n_feature_cuts=1, n_origins=4)
+    assert found.passed, found
+
+
 def test_the_command_writes_both_files_and_names_mistakes_in_one_line(folder, tmp_path, capsys):
     made = train(parse_experiment(described(folder, "ar1"), "ar1.yaml"), tmp_path / "run")
     out = tmp_path / "model.onnx"

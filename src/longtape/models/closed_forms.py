@@ -189,6 +189,16 @@ class LastValue(ClosedForm):
     Config: ClassVar[type[ModelConfig]] = MovesOrVolatilityConfig
     title = "last value"
 
+    @property
+    def rows_read(self) -> int:
+        """Bars up to the origin whose moves are read."""
+        return max(target.horizon for target in self.inputs.targets)
+
+    @property
+    def reach(self) -> int:
+        """The window, or those bars and the close before them."""
+        return max(self.config.lookback, 1 + self.rows_read)
+
     def row_inputs(self, panel: Panel) -> Array:
         """[T, K]: the last return over each horizon; of a volatility, the sum of its squared returns."""
         targets = self.inputs.targets
@@ -249,9 +259,8 @@ class SeasonalNaive(LastValue):
         self.season = season_rows(self.config.season, inputs.interval, inputs.calendar)
 
     @property
-    def reach(self) -> int:
-        """The longest way back, and the close before it."""
-        return 1 + max(self._rows_back(target) for target in self.inputs.targets)
+    def rows_read(self) -> int:
+        return max(self._rows_back(target) for target in self.inputs.targets)
 
     def refuse_rows(self, panel: Panel, train: Rows) -> None:
         """UserError where what follows the training rows has no season before it."""

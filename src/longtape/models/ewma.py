@@ -53,9 +53,8 @@ class Ewma(LastValue):
         self.register_buffer("decay", torch.full((len(inputs.targets),), named, dtype=torch.float64))
 
     @property
-    def reach(self) -> int:
-        """Bars with a weight that counts, and the close before them."""
-        return 1 + max(rows_of(decay) for decay in self.decay.tolist())
+    def rows_read(self) -> int:
+        return max(rows_of(decay) for decay in self.decay.tolist())
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """λ of each target, where it is not named; of half-lives whose weights all lie in the training rows."""

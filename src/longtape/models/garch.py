@@ -65,9 +65,8 @@ class Garch(LastValue):
         self.register_buffer("found", torch.zeros(len(inputs.assets), 3, dtype=torch.float64))
 
     @property
-    def reach(self) -> int:
-        """Bars with a weight that counts, and the close before them."""
-        return 1 + max(rows_of(fit.beta) if fit.beta > 0 else 1 for fit in self._fits())
+    def rows_read(self) -> int:
+        return max(rows_of(fit.beta) if fit.beta > 0 else 1 for fit in self._fits())
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """From the returns of the training rows. UserError where the package `arch` is missing."""
