@@ -337,7 +337,7 @@ def test_a_sum_of_expected_variances_comes_to_its_level():
 
 
 def test_too_few_returns_for_garch(panel, split):
-    with pytest.raises(UserError, match="garch: AAA has moved in 60 training rows, and a fit takes 100"):
+    with pytest.raises(UserError, match="AAA has moved in 60 training rows, and a fit of GARCH takes 100"):
         fitted("garch", panel, replace(split, train=split.train[:60]), "volatility")
 
 

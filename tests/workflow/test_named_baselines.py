@@ -101,13 +101,13 @@ def test_what_trains_is_trained_from_the_seed_of_the_experiment(made):
 
 
 def test_a_walk_forward_fits_them_in_every_fold(folder, tmp_path):
-    described = document(folder, model={"kind": "mean", "lookback": 8}, baselines=["ridge", "ewma"])
+    described = document(folder, model={"kind": "mean", "lookback": 8}, baselines=["ridge", "garch"])
     walked = run_walk_forward(
         parse_experiment(described, "walk.yaml"), WalkForwardConfig(n_folds=2), tmp_path / "walk"
     )
     assert [row["model"] for row in walked.results.skills["AAA volatility(4)"]][-2:] == [
         "ridge on the window",
-        "EWMA",
+        "GARCH(1, 1)",
     ]
 
 
@@ -149,7 +149,10 @@ def test_beside_weights_no_label_is_forecast(folder):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ({"kind": "seasonal_naive", "season": 800}, "name a shorter season or load more data"),
+        (
+            {"kind": "seasonal_naive", "season": 800},
+            "baselines: seasonal_naive: season: forecasts read 801 rows back",
+        ),
         ({"kind": "seasonal_naive", "season": "year"}, "season"),
     ],
 )

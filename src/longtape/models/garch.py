@@ -80,7 +80,8 @@ class Garch(LastValue):
             moved = int(np.count_nonzero(_moves(panel, asset, train)))
             if moved < LEAST_ROWS:
                 raise UserError(
-                    f"garch: {symbol} has moved in {moved} training rows, and a fit takes {LEAST_ROWS}; load more data"
+                    f"model.kind: {symbol} has moved in {moved} training rows, and a fit of GARCH takes {LEAST_ROWS};"
+                    " load more data"
                 )
 
     def row_inputs(self, panel: Panel) -> Array:

@@ -33,7 +33,7 @@ from longtape.forecasting.intervals import Calibration
 from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
-from longtape.models.registry import MODELS, baselines_of, build_model, require_package
+from longtape.models.registry import MODELS, Baseline, baselines_of, build_model, require_package
 from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
@@ -102,15 +102,14 @@ class ExperimentPipeline:
     def refuse_baselines(self, panel: Panel, train: Rows) -> None:
         """UserError where a model, or a baseline that the experiment names, lacks its package or what it reads."""
         require_package(self.experiment.model)
+        if not self.experiment.baselines:
+            return
+        inputs = self.inputs(panel, train)
         for one in self.experiment.beside:
             require_package(one.config)
             if not MODELS.load(one.config.kind).reads(panel):
                 raise UserError(f"baselines: '{one.config.kind}' reads what these data do not hold")
-            inputs = self.inputs(panel, train)
-            for kind in inputs.kinds:
-                of_kind = inputs.only(kind)
-                if of_kind.targets and one in baselines_of(of_kind, panel, [one]):
-                    build_model(one.config, of_kind).refuse_rows(panel, train)
+            _refuse_baseline(one, inputs, panel, train)
 
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
         """The test period of the experiment's split, block by block."""
@@ -276,6 +275,19 @@ class ExperimentPipeline:
         if marks is None or marks.events is None:
             return self
         return replace(self, events=(self.events or read_events(marks.events)).as_of(time))
+
+
+def _refuse_baseline(one: Baseline, inputs: ModelInputs, panel: Panel, train: Rows) -> None:
+    """UserError where it cannot be built for the targets that it stands beside, or has too few rows to fit on."""
+    for kind in inputs.kinds:
+        of_kind = inputs.only(kind)
+        if not of_kind.targets or one not in baselines_of(of_kind, panel, [one]):
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build_model(one.config, of_kind).refuse_rows(panel, train)
+        except UserError as error:
+            raise UserError(f"baselines: {one.config.kind}: {str(error).removeprefix('model.')}") from None
 
 
 def _last_rows(bars: Sequence[MarketRows], rows: int) -> list[MarketRows]:
