@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from longtape.models.base import ModelInputs
 from longtape.models.batch import Batch
-from longtape.models.network import LearntConfig, Network
+from longtape.models.network import Network, TrainedConfig
 from longtape.models.prediction import Prediction
 
 
-class DLinearConfig(LearntConfig):
+class DLinearConfig(TrainedConfig):
     """Trend and remainder of the window, by linear maps."""
 
     kind: Literal["dlinear"] = "dlinear"

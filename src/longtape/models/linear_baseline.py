@@ -265,15 +265,23 @@ class MonthlyHar(LinearBaseline):
                 f"log_har_mean is fitted anew each month on all rows since {iso(since)}, and these data begin"
                 f" {iso(int(panel.known_at[0]))}; give it the whole history"
             )
-        found = [
-            monthly_log_variance(self.har, panel, asset, own, since) for asset, own in enumerate(self.columns)
+        parts = [
+            [monthly_log_variance(self.har, one, asset, own, since) for asset, own in enumerate(self.columns)]
+            for one in panel.series
         ]
-        return np.concatenate(found, axis=1)
+        found = np.concatenate([np.concatenate(part, axis=1) for part in parts])
+        return found if panel.unit is None else found - 2 * np.log(panel.unit)[:, None]
 
     def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
-        """From the first training row on whose lags lie in the data; what they are fitted to follows with time."""
-        first = max(int(train[0]), self.har.lags[self.har.used(len(train)) - 1])
-        self.since.fill_(int(panel.known_at[min(first, len(panel) - 1)]))
+        """From the first training row on whose lags lie in the data; what they are fitted to follows with time.
+
+        A pooled symbol has all of its own history, whenever that begins.
+        """
+        if panel.unit is not None:
+            return
+        lag = self.har.lags[self.har.used(len(train)) - 1]
+        whole = train[panel.row_in_series[train] >= lag]
+        self.since.fill_(int(panel.known_at[whole if len(whole) else len(panel) - 1].min()))
 
     def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
         return rows.unflatten(1, self.columns.shape).float()

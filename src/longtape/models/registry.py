@@ -17,6 +17,7 @@ MODELS = Registry(
         "encoder": "longtape.models.encoder:EncoderForecaster",
         "channels": "longtape.models.encoder:Channels",
         "portfolio": "longtape.models.portfolio:Portfolio",
+        "mlp": "longtape.models.mlp:Mlp",
         "informer": "longtape.models.informer:Informer",
         "order_book": "longtape.models.order_book:OrderBook",
         "tokens": "longtape.models.tokens:TokenEncoder",
@@ -83,6 +84,8 @@ def why_beside_none(config: ModelConfig, kind: TargetKind, forecast: TargetKind)
         return f"'{config.kind}' reads token ids and no market"
     if config.auxiliary_targets:
         return f"'{config.kind}': auxiliary targets are those of the model (model.auxiliary)"
+    if config.pooled is not None:
+        return f"'{config.kind}' is fitted to the symbols of the result; leave assets: pooled to the model"
     try:
         config.refuse_targets({kind.name: kind})
     except UserError as reason:

@@ -6,7 +6,7 @@ This is what evaluation drives (`longtape.evaluation.protocol`): each step is a 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from longtape.features.book_targets import with_classes
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
 from longtape.features.panel import Panel, Rows, TargetColumn
+from longtape.features.pooled import part_of, pooled, pooled_split, split_of
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
 from longtape.features.target_kinds import target_kind
@@ -53,6 +54,7 @@ class ExperimentPipeline:
     periods_per_year: float | None = None  # of the bars' own market; None: read from the forecasts' times
     funding: pl.DataFrame | None = None  # recorded payments, for costs.funding = history
     events: Events | None = None  # as they were known at some time; None: the experiment's file
+    company: Sequence[MarketRows] = ()  # symbols that are not forecast, and that market-wide features read
 
     @property
     def lookback(self) -> int:
@@ -61,7 +63,10 @@ class ExperimentPipeline:
 
     def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features, targets and marks of `bars`."""
-        panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
+        config, marks = self.experiment.feature_config, self.experiment.marks
+        if self.company:
+            config = config.model_copy(update={"symbols": config.symbols or [one.symbol for one in bars]})
+        panel = build([*bars, *self.company], config)
         panel = replace(panel, target_columns=self._forecast_as(panel.target_columns))
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
 
@@ -81,7 +86,7 @@ class ExperimentPipeline:
                 if whole:
                     raise
             else:
-                if whole or panel.warm_up + need <= len(panel):
+                if whole or need <= panel.ready_rows:
                     return panel
             rows *= 2
 
@@ -99,17 +104,25 @@ class ExperimentPipeline:
         for rows in (split.train, split.validation) if self.experiment.model.trains else ():
             in_blocks(rows, self.experiment.model.block)
 
-    def refuse_baselines(self, panel: Panel, train: Rows) -> None:
+    def refuse_baselines(self, panel: Panel, split: Split) -> None:
         """UserError where a model, or a baseline that the experiment names, lacks its package or what it reads."""
         require_package(self.experiment.model)
-        if not self.experiment.baselines:
-            return
-        inputs = self.inputs(panel, train)
         for one in self.experiment.beside:
             require_package(one.config)
             if not MODELS.load(one.config.kind).reads(panel):
                 raise UserError(f"baselines: '{one.config.kind}' reads what these data do not hold")
-            _refuse_baseline(one, inputs, panel, train)
+            for inputs, part, train in self._fitted_apart(panel, split):
+                _refuse_baseline(one, inputs, part, train)
+
+    def _fitted_apart(self, panel: Panel, split: Split) -> Iterator[tuple[ModelInputs, Panel, Rows]]:
+        """Where baselines are fitted: on all symbols together, or, beside a pooled model, on each by itself."""
+        if self.experiment.model.pooled is None:
+            yield self.inputs(panel, split.train), panel, split.train
+            return
+        for asset in panel.assets:
+            part, own = part_of(panel, asset), split_of(panel, asset, split, self.lookback)
+            if len(own.train) and len(own.test):
+                yield self.inputs_of_part(part, own.train), part, own.train
 
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
         """The test period of the experiment's split, block by block."""
@@ -121,11 +134,33 @@ class ExperimentPipeline:
         rows = Split(train, nothing, nothing, nothing).training_rows(self.lookback)
         return Standardizer.fit(panel.values, rows, [str(column) for column in panel.columns])
 
+    def as_given(self, panel: Panel, split: Split) -> tuple[Panel, Split]:
+        """The panel and its split as the model is given them: pooled, or with the classes of the training rows."""
+        config = self.experiment.model.pooled
+        if config is None:
+            return with_classes(panel, split.train), split
+        rows = pooled(panel, config.own_past)
+        found = pooled_split(panel, rows, split, self.lookback)
+        if not len(found.train):
+            raise UserError("split: no symbol has a whole window with its label in the training period")
+        return rows, found
+
     def inputs(self, panel: Panel, train: Rows) -> ModelInputs:
-        """What a model must know of these data."""
-        panel = with_classes(panel, train)
-        scaler = self.scaler(panel, train)
-        deviation = np.nanstd(panel.targets[train], axis=0)
+        """What a model must know of these data, as it is given them."""
+        panel = panel if self.experiment.model.pooled else with_classes(panel, train)
+        return self._inputs(panel, train, self.scaler(panel, train))
+
+    def inputs_of_part(self, part: Panel, train: Rows) -> ModelInputs:
+        """What the baselines of one symbol of a pooled run must know; of the features they read nothing but what those
+        read that are named.
+        """
+        n_columns = len(part.columns)
+        unread = Standardizer(np.zeros(n_columns), np.ones(n_columns))
+        is_read = bool(self.experiment.baselines) and len(train) > 0
+        return self._inputs(part, train, self.scaler(part, train) if is_read else unread)
+
+    def _inputs(self, panel: Panel, train: Rows, scaler: Standardizer) -> ModelInputs:
+        deviation = np.nanstd(panel.targets[train], axis=0) if len(train) else np.ones(panel.targets.shape[1])
         deviation[~(deviation > 0)] = 1.0  # a constant target has no unit of its own
         return ModelInputs(
             panel.columns,
@@ -155,7 +190,7 @@ class ExperimentPipeline:
 
         `observers` watch the first seed, beside those of the folder.
         """
-        panel = with_classes(panel, split.train)
+        panel, split = self.as_given(panel, split)
         inputs = self.inputs(panel, split.train)
         trained = [
             self._member(folder, number, inputs, panel, split, processes, () if number else observers)
@@ -222,7 +257,9 @@ class ExperimentPipeline:
 
     def rescaled(self, fitted: FittedForecaster, panel: Panel, train: Rows) -> FittedForecaster:
         """The same trained weights with the scaler fitted again."""
-        scaler = self.scaler(panel, train)
+        nothing = train[:0]
+        panel, split = self.as_given(panel, Split(train, nothing, nothing, nothing))
+        scaler = self.scaler(panel, split.train)
         inputs = replace(fitted.model.inputs, mean=scaler.mean, deviation=scaler.std)
         model = self.untrained(inputs)
         state = {k: v for k, v in fitted.model.state_dict().items() if ".scaling." not in f".{k}"}

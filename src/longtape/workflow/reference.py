@@ -26,7 +26,7 @@ from longtape.experiment import Experiment
 from longtape.features.target_kinds import KINDS, WEIGHT
 from longtape.models.base import ModelConfig
 from longtape.models.heads import HEADS
-from longtape.models.network import LearntConfig, NetworkConfig
+from longtape.models.network import NetworkConfig, TrainedConfig
 from longtape.models.registry import MODELS, config_of
 from longtape.models.tokens import TokensConfig
 from longtape.models.transformer import TransformerConfig
@@ -133,12 +133,12 @@ def document() -> str:
         "Any of them may stand beside another one's result, by its name under `baselines`.",
         "",
     ]
-    parts += ["### Keys of every model that trains\n", keys(LearntConfig), ""]
-    parts += ["### Keys of every model with layers of attention\n", keys(NetworkConfig, LearntConfig), ""]
+    parts += ["### Keys of every model that trains\n", keys(TrainedConfig), ""]
+    parts += ["### Keys of every model with layers of attention\n", keys(NetworkConfig, TrainedConfig), ""]
     for kind in networks:
         config = config_of(kind)
-        base = NetworkConfig if issubclass(config, NetworkConfig) else LearntConfig
-        of_base = " It has the keys of every model that trains, and these." if base is LearntConfig else ""
+        base = NetworkConfig if issubclass(config, NetworkConfig) else TrainedConfig
+        of_base = " It has the keys of every model that trains, and these." if base is TrainedConfig else ""
         parts += [f"### {kind}\n", _first_line(config) + of_base, "", keys(config, base), ""]
     parts += ["### Models that are fitted\n", fitted_models(fitted), ""]
     for kind in fitted:
