@@ -13,8 +13,8 @@ demo: $(VENV)/.sample
 	$(BIN)/longtape demo --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal --durations 15
@@ -25,11 +25,15 @@ soak: $(VENV)/.dev
 bench: $(VENV)/.dev
 	for name in features windows data backtest million attention encoder_step long_sequences; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-docs: $(VENV)/.dev
+# The tables that follow from registries, the tests of the pages, the site: build/site/index.html. No network once installed.
+docs: $(VENV)/.docs
 	$(BIN)/python -m longtape.features.document docs/features.md
 	$(BIN)/python -m longtape.workflow.reference docs
+	$(BIN)/python docs/tables.py
 	$(BIN)/python benchmarks/attention_docs.py
 	$(BIN)/python benchmarks/draw_patterns.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . build/site
 
 # The wheel, proved in empty environments: PYTHONS="python3.11 python3.12" names the interpreters.
 release:
@@ -61,4 +65,8 @@ $(VENV)/.sample: $(VENV)/.constraints pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.constraints pyproject.toml
 	$(PIP) -c $(VENV)/.constraints -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) -c $(VENV)/.constraints -e ".[docs]"
 	touch $@
