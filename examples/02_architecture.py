@@ -61,11 +61,17 @@ torch.manual_seed(0)
 window = torch.from_numpy(panel.values[None, -lookback:])
 window = (window - window.mean(1, keepdim=True)) / window.std(1, keepdim=True)
 x = window @ torch.randn(window.shape[2], 32) / window.shape[2] ** 0.5  # stands for an embedding [1, N, 32]
-needed = {"longformer": {"window_size": 65}, "local": {"window_size": 65}, "linformer": {"k": 32, "seq_len": lookback}}
+options = {
+    "local": {"window_size": 65},
+    "longformer": {"window_size": 65, "n_global": 8},
+    "bigbird": {"block_size": 16},
+    "linformer": {"k": 32, "seq_len": lookback},
+    "reformer": {"bucket_size": 32},
+}
 rows, maps = [], {}
 with torch.no_grad():
     for name in MECHANISMS:
-        layer = lt.build_attention(name, d_model=32, n_heads=2, **needed.get(name, {})).eval()
+        layer = lt.build_attention(name, d_model=32, n_heads=2, **options.get(name, {})).eval()
         layer(x)  # the first call compiles
         began = perf_counter()
         y = layer(x)
@@ -73,18 +79,30 @@ with torch.no_grad():
         weights = attention_weights(layer, x)[0].mean(0)  # [N, N], of Linformer [N, k]; the mean of the heads
         seen = (weights > 1e-6).float().mean().item() * weights.shape[1]
         error = (y - layer.reference(x)).abs().max().item()
-        rows.append({"mechanism": name, "looks at, tokens": seen, "off the definition": error, "ms": 1e3 * took})
+        rows.append({"mechanism": name, "looks at, tokens": seen, "off the definition": error, "took, ms": 1e3 * took})
         maps[name] = weights
 print(table(rows, f"One forward pass over {lookback:,} days"))
 
 # %%
+said = {
+    "full": "every pair",
+    "flash": "every pair, in tiles that fit the cache",
+    "local": "neighbours",
+    "longformer": "neighbours and global tokens",
+    "bigbird": "blocks: neighbours, global, random",
+    "linformer": "32 learnt mixtures of all days",
+    "performer": "every pair, by random features",
+    "reformer": "those that fall into the same bucket",
+    "probsparse": "few active queries, for the rest a mean",
+}
 figure, panels = plt.subplots(3, 3, figsize=(9, 9.4), layout="constrained")
 for axes, (name, weights) in zip(panels.flat, maps.items(), strict=True):
-    part = weights[-128:, -128:] if name != "linformer" else weights[-128:]
-    axes.imshow((part / part.amax(1, keepdim=True)).sqrt(), cmap="Blues", aspect="auto", interpolation="nearest")
+    shade = (weights / weights.amax()).sqrt()[None]
+    shade = torch.nn.functional.adaptive_max_pool2d(shade, (256, min(256, weights.shape[1])))[0]
+    axes.imshow(shade, cmap="Blues", aspect="auto", interpolation="nearest")
     axes.set(title=name, xticks=[], yticks=[])
-    axes.set_xlabel("mixtures of days" if name == "linformer" else "the last 128 days", fontsize=8)
-figure.suptitle("Who looks at whom: a row is a day that looks, darker is more weight", fontsize=11)
+    axes.set_xlabel(said[name], fontsize=9)
+figure.suptitle(f"Who looks (down) at whom (across) in {lookback:,} days, oldest first: darker is more weight", fontsize=11)
 figure.savefig(out / "mechanisms.png", dpi=120)
 print(f"picture: {out / 'mechanisms.png'}")
 
