@@ -53,6 +53,7 @@ document = {
     },
     "training": {"epochs": 1 if args.quick else 3, "stride": 16 if args.quick else 2, "learning_rate": 5e-4},
     "forecast": {"level": 0.9},
+    "backtest": {"signal": {"target": "path(10)", "horizon": 10}},  # which of the ten would be traded
 }
 lt.train(parse_experiment(document, "04_prediction_and_attention.py"), out / "run")
 run = lt.load_run(out / "run")  # everything that a forecast needs lies in the folder
@@ -85,8 +86,7 @@ print(table(covered, "Intervals on the test days"))
 explained = run.explain(out / "explain", windows=16 if args.quick else 64)
 effects = explained.parts["Occlusion by distance"]
 print(table(effects, "Rise of the loss without some days, with its 95 % interval"))
-for line in [*explained.notes, *explained.missing.values()]:
-    print(f"note: {line}")
+print("\n".join(explained.notes))
 print(f"all tables and {len(explained.pictures)} pictures: {out / 'explain'}")
 
 # %%
@@ -95,7 +95,7 @@ passed = record(model, BatchSource(model, panel).batch(np.array([len(panel) - 1]
 heads = row_weights(passed[-1])[0]  # [heads, tokens]: the newest day's look at history
 
 figure, (top, middle, low) = plt.subplots(3, 1, figsize=(9, 8.5), layout="constrained", height_ratios=[1.6, 1, 1])
-times = panel.timestamps[-60:].astype("datetime64[ms]")
+times = panel.known_at[-60:].astype("datetime64[ms]")
 ahead = np.r_[times[-1:], path["end"].dt.timestamp("ms").to_numpy().astype("datetime64[ms]")]
 close = panel.closes[-1, 0]
 lower, upper, price = (
@@ -111,12 +111,13 @@ for number, weights in enumerate(heads.numpy(), 1):
 middle.invert_xaxis()
 where = "days before the newest" if passed[-1].over_tokens else "mixtures of days (no place in time)"
 middle.set(title=f"Where the newest day looks ({args.attention}, last layer)", xlabel=where, ylabel="weight")
+middle.set_ylim(0, 1.25 * float(heads.max()))  # room for the legend
 middle.legend(frameon=False, ncols=4, fontsize=8, loc="upper left")
 names = [row["without"] for row in effects]
 low.barh(names, [row["effect"] for row in effects], color="tab:blue", alpha=0.5)
 low.hlines(names, [row["from"] for row in effects], [row["to"] for row in effects], color="black", linewidth=1)
 low.axvline(0, color="gray", linewidth=0.8)
 low.invert_yaxis()
-low.set(title="What the loss would be without them", xlabel="rise of the loss on test days")
+low.set(title="What the loss would be without them", xlabel="rise of the loss on test days", ylabel="days before")
 figure.savefig(out / "prediction.png", dpi=120)
 print(f"picture: {out / 'prediction.png'}")
