@@ -38,7 +38,7 @@ out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 
 # %%
 steps = 20
-market = simulate(4_000, Simulation(lag=steps, strength=0.7, seed=1), interval="1d", symbol="SIM1")
+market = simulate(8_000, Simulation(lag=steps, strength=0.7, seed=1), interval="1d", symbol="SIM1")
 store = lt.Store(out / "store")
 store.append(market.bars)
 
