@@ -7,14 +7,14 @@ HAS_TORCH := $(shell $(PYTHON) -c "import torch; print(tuple(map(int, torch.__ve
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test soak bench docs release clean
+.PHONY: demo test soak bench docs examples release clean
 
 demo: $(VENV)/.sample
 	$(BIN)/longtape demo --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal --durations 15
@@ -31,12 +31,27 @@ docs: $(VENV)/.dev
 	$(BIN)/python benchmarks/attention_docs.py
 	$(BIN)/python benchmarks/draw_patterns.py
 
+# Every example that needs no file of the user's, run whole as a notebook; build/examples holds the notebooks and, of
+# each, a page in Markdown with its pictures. EXAMPLES="05_backtest" renders some.
+EXAMPLES ?= $(notdir $(basename $(wildcard examples/0*.py))) portfolio informer_many_steps
+RENDERED := build/examples
+examples: $(addprefix $(RENDERED)/,$(addsuffix .md,$(EXAMPLES)))
+
+$(RENDERED)/%.ipynb: examples/%.py $(VENV)/.examples
+	mkdir -p $(RENDERED)
+	$(BIN)/jupytext --quiet --to notebook --output $@.new.ipynb $<
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output $(notdir $@) $@.new.ipynb
+	rm $@.new.ipynb
+
+$(RENDERED)/%.md: $(RENDERED)/%.ipynb
+	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown $<
+
 # The wheel, proved in empty environments: PYTHONS="python3.11 python3.12" names the interpreters.
 release:
 	PYTHON=$(PYTHON) ./release.sh
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build/examples
 
 $(VENV)/.torch:
 ifeq ($(HAS_TORCH),True)
@@ -61,4 +76,8 @@ $(VENV)/.sample: $(VENV)/.constraints pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.constraints pyproject.toml
 	$(PIP) -c $(VENV)/.constraints -e ".[dev]"
+	touch $@
+
+$(VENV)/.examples: $(VENV)/.constraints pyproject.toml
+	$(PIP) -c $(VENV)/.constraints -e ".[examples]"
 	touch $@

@@ -25,9 +25,13 @@ from longtape.market.sources import sample
 from longtape.report.text import table
 
 parser = argparse.ArgumentParser(description="From candles to features, targets and a split.")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
 parser.add_argument("--quick", action="store_true", help="the newest five years only")
-args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # in a notebook: write options into the []
+args = parser.parse_args(
+    [] if "ipykernel" in sys.modules else None
+)  # in a notebook: write options into the []
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 out.mkdir(parents=True, exist_ok=True)
 
@@ -77,13 +81,15 @@ print(table(newest.to_dicts(), "The newest rows: their targets are not known yet
 middle = len(panel) // 2
 cut = build([bars.with_frame(bars.frame.head(middle))], wanted)
 assert np.array_equal(cut.values, panel.values[:middle], equal_nan=True)
-print(f"{middle:,} rows are the same to the last bit without the {len(panel) - middle:,} days that came after")
+print(
+    f"{middle:,} rows are the same to the last bit without the {len(panel) - middle:,} days that came after"
+)
 
 # %% [markdown]
 # ## A split by time
 # Windows of a model may look back into earlier periods, labels never forward into later ones: the last days of each
-# period, whose labels end in the next, are left out. Intervals are calibrated on days that serve nothing else. The first
-# window begins when every feature has seen enough (`panel.warm_up`) and ends a lookback later.
+# period, whose labels end in the next, are left out. Intervals are calibrated on days that serve nothing else. The
+# first window begins when every feature has seen enough (`panel.warm_up`) and ends a lookback later.
 
 # %%
 split = chronological(panel, lookback=256, config=SplitConfig(train=0.6, validation=0.2))
@@ -94,15 +100,21 @@ for name, rows in periods.items():
 
 # %%
 days = panel.timestamps.astype("datetime64[ms]")
-figure, (top, low) = plt.subplots(2, 1, sharex=True, figsize=(9, 5.5), layout="constrained", height_ratios=[2, 1])
+figure, (top, low) = plt.subplots(
+    2, 1, sharex=True, figsize=(9, 5.5), layout="constrained", height_ratios=[2, 1]
+)
 top.plot(days, panel.closes[:, 0], color="black", linewidth=0.8)
 top.set(ylabel="close", title="S&P 500: what is trained on, and what is kept to judge by")
-for color, (name, rows) in zip(("tab:blue", "tab:orange", "tab:green", "tab:red"), periods.items(), strict=True):
+for color, (name, rows) in zip(
+    ("tab:blue", "tab:orange", "tab:green", "tab:red"), periods.items(), strict=True
+):
     top.axvspan(days[rows[0]], days[rows[-1]], color=color, alpha=0.15, linewidth=0, label=name)
 top.legend(loc="upper left", frameon=False, ncols=4)
 seen, came = 100 * panel.values[:, 1], 100 * panel.targets[:, 1] / np.sqrt(5)
 low.plot(days, came, color="tab:gray", linewidth=0.6, label="a day of the next 5: the target volatility(5)")
-low.plot(days, seen, color="tab:blue", linewidth=0.9, label="a day of the last 20: the feature volatility(20)")
+low.plot(
+    days, seen, color="tab:blue", linewidth=0.9, label="a day of the last 20: the feature volatility(20)"
+)
 low.set_ylabel("volatility, %")
 low.legend(loc="upper left", frameon=False, fontsize=8)
 figure.savefig(out / "data.png", dpi=120)

@@ -27,11 +27,17 @@ from longtape.report.text import table
 from longtape.training.batches import BatchSource
 from longtape.workflow.data import RunData
 
-parser = argparse.ArgumentParser(description="What attention mechanisms see, and the model built on one of them.")
+parser = argparse.ArgumentParser(
+    description="What attention mechanisms see, and the model built on one of them."
+)
 parser.add_argument("--attention", default="bigbird", choices=list(MECHANISMS), help="mechanism of the model")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
 parser.add_argument("--quick", action="store_true", help="windows of 128 days instead of 1,024")
-args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # in a notebook: write options into the []
+args = parser.parse_args(
+    [] if "ipykernel" in sys.modules else None
+)  # in a notebook: write options into the []
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 out.mkdir(parents=True, exist_ok=True)
 lookback = 128 if args.quick else 1024
@@ -79,7 +85,9 @@ with torch.no_grad():
         weights = attention_weights(layer, x)[0].mean(0)  # [N, N], of Linformer [N, k]; the mean of the heads
         seen = (weights > 1e-6).float().mean().item() * weights.shape[1]
         error = (y - layer.reference(x)).abs().max().item()
-        rows.append({"mechanism": name, "looks at, tokens": seen, "off the definition": error, "took, ms": 1e3 * took})
+        rows.append(
+            {"mechanism": name, "looks at, tokens": seen, "off the definition": error, "took, ms": 1e3 * took}
+        )
         maps[name] = weights
 print(table(rows, f"One forward pass over {lookback:,} days"))
 
@@ -99,10 +107,13 @@ figure, panels = plt.subplots(3, 3, figsize=(9, 9.4), layout="constrained")
 for axes, (name, weights) in zip(panels.flat, maps.items(), strict=True):
     shade = (weights / weights.amax()).sqrt()[None]
     shade = torch.nn.functional.adaptive_max_pool2d(shade, (256, min(256, weights.shape[1])))[0]
-    axes.imshow(shade, cmap="Blues", aspect="auto", interpolation="nearest")
+    axes.imshow(shade.numpy(), cmap="Blues", aspect="auto", interpolation="nearest")
     axes.set(title=name, xticks=[], yticks=[])
     axes.set_xlabel(said[name], fontsize=9)
-figure.suptitle(f"Who looks (down) at whom (across) in {lookback:,} days, oldest first: darker is more weight", fontsize=11)
+figure.suptitle(
+    f"Who looks (down) at whom (across) in {lookback:,} days, oldest first: darker is more weight",
+    fontsize=11,
+)
 figure.savefig(out / "mechanisms.png", dpi=120)
 print(f"picture: {out / 'mechanisms.png'}")
 
@@ -116,12 +127,16 @@ print(f"picture: {out / 'mechanisms.png'}")
 model = build_model(data.experiment.model, data.pipeline.inputs(panel, split.train))
 model.fit(panel, split.train, split.validation)
 sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-print(table([{"part": name, "weights to train": size} for name, size in sizes.items() if size], "The network"))
+print(
+    table([{"part": name, "weights to train": size} for name, size in sizes.items() if size], "The network")
+)
 
 # %%
 batch = BatchSource(model, panel).batch(split.test[-4:])
 with torch.no_grad():
     mean = model.eval()(batch).mean()
-print(f"windows {list(batch.x.shape)} → forecasts {list(mean.shape)}: return and volatility of the next five days")
+print(
+    f"windows {list(batch.x.shape)} → forecasts {list(mean.shape)}: return and volatility of the next five days"
+)
 shown = [{"return(5) %": 100 * r, "volatility(5) %": 100 * v} for r, v in np.asarray(mean).tolist()]
 print(table(shown, "The untrained network's forecasts: those of the baselines"))

@@ -24,9 +24,15 @@ from longtape.training.observers import Observer, StepReport
 
 parser = argparse.ArgumentParser(description="Train a model on S&P 500 days and watch it.")
 parser.add_argument("--attention", default="bigbird", choices=list(MECHANISMS), help="mechanism of the model")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
-parser.add_argument("--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else")
-args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # in a notebook: write options into the []
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
+parser.add_argument(
+    "--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else"
+)
+args = parser.parse_args(
+    [] if "ipykernel" in sys.modules else None
+)  # in a notebook: write options into the []
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 
 # %% [markdown]

@@ -26,9 +26,15 @@ from longtape.training.batches import BatchSource
 
 parser = argparse.ArgumentParser(description="Forecast the next days, and look at what the model looked at.")
 parser.add_argument("--attention", default="bigbird", choices=list(MECHANISMS), help="mechanism of the model")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
-parser.add_argument("--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else")
-args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # in a notebook: write options into the []
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
+parser.add_argument(
+    "--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else"
+)
+args = parser.parse_args(
+    [] if "ipykernel" in sys.modules else None
+)  # in a notebook: write options into the []
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 
 # %% [markdown]
@@ -94,7 +100,9 @@ model, panel = run.fitted.model, run.data.panel
 passed = record(model, BatchSource(model, panel).batch(np.array([len(panel) - 1])))
 heads = row_weights(passed[-1])[0]  # [heads, tokens]: the newest day's look at history
 
-figure, (top, middle, low) = plt.subplots(3, 1, figsize=(9, 8.5), layout="constrained", height_ratios=[1.6, 1, 1])
+figure, (top, middle, low) = plt.subplots(
+    3, 1, figsize=(9, 8.5), layout="constrained", height_ratios=[1.6, 1, 1]
+)
 times = panel.known_at[-60:].astype("datetime64[ms]")
 ahead = np.r_[times[-1:], path["end"].dt.timestamp("ms").to_numpy().astype("datetime64[ms]")]
 close = panel.closes[-1, 0]
@@ -115,9 +123,13 @@ middle.set_ylim(0, 1.25 * float(heads.max()))  # room for the legend
 middle.legend(frameon=False, ncols=4, fontsize=8, loc="upper left")
 names = [row["without"] for row in effects]
 low.barh(names, [row["effect"] for row in effects], color="tab:blue", alpha=0.5)
-low.hlines(names, [row["from"] for row in effects], [row["to"] for row in effects], color="black", linewidth=1)
+low.hlines(
+    names, [row["from"] for row in effects], [row["to"] for row in effects], color="black", linewidth=1
+)
 low.axvline(0, color="gray", linewidth=0.8)
 low.invert_yaxis()
-low.set(title="What the loss would be without them", xlabel="rise of the loss on test days", ylabel="days before")
+low.set(
+    title="What the loss would be without them", xlabel="rise of the loss on test days", ylabel="days before"
+)
 figure.savefig(out / "prediction.png", dpi=120)
 print(f"picture: {out / 'prediction.png'}")

@@ -26,9 +26,15 @@ from longtape.report.text import table
 
 parser = argparse.ArgumentParser(description="Trade forecasts with costs, and judge what came of it.")
 parser.add_argument("--attention", default="bigbird", choices=list(MECHANISMS), help="mechanism of the model")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
-parser.add_argument("--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else")
-args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # in a notebook: write options into the []
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
+parser.add_argument(
+    "--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else"
+)
+args = parser.parse_args(
+    [] if "ipykernel" in sys.modules else None
+)  # in a notebook: write options into the []
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 
 # %% [markdown]
@@ -86,15 +92,23 @@ print(table(result.trades.tail(3).to_dicts(), "The newest closed trades"))
 judged = judge(result)
 everyone = {"longtape": result, **judged.benchmarks}
 measures = ("annual_return", "volatility", "sharpe", "max_drawdown", "turnover", "costs")
-print(table([{"strategy": n, **{m: r.metrics[m] for m in measures}} for n, r in everyone.items()], "After costs"))
+print(
+    table(
+        [{"strategy": n, **{m: r.metrics[m] for m in measures}} for n, r in everyone.items()], "After costs"
+    )
+)
 print(table(judged.costs.rows, "The same at other costs"))
 print("\n".join(f"- {sentence}" for sentence in judged.verdict))
 
 # %%
 times = result.equity["timestamp"].to_numpy()
-figure, (top, low) = plt.subplots(2, 1, sharex=True, figsize=(9, 6), layout="constrained", height_ratios=[2.4, 1])
+figure, (top, low) = plt.subplots(
+    2, 1, sharex=True, figsize=(9, 6), layout="constrained", height_ratios=[2.4, 1]
+)
 band = np.quantile(judged.random.equity, (0.05, 0.95), axis=0)
-top.fill_between(times[judged.random.bars], *band, color="gray", alpha=0.2, linewidth=0, label="90 % of random strategies")
+top.fill_between(
+    times[judged.random.bars], *band, color="gray", alpha=0.2, linewidth=0, label="90 % of random strategies"
+)
 for color, (name, one) in zip(("tab:blue", "black"), list(everyone.items())[:2], strict=True):
     curve = one.history.equity / one.initial_capital
     top.plot(times, curve, color=color, linewidth=1.2, label=name)

@@ -23,12 +23,22 @@ from longtape.experiment import parse_experiment
 from longtape.market.sources.simulate import Simulation, simulate
 from longtape.report.text import table
 
-parser = argparse.ArgumentParser(description="Forecast twenty steps at once with an Informer, on a simulated market.")
+parser = argparse.ArgumentParser(
+    description="Forecast twenty steps at once with an Informer, on a simulated market."
+)
 masked = ["probsparse", "full", "flash", "local"]  # those whose decoder can hide later steps
-parser.add_argument("--attention", default="probsparse", choices=masked, help="mechanism of encoder and decoder")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
-parser.add_argument("--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else")
-args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # in a notebook: write options into the []
+parser.add_argument(
+    "--attention", default="probsparse", choices=masked, help="mechanism of encoder and decoder"
+)
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
+parser.add_argument(
+    "--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else"
+)
+args = parser.parse_args(
+    [] if "ipykernel" in sys.modules else None
+)  # in a notebook: write options into the []
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 
 # %% [markdown]
@@ -89,8 +99,18 @@ for step in range(1, steps + 1):
     best = sum(foreseen[at + k] for k in range(1, step + 1))
     actual, mean = own["actual"].to_numpy(), own["mean"].to_numpy()
     inside = (actual >= own["lower"].to_numpy()) & (actual <= own["upper"].to_numpy())
-    r2 = {name: 1 - np.mean((actual - f) ** 2) / np.mean(actual**2) for name, f in (("model", mean), ("truth", best))}
-    rows.append({"step": step, "R² of the model": r2["model"], "R² of the truth": r2["truth"], "covered": inside.mean()})
+    r2 = {
+        name: 1 - np.mean((actual - f) ** 2) / np.mean(actual**2)
+        for name, f in (("model", mean), ("truth", best))
+    }
+    rows.append(
+        {
+            "step": step,
+            "R² of the model": r2["model"],
+            "R² of the truth": r2["truth"],
+            "covered": inside.mean(),
+        }
+    )
 print(table(rows[:1] + rows[4::5], "Test days; of the intervals 90 % is meant to be covered"))
 
 # %%
@@ -100,14 +120,23 @@ for origin in known["timestamp"].unique().sort()[::60][-5:]:
     start = int(np.searchsorted(opens, origin.timestamp() * 1000))
     days = start + np.r_[0, one["horizon"].to_numpy()]
     close = market.bars.column("close")[start]
-    lower, mean, upper = (close * np.exp(np.r_[0, one[name].to_numpy()]) for name in ("lower", "mean", "upper"))
+    lower, mean, upper = (
+        close * np.exp(np.r_[0, one[name].to_numpy()]) for name in ("lower", "mean", "upper")
+    )
     left.fill_between(days, lower, upper, color="tab:blue", alpha=0.2, linewidth=0)
     left.plot(days, mean, color="tab:blue", linewidth=1.4)
 shown = slice(int(days[0]) - 260, int(days[-1]) + 1)
 left.plot(np.arange(len(opens))[shown], market.bars.column("close")[shown], color="black", linewidth=0.8)
 left.set(title="Five forecasts of twenty days, and what came", xlabel="day of the simulation", ylabel="close")
 for name, color in (("R² of the truth", "gray"), ("R² of the model", "tab:blue")):
-    right.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", color=color, markersize=3, label=name)
+    right.plot(
+        [row["step"] for row in rows],
+        [row[name] for row in rows],
+        "o-",
+        color=color,
+        markersize=3,
+        label=name,
+    )
 right.axhline(0, color="gray", linewidth=0.6)
 right.set(title="How far it sees", xlabel="step")
 right.legend(frameon=False)

@@ -26,13 +26,23 @@ from longtape.market.book_files import read_books
 from longtape.report.text import table
 
 parser = argparse.ArgumentParser(description="Forecast the next updates of an order book that you recorded.")
-parser.add_argument("book", type=Path, help="your recording (Parquet, a Bybit ob500 archive, a Binance depth log)")
+parser.add_argument(
+    "book", type=Path, help="your recording (Parquet, a Bybit ob500 archive, a Binance depth log)"
+)
 parser.add_argument("--symbol", default="BTCUSDT", help="the instrument of the recording")
 parser.add_argument("--levels", type=int, default=5, help="levels of each side that are read (default: 5)")
 parser.add_argument("--attention", default="bigbird", choices=list(MECHANISMS), help="mechanism of the model")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
-parser.add_argument("--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else")
-args = parser.parse_args(["book.parquet"] if "ipykernel" in sys.modules else None)  # in a notebook: options go here
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
+parser.add_argument(
+    "--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else"
+)
+args = parser.parse_args(
+    ["book.parquet"] if "ipykernel" in sys.modules else None
+)  # in a notebook: options go here
+if not args.book.is_file():
+    parser.error(f"{args.book}: no such file; name a recording of your own")
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 
 # %% [markdown]
@@ -54,7 +64,11 @@ print(f"{len(books):,} updates in {seconds:,.0f} s; tick {tick:g}; the mid moved
 # rows' moves, so that each is a third there.
 
 # %%
-options = {"bigbird": {"block_size": 16, "n_random": 1}, "local": {"window_size": 17}, "longformer": {"window_size": 17}}
+options = {
+    "bigbird": {"block_size": 16, "n_random": 1},
+    "local": {"window_size": 17},
+    "longformer": {"window_size": 17},
+}
 document = {
     "name": "Order book",
     "data": {
@@ -92,7 +106,10 @@ run = lt.train(parse_experiment(document, "order_book.py"), out / "run")
 results = run.score()
 for target, rows in results.skills.items():
     measures = ("model", "log loss", "macro F1", "MCC", "p, differs from longtape")
-    print(table([{name: row.get(name) for name in measures} for row in rows], f"Test updates: {target}"), end="\n\n")
+    print(
+        table([{name: row.get(name) for name in measures} for row in rows], f"Test updates: {target}"),
+        end="\n\n",
+    )
 
 # %%
 frame = results.forecasts.filter(results.forecasts["target"] == "smoothed_direction(50)").drop_nulls("actual")
@@ -106,6 +123,8 @@ left.scatter(at, mid[at], c=lean[-2000:], cmap="coolwarm", vmin=-1, vmax=1, s=6)
 left.set(title="Mid price; red leans up, blue down", xlabel="update", ylabel="mid")
 right.plot([lean[g].mean() for g in groups], [came[g].mean() for g in groups], "o-", color="tab:blue")
 right.axline((0, 0), slope=1, color="gray", linestyle=":", linewidth=1)
-right.set(title="Is the lean worth something?", xlabel="P(up) − P(down), tenths", ylabel="up − down that came")
+right.set(
+    title="Is the lean worth something?", xlabel="P(up) − P(down), tenths", ylabel="up − down that came"
+)
 figure.savefig(out / "order_book.png", dpi=120)
 print(f"picture: {out / 'order_book.png'}")

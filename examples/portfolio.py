@@ -24,11 +24,23 @@ from longtape.market.sources.simulate import Simulation, simulate
 from longtape.report.text import table
 
 parser = argparse.ArgumentParser(description="Forecast and trade several simulated assets with one model.")
-joint = ["full", "flash", "local", "bigbird", "performer"]  # those for which the order of assets cannot matter
+joint = [
+    "full",
+    "flash",
+    "local",
+    "bigbird",
+    "performer",
+]  # those for which the order of assets cannot matter
 parser.add_argument("--attention", default="flash", choices=joint, help="mechanism of the model")
-parser.add_argument("--out", type=Path, help="folder for what is written (default: a temporary one)")
-parser.add_argument("--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else")
-args = parser.parse_args([] if "ipykernel" in sys.modules else None)  # in a notebook: write options into the []
+parser.add_argument("--out", type=Path, help="new folder for what is written (default: a temporary one)")
+parser.add_argument(
+    "--quick", action="store_true", help="an epoch on few windows: shows that it runs, nothing else"
+)
+args = parser.parse_args(
+    [] if "ipykernel" in sys.modules else None
+)  # in a notebook: write options into the []
+if args.out and args.out.exists():
+    parser.error(f"--out {args.out}: is there already; name a new folder")
 out = args.out or Path(tempfile.mkdtemp(prefix="longtape-"))
 
 # %% [markdown]
@@ -63,7 +75,9 @@ document = {
         "kind": "portfolio",
         "lookback": 16,
         "attention": args.attention,
-        "attention_options": {"block_size": 3, "n_random": 1, "n_global": 0} if args.attention == "bigbird" else {},
+        "attention_options": {"block_size": 3, "n_random": 1, "n_global": 0}
+        if args.attention == "bigbird"
+        else {},
         "d_model": 16,
         "n_heads": 2,
         "n_layers": 1,
@@ -105,15 +119,28 @@ print("\n".join(f"- {line}" for line in judged.verdict))
 # %%
 times = result.equity["timestamp"].to_numpy()
 figure, (top, low) = plt.subplots(2, 1, figsize=(9, 6), layout="constrained", height_ratios=[2, 1])
-top.plot(times, result.history.equity / result.initial_capital, color="tab:blue", label="long and short, after 5 bp a side")
+top.plot(
+    times,
+    result.history.equity / result.initial_capital,
+    color="tab:blue",
+    label="long and short, after 5 bp a side",
+)
 hold = judged.benchmarks["buy & hold"]
-top.plot(times, hold.history.equity / hold.initial_capital, color="black", linewidth=1, label="an equal share of each")
+top.plot(
+    times,
+    hold.history.equity / hold.initial_capital,
+    color="black",
+    linewidth=1,
+    label="an equal share of each",
+)
 top.set(ylabel="equity, start = 1", title="Simulated: the lag is planted, so there is something to find")
 top.legend(frameon=False, loc="upper left")
 closes = np.stack([one.between(int(result.clock[0])).column("close") for one in run.data.bars])
 held = result.positions.select(names).to_numpy().T * closes / result.history.equity
 drawn = low.imshow(held[:, -60:], cmap="RdBu", vmin=-0.3, vmax=0.3, aspect="auto", interpolation="nearest")
-low.set(yticks=range(len(names)), yticklabels=names, xlabel="the last 60 days", title="Share of the equity held")
+low.set(
+    yticks=range(len(names)), yticklabels=names, xlabel="the last 60 days", title="Share of the equity held"
+)
 figure.colorbar(drawn, ax=low)
 figure.savefig(out / "portfolio.png", dpi=120)
 print(f"picture: {out / 'portfolio.png'}")
