@@ -37,11 +37,12 @@ EXAMPLES ?= $(notdir $(basename $(wildcard examples/0*.py))) portfolio informer_
 RENDERED := build/examples
 examples: $(addprefix $(RENDERED)/,$(addsuffix .md,$(EXAMPLES)))
 
+.PRECIOUS: $(RENDERED)/%.ipynb
 $(RENDERED)/%.ipynb: examples/%.py $(VENV)/.examples
 	mkdir -p $(RENDERED)
-	$(BIN)/jupytext --quiet --to notebook --output $@.new.ipynb $<
-	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output $(notdir $@) $@.new.ipynb
-	rm $@.new.ipynb
+	$(BIN)/jupytext --quiet --to notebook --output $(RENDERED)/$*.new.ipynb $<
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output $*.ipynb $(RENDERED)/$*.new.ipynb
+	rm $(RENDERED)/$*.new.ipynb
 
 $(RENDERED)/%.md: $(RENDERED)/%.ipynb
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown $<
