@@ -145,6 +145,12 @@ class Experiment(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _bars_are_pooled(self) -> Experiment:
+        if self.model.pooled is not None and self.data.kind != "candles":
+            raise ValueError("model.assets: pooled is for candles; events are those of one symbol")
+        return self
+
+    @model_validator(mode="after")
     def _mid_is_that_of_books(self) -> Experiment:
         if self.backtest.mid_bars is not None and self.data.kind != "books":
             raise ValueError(
@@ -259,6 +265,7 @@ class Experiment(BaseModel):
             auxiliary=list(self.model.auxiliary_targets),
             symbols=self.symbols,
             missing=self.missing,
+            pooled=self.model.pooled,
         )
 
     def to_yaml(self) -> str:

@@ -15,6 +15,7 @@ from longtape.market.files import read_bars
 from longtape.models.gram import Gram
 from longtape.models.har import LEAST_PENALTY, HarDesign, shrunk_weights
 from longtape.models.har_mean import HALF_LIFE, YEAR, _Rows, monthly_log_variance
+from longtape.models.linear_baseline import MonthlyHar
 from longtape.workflow import run
 from tests.candles import candle_frame
 from tests.shared_data import shared
@@ -23,8 +24,8 @@ from tests.workflow.test_faults import experiment, metrics
 COLUMNS = np.array([0])
 
 
-def candles_of(frame):
-    return Bars.checked(Instrument("test", "spot", "TEST"), Interval.parse("1h"), frame)
+def candles_of(frame, interval="1h"):
+    return Bars.checked(Instrument("test", "spot", "TEST"), Interval.parse(interval), frame)
 
 
 def panel_of(bars, horizon=24):
@@ -96,6 +97,17 @@ def test_bars_added_in_front_change_nothing(panel, found):
     since = int(panel.known_at[3_720])
     whole, part = forecast(panel, since)[3_720:], forecast(shorter, since)[720:]
     assert np.allclose(whole, part, atol=1e-7)
+
+
+def test_a_lag_that_training_rows_do_not_hold_is_left_out_for_good():
+    """Years later there are rows enough for it, but the first of them would see more of it with bars put in front."""
+    frame = candle_frame(1_600, step=DAY)
+    panel, front = (panel_of(candles_of(rows, "1d"), 5) for rows in (frame[200:], frame))
+    start = MonthlyHar(HarDesign.of(panel.interval, panel.calendar), np.array([[0]]))
+    start.fit(panel, np.array([[0]]), np.arange(80, 580), np.arange(590, 700), None)
+    assert int(start.n_lags) < len(start.har.lags)
+    alone, behind = (start.row_inputs(one) for one in (panel, front))
+    assert np.allclose(alone[100:], behind[300:], atol=1e-7)
 
 
 @pytest.mark.parametrize("horizon", [1, 24])

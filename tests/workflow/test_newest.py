@@ -20,6 +20,7 @@ CALLS = {"lag": "lag(close, 3)", "difference": "difference(close, 3)", "log": "l
          "std": "std(close)", "highest": "highest(close)", "lowest": "lowest(close)", "ratio": "ratio(volume)",
          "zscore": "zscore(close)", "ema": "ema(close)", "distance": "distance(vwap_session)",
          "correlation": "correlation(close, volume)", "beta": "beta(log_return, volume)", "rank": "rank(close)",
+         "others": "others(close)",
          "average": "average(log_return)", "dispersion": "dispersion(log_return)", "relative": "relative(log_return)",
          "level_size": 'level_size("bid")', "level_distance": 'level_distance("ask")'}  # fmt: skip
 MORE = [

@@ -173,7 +173,7 @@ def test_a_short_account_of_a_book_says_nothing_of_a_year(folder, tmp_path):
     assert "Said and realised" in body
     assert "Who looks at whom" in body
     data = made.data
-    study = Study(made.fitted.model, data.panel, data.split.test[:4], None)
+    study = Study(made.fitted.model, data.panel, data.split.test[:4], data.bars)
     back = [row["bars back"] for row in most_attended(study)]
     assert len(set(back)) == len(back) == 8  # a snapshot stands there once, though it is six tokens
     assert study.reached.sum() == pytest.approx(1, abs=1e-4)
@@ -181,12 +181,12 @@ def test_a_short_account_of_a_book_says_nothing_of_a_year(folder, tmp_path):
 
 def test_a_look_inside_is_bounded_and_says_what_it_did_not_do(made, monkeypatch):
     data = made.data
-    found = look_inside(made.fitted.model, data.panel, data.split.test, data.bars[0])
+    found = look_inside(made.fitted.model, data.panel, data.split.test, data.bars)
     assert found.windows == 32
     assert all(one.sum() == pytest.approx(1, abs=1e-4) for one in found.newest)
     assert len(found.closes) == len(found.reached) == 16
     monkeypatch.setattr("longtape.workflow.inside._LONGEST", 8)
-    few = look_inside(made.fitted.model, data.panel, data.split.test, data.bars[0])
+    few = look_inside(made.fitted.model, data.panel, data.split.test, data.bars)
     assert few.reached is None
     assert "longtape explain" in few.missing["most attended bars"]
     assert not few.occlusion

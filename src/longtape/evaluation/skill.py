@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,18 @@ Rows = list[dict[str, Any]]
 class Scored:
     """Forecasts of one target name of one asset at n origins and H horizons, with their labels."""
 
-    name: str  # "SYMBOL target"
+    asset: str
+    target: str
     kind: TargetKind
     horizon: int  # the longest
     actual: Array  # [n, H]
     forecast: Array  # [n, H], or [n, H, M] probabilities
+    times: Origins  # [n] when each is made
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return f"{self.asset} {self.target}"
 
     def scores(self) -> dict[str, float]:
         """The kind's scores over all known labels."""
@@ -66,6 +73,25 @@ class Scored:
         return np.isfinite(self.actual) & np.isfinite(own)
 
 
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Forecasts of one target of one asset: the model's, first, and those of every baseline of its kind."""
+
+    forecasts: Mapping[str, Scored]
+    crps: Mapping[
+        str, float | None
+    ]  # the continuous ranked probability score of each; None where there is none
+
+    def rows(self) -> Rows:
+        """A row of scores for each, and whether it differs from the model's by more than chance."""
+        own = self.forecasts[MODEL]
+        made = []
+        for title, one in self.forecasts.items():
+            p_value = {} if one is own else {P_VALUE: _p_value(own.losses(), one.losses(), own.horizon)}
+            made.append({"model": title, **one.scores(), **_crps_column(one, self.crps[title]), **p_value})
+        return made
+
+
 def skills(
     inputs: ModelInputs, panel: Panel, splits: Sequence[Split], forecasts: pl.DataFrame
 ) -> dict[str, Rows]:
@@ -73,30 +99,69 @@ def skills(
 
     `splits` are the folds whose test origins were forecast, one after the other; baselines are fitted in each.
     """
+    return {name: one.rows() for name, one in compared(inputs, panel, splits, forecasts).items()}
+
+
+def compared(
+    inputs: ModelInputs, panel: Panel, splits: Sequence[Split], forecasts: pl.DataFrame
+) -> dict[str, Compared]:
+    """The same as forecasts with their labels. A fold without training origins has nothing to fit baselines on."""
     origins = np.concatenate([split.test for split in splits])
-    own = {
-        one.name: one
-        for one in scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
-    }
+    mine = scored(inputs, panel, origins, _from_frame(inputs, panel, origins, forecasts))
     crps = _mean_crps(panel, origins, forecasts)
-    found: dict[str, Rows] = {
-        name: [{"model": MODEL, **one.scores(), **_crps_column(one, crps.get(name))}]
-        for name, one in own.items()
-    }
-    for kind in inputs.kinds:
+    found = {one.name: {MODEL: one} for one in mine}
+    of_points: dict[str, dict[str, float | None]] = {one.name: {MODEL: crps.get(one.name)} for one in mine}
+    for kind in inputs.kinds if all(len(split.train) for split in splits) else ():
         of_kind = inputs.only(kind)
         if all(target.auxiliary for target in of_kind.targets):
             continue
         for name in baselines_of(of_kind, panel):
             parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
+            title = title_of(name, of_kind.targets[0])
             for other in scored(of_kind, panel, origins, _joined(parts)):
-                title = title_of(name, of_kind.targets[0])
-                p_value = _p_value(own[other.name], other)
-                crps_of_point = _crps_column(other, other.mean_absolute_error)
-                found[other.name].append(
-                    {"model": title, **other.scores(), **crps_of_point, P_VALUE: p_value}
-                )
-    return found
+                found[other.name][title] = other
+                of_points[other.name][title] = other.mean_absolute_error
+    return {name: Compared(each, of_points[name]) for name, each in found.items()}
+
+
+def averages(each: Sequence[Compared]) -> dict[str, Rows]:
+    """Of several symbols: for each target the mean of their scores, and the test of the mean of their losses at each
+    time.
+    """
+    groups: dict[str, list[Compared]] = {}
+    for one in each:
+        groups.setdefault(one.forecasts[MODEL].target, []).append(one)
+    return {
+        f"mean of {len(group)} symbols {target}": _mean_rows(group)
+        for target, group in groups.items()
+        if len(group) > 1
+    }
+
+
+def _mean_rows(group: Sequence[Compared]) -> Rows:
+    titles = [title for title in group[0].forecasts if all(title in one.forecasts for one in group)]
+    rows = [{row["model"]: row for row in one.rows()} for one in group]
+    losses = {title: _mean_losses([one.forecasts[title] for one in group]) for title in titles}
+    made = []
+    for title in titles:
+        numbers = [name for name in rows[0][title] if name not in ("model", P_VALUE)]
+        mean = {name: float(np.mean([one[title][name] for one in rows])) for name in numbers}
+        horizon = group[0].forecasts[MODEL].horizon
+        p_value = {} if title == MODEL else {P_VALUE: _p_value(losses[MODEL], losses[title], horizon)}
+        made.append({"model": title, **mean, **p_value})
+    return made
+
+
+def _mean_losses(each: Sequence[Scored]) -> Array:
+    """Mean loss at each time over the symbols that have one, [n]."""
+    times = np.unique(np.concatenate([one.times for one in each]))
+    total, count = np.zeros(len(times)), np.zeros(len(times))
+    for one in each:
+        losses, at = one.losses(), np.searchsorted(times, one.times)
+        known = np.isfinite(losses)
+        np.add.at(total, at[known], losses[known])
+        np.add.at(count, at[known], 1)
+    return total / np.where(count > 0, count, np.nan)
 
 
 def _mean_crps(panel: Panel, origins: Origins, forecasts: pl.DataFrame) -> dict[str, float]:
@@ -131,7 +196,8 @@ def scored(inputs: ModelInputs, panel: Panel, origins: Origins, predicted: Predi
         if classes and predicted.probabilities is not None:
             forecast = predicted.probabilities[:, columns, :classes]
         horizon = max(target.horizon for target in targets)
-        made.append(Scored(f"{asset} {name}", targets[0].of_kind, horizon, actual, forecast))
+        times = panel.timestamps[origins]
+        made.append(Scored(asset, name, targets[0].of_kind, horizon, actual, forecast, times))
     return made
 
 
@@ -164,8 +230,8 @@ def _rows_at(own: pl.DataFrame, panel: Panel, origins: Origins, target: TargetCo
     return rows
 
 
-def _p_value(own: Scored, other: Scored) -> float:
+def _p_value(own: Array, other: Array, horizon: int) -> float:
     """Of the Diebold–Mariano test that both forecasts lose equally much."""
-    if len(own.actual) <= 2 * own.horizon:
+    if len(own) <= 2 * horizon:
         return float("nan")
-    return diebold_mariano(own.losses(), other.losses(), horizon=own.horizon).p_value
+    return diebold_mariano(own, other, horizon=horizon).p_value

@@ -46,6 +46,8 @@ class Standing:
     def words(self) -> str:
         """ahead of …, behind …, as good as …"""
         if not self.is_scored:
+            if np.isfinite(self.own):
+                return f"{self.measure} {self.own:.4f}; the data hold no training row to fit a baseline on"
             return "not scored; no label of the test period is known"
         if self.is_tie:
             return "as good as the best baseline"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,11 @@ from longtape.core.arrays import Flags
 from longtape.core.calendars import calendar_features, future_opens, ordinals
 from longtape.core.clock import ALWAYS_OPEN, WEEKDAYS_ONLY, Interval, Milliseconds, iso
 from longtape.core.errors import UserError, unknown_name
-from longtape.features.catalogue import find_target, target_horizons
+from longtape.features.catalogue import features, find_target, target_horizons
 from longtape.features.evaluate import Computed, Evaluator
 from longtape.features.expression import Expression, parse
 from longtape.features.order_flow import book_imbalance, micro_price_distance
-from longtape.features.panel import UNKNOWN_END, Column, Panel, TargetColumn
+from longtape.features.panel import UNKNOWN_END, Column, Panel, Span, TargetColumn
 from longtape.features.rolling import Array
 from longtape.features.table import SUMMED, Table
 from longtape.features.targets import Label
@@ -31,7 +31,19 @@ from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
 
 BLOCK = 4_096
+Scalar = TypeVar("Scalar", bound=np.generic)
 EVENTS = Interval(0, "event")  # trades and book snapshots: known when they happen, any distance apart
+
+
+class PooledConfig(BaseModel):
+    """How symbols are made alike for a model that sees one at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    own_past: int = Field(512, ge=2, description="Bars of a symbol's own past that tell its level")
+    scaled: bool = Field(
+        True, description="Features as z-scores of that past; those of the calendar as they are"
+    )
 
 
 class FeaturesConfig(BaseModel):
@@ -59,6 +71,9 @@ class FeaturesConfig(BaseModel):
         description="Missing bars: refuse; carry the price with zero volume; leave out the time; or carry it, tell the"
         " model by a column `present`, and learn no label that begins or ends there",
     )
+    pooled: PooledConfig | None = Field(
+        None, description="Each symbol by itself, from its first bar to its last"
+    )
 
 
 def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
@@ -70,14 +85,16 @@ def build(series: Sequence[MarketRows], config: FeaturesConfig) -> Panel:
     """
     bars = [one for one in series if isinstance(one, Bars)]
     if bars or not len(series):
-        return _panel(_one_clock(bars, config.missing), config)
+        return _panel(*_tables(bars, config), config)
     events = [one for one in series if isinstance(one, Books | Trades)]
     if len(events) != 1:
         raise UserError(f"features: events are those of one symbol, and there are {len(events)}")
+    if config.pooled is not None:
+        raise UserError("features: symbols are pooled on bars, not on events, which are those of one symbol")
     if config.missing != "error":
         raise UserError("features: events are where they are; `missing` is for bars")
     table = _events(events[0])
-    panel = _panel({table.symbol: table}, config)
+    panel = _panel({table.symbol: table}, table, config)
     of_books = isinstance(events[0], Books)
     return replace(panel, quotes=_quotes(table)) if of_books else replace(panel, tape=tape_summary(table))
 
@@ -109,17 +126,22 @@ def _numbers(frame: pl.DataFrame) -> dict[str, Array]:
     return {name: numbers[name].to_numpy() for name in numbers.columns}
 
 
-def _one_clock(bars: Sequence[Bars], missing: str) -> dict[str, Table]:
-    aligned = align(bars, missing)
-    start = int(np.argmax(aligned.present.all(axis=1))) if missing == "mask" else 0
-    present = aligned.present[start:]
+def _tables(bars: Sequence[Bars], config: FeaturesConfig) -> tuple[dict[str, Table], Table]:
+    """A table of each symbol and the clock of all. Pooled, a symbol's table runs from its first bar to its last."""
+    aligned = align(bars, config.missing, "shared" if config.pooled is None else "union")
+    start = (
+        int(np.argmax(aligned.present.all(axis=1))) if config.missing == "mask" and not config.pooled else 0
+    )
     calendar = _calendar(bars)
     tables = {}
     for s, name in enumerate(aligned.names):
-        columns = _columns(aligned.frames[name].slice(start), present[:, s])
-        clock = aligned.timestamps[start:], aligned.known_at[start:]
+        listed = np.flatnonzero(aligned.present[:, s])
+        own = slice(int(listed[0]), int(listed[-1]) + 1) if config.pooled else slice(start, None)
+        columns = _columns(aligned.frames[name][own], aligned.present[own, s])
+        clock = aligned.timestamps[own], aligned.known_at[own]
         tables[name] = Table(name, aligned.interval, calendar, *clock, columns, name)
-    return tables
+    whole = aligned.timestamps[start:], aligned.known_at[start:]
+    return tables, Table("", aligned.interval, calendar, *whole, {}, "the shared clock")
 
 
 def _calendar(bars: Sequence[Bars]) -> str:
@@ -145,47 +167,89 @@ def _columns(frame: pl.DataFrame, present: Flags) -> dict[str, Array]:
     return columns | {"present": present.astype(np.float64)}
 
 
-def _panel(tables: Mapping[str, Table], config: FeaturesConfig) -> Panel:
-    first = next(iter(tables.values()))
+def _panel(tables: Mapping[str, Table], clock: Table, config: FeaturesConfig) -> Panel:
     assets = tuple(config.symbols or tables)
     for asset in assets:
         if asset not in tables:
             raise unknown_name("symbol", asset, tables, "features")
     columns, computed = _features(tables, assets, config)
-    values = _matrix([_usable(str(c), series, first) for c, series in zip(columns, computed, strict=True)])
-    targets, target_columns, ends = _targets(tables, assets, config)
+    own = [tables[column.asset or assets[0]] for column in columns]
+    series = [_usable(str(c), found, table) for c, found, table in zip(columns, computed, own, strict=True)]
+    spans = _spans(clock, [tables[asset] for asset in assets], columns, computed, config)
+    targets, target_columns, ends = _targets(tables, clock, assets, config)
     return Panel(
-        timestamps=first.timestamps,
-        known_at=first.known_at,
-        ordinals=_ordinals(first),
-        values=values,
+        timestamps=clock.timestamps,
+        known_at=clock.known_at,
+        ordinals=_ordinals(clock),
+        values=_matrix([_placed(values, table, clock) for values, table in zip(series, own, strict=True)]),
         columns=tuple(columns),
         assets=assets,
-        present=np.stack([_presence(tables[asset]) for asset in assets], axis=1),
+        present=_beside(tables, clock, assets, _presence),
         targets=targets,
         target_columns=target_columns,
         target_ends=ends,
-        interval=first.interval,
-        calendar=first.calendar,
-        warm_up=max(series.ready for series in computed),
-        closes=np.stack([tables[asset]["close"] for asset in assets], axis=1),
-        ranges=_of_each(tables, assets, ("high", "low"), _parkinson),
-        turnover=_of_each(tables, assets, ("volume", "close"), np.multiply),
-        calendar_values=_calendar_values(first, max(column.horizon for column in target_columns)),
+        interval=clock.interval,
+        calendar=clock.calendar,
+        warm_up=min(span.ready for span in spans) if spans else max(found.ready for found in computed),
+        closes=_beside(tables, clock, assets, lambda table: table["close"]),
+        ranges=_of_each(tables, clock, assets, ("high", "low"), _parkinson),
+        turnover=_of_each(tables, clock, assets, ("volume", "close"), np.multiply),
+        calendar_values=_calendar_values(clock, max(column.horizon for column in target_columns)),
+        spans=spans,
     )
+
+
+def _spans(
+    clock: Table,
+    tables: Sequence[Table],
+    columns: Sequence[Column],
+    computed: Sequence[Computed],
+    config: FeaturesConfig,
+) -> tuple[Span, ...]:
+    """Where each symbol is listed and its features, and the level that its own past tells, are there."""
+    if config.pooled is None:
+        return ()
+    found = []
+    for table in tables:
+        of_asset = [one.ready for c, one in zip(columns, computed, strict=True) if c.asset == table.symbol]
+        start = int(np.searchsorted(clock.timestamps, table.timestamps[0]))
+        ready = max(config.pooled.own_past, *of_asset)
+        found.append(Span(start, start + ready, start + len(table)))
+    return tuple(found)
+
+
+def _placed(values: npt.NDArray[Scalar], table: Table, clock: Table) -> npt.NDArray[Scalar]:
+    """Values of a table's rows at their places on the shared clock; NaN, or False, where the table has no row."""
+    if len(table) == len(clock):
+        return values
+    out = np.full(len(clock), False if values.dtype == np.bool_ else np.nan, values.dtype)
+    start = int(np.searchsorted(clock.timestamps, table.timestamps[0]))
+    out[start : start + len(table)] = values
+    return out
+
+
+def _beside(
+    tables: Mapping[str, Table],
+    clock: Table,
+    assets: Sequence[str],
+    made: Callable[[Table], npt.NDArray[Scalar]],
+) -> npt.NDArray[Scalar]:
+    """What is made of every asset's table, [T, A] on the shared clock."""
+    return np.stack([_placed(made(tables[asset]), tables[asset], clock) for asset in assets], axis=1)
 
 
 def _of_each(
     tables: Mapping[str, Table],
+    clock: Table,
     assets: Sequence[str],
     names: tuple[str, str],
     formula: Callable[[Array, Array], Array],
 ) -> Array | None:
     """A formula over two columns of every asset [T, A]; None where one of them lacks a column or its numbers."""
-    pairs = [[tables[asset].columns.get(name) for name in names] for asset in assets]
-    made = [formula(a, b) for a, b in pairs if a is not None and b is not None]
-    complete = len(made) == len(assets) and all(np.isfinite(values).any() for values in made)
-    return np.stack(made, axis=1) if complete else None
+    for asset in assets:
+        if any(np.isfinite(tables[asset].columns.get(name, np.nan)).sum() == 0 for name in names):
+            return None
+    return _beside(tables, clock, assets, lambda table: formula(*(table.columns[name] for name in names)))
 
 
 def _parkinson(high: Array, low: Array) -> Array:
@@ -218,15 +282,16 @@ def _calendar_values(table: Table, ahead: int) -> npt.NDArray[np.float32]:
 def _features(
     tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
 ) -> tuple[list[Column], list[Computed]]:
-    evaluator = Evaluator(tables)
+    evaluator = Evaluator(tables, own_clocks=config.pooled is not None)
     extra = ["present"] if config.missing == "mask" and "present" not in config.features else []
     expressions = [parse(text) for text in (*config.features, *extra)]
-    shared = [e for e in expressions if evaluator.is_shared(e)]
+    # Of symbols on clocks of their own nothing stands once for all.
+    shared = [] if config.pooled else [e for e in expressions if evaluator.is_shared(e)]
     wanted = [(asset, e, asset) for asset in assets for e in expressions if e not in shared]
     columns: list[Column] = []
     computed: list[Computed] = []
     for asset, expression, reader in [*wanted, *((None, e, assets[0]) for e in shared)]:
-        found = evaluator.compute(expression, reader)
+        found = evaluator.compute(_scaled(expression, config.pooled), reader)
         names = [f"{expression}.{output}" for output in found.outputs] or [str(expression)]
         columns += [Column(asset, name) for name in names]
         computed += [Computed((values,), found.ready) for values in found.values]
@@ -234,6 +299,14 @@ def _features(
     if repeated:
         raise UserError(f"features: '{repeated.name}' is listed twice")
     return columns, computed
+
+
+def _scaled(expression: Expression, pooled: PooledConfig | None) -> Expression:
+    """The expression as the z-score of the symbol's own past, but what the calendar tells of every symbol alike."""
+    spec = features().get(expression.name)
+    if pooled is None or not pooled.scaled or (spec is not None and spec.family == "calendar"):
+        return expression
+    return Expression("zscore", (expression, pooled.own_past))
 
 
 def _usable(name: str, series: Computed, table: Table) -> Array:
@@ -258,7 +331,7 @@ def _matrix(series: Sequence[Array]) -> npt.NDArray[np.float32]:
 
 
 def _targets(
-    tables: Mapping[str, Table], assets: Sequence[str], config: FeaturesConfig
+    tables: Mapping[str, Table], clock: Table, assets: Sequence[str], config: FeaturesConfig
 ) -> tuple[Array, tuple[TargetColumn, ...], Milliseconds]:
     asked = [(text, False) for text in config.targets] + [(text, True) for text in config.auxiliary]
     labels = [
@@ -268,12 +341,17 @@ def _targets(
         for column, label in _labels(parse(text), tables[asset])
     ]
     columns = tuple(column for column, _ in labels)
-    first = tables[assets[0]]
-    opens, closes = _clock_ahead(first, max(column.horizon for column in columns))
-    ends = [(opens if label.at_open else closes)[label.horizon :][: len(first)] for _, label in labels]
-    values = np.stack([label.values for _, label in labels], axis=1)
+    opens, closes = _clock_ahead(clock, max(column.horizon for column in columns))
+    ends = [(opens if label.at_open else closes)[label.horizon :][: len(clock)] for _, label in labels]
+    values = np.stack(
+        [_placed(label.values, tables[column.asset], clock) for column, label in labels], axis=1
+    )
     if config.missing == "mask":
-        _hide_absent(values, columns, tables)
+        _hide_absent(
+            values,
+            columns,
+            {asset: _placed(_presence(tables[asset]), tables[asset], clock) for asset in assets},
+        )
     return values, columns, np.stack(ends, axis=1)
 
 
@@ -292,10 +370,10 @@ def _labels(expression: Expression, table: Table) -> list[tuple[TargetColumn, La
     return [(TargetColumn(name, spec.kind, table.symbol, x.horizon, x.options, x.at_open), x) for x in labels]
 
 
-def _hide_absent(values: Array, columns: Sequence[TargetColumn], tables: Mapping[str, Table]) -> None:
+def _hide_absent(values: Array, columns: Sequence[TargetColumn], present: Mapping[str, Flags]) -> None:
     """No label begins or ends at a bar that is not there."""
     for k, column in enumerate(columns):
-        absent = ~_presence(tables[column.asset])
+        absent = ~present[column.asset]
         values[absent, k] = np.nan
         values[: -column.horizon][absent[column.horizon :], k] = np.nan
 

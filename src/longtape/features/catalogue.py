@@ -10,6 +10,7 @@ from longtape.features import (
     calendar_features,
     cross_asset,
     order_flow,
+    own_past,
     price,
     trade_features,
     volatility,
@@ -26,6 +27,7 @@ FAMILIES = tuple(
         price,
         volatility,
         volume,
+        own_past,
         order_flow,
         book_features,
         trade_features,
@@ -98,3 +100,19 @@ def _check_expression(expression: Expression, symbols: Sequence[str] | None) -> 
     for argument in spec.bind(expression).values():
         if isinstance(argument, Expression):
             _check_expression(argument, symbols)
+
+
+def reads_market(texts: Sequence[str]) -> bool:
+    """True where some feature of a symbol reads other symbols too."""
+    return any(_reads_others(parse(text)) for text in texts)
+
+
+def _reads_others(expression: Expression) -> bool:
+    spec = features().get(expression.name)
+    if any(kind == "of" for kind, _ in expression.scopes):
+        return True
+    if spec is None:
+        return False
+    if any(parameter.annotation == "CrossSection" for parameter in spec.parameters):
+        return True
+    return any(_reads_others(one) for one in spec.bind(expression).values() if isinstance(one, Expression))

@@ -27,10 +27,10 @@ class Computed:
 
 
 class Evaluator:
-    """Evaluates expressions over tables that share one clock."""
+    """Evaluates expressions over tables that share one clock; with `own_clocks`, over stretches of one clock."""
 
-    def __init__(self, tables: Mapping[str, Table]) -> None:
-        self._tables = dict(tables)
+    def __init__(self, tables: Mapping[str, Table], own_clocks: bool = False) -> None:
+        self._tables, self._own_clocks = dict(tables), own_clocks
         self._coarse: dict[tuple[str, str], Table] = {}
         self._done: dict[tuple[Expression, str, str], Computed] = {}
         self._asked = ""
@@ -50,7 +50,8 @@ class Evaluator:
     def _scoped(self, expression: Expression, table: Table) -> Computed:
         (kind, argument), rest = expression.scopes[0], replace(expression, scopes=expression.scopes[1:])
         if kind == "of":
-            return self._compute(rest, self._other(argument, table))
+            other = self._other(argument, table)
+            return _seen_from(table, other, self._compute(rest, other))
         coarse = self._resampled(table.symbol, Interval.parse(argument), table)
         found = self._compute(rest, coarse)
         rows = newest_known(coarse, table)
@@ -100,14 +101,16 @@ class Evaluator:
             inner, tables = bound[parameter.name], [table]
             if parameter.annotation == "CrossSection":
                 tables = [self._other(symbol, table) for symbol in self._tables]
-            found = [self._compute(inner, each) for each in tables]
+            found = [_seen_from(table, each, self._compute(inner, each)) for each in tables]
             if len(found[0].values) > 1:
                 raise UserError(
                     f"features: '{expression}': '{inner}' has {len(found[0].values)} columns, not one"
                 )
-            ready = max(ready, *(f.ready for f in found))
-            series = tuple(f.values[0] for f in found)
             own = list(self._tables).index(table.symbol)
+            # A symbol that is listed later does not keep the others waiting.
+            waits = found[own : own + 1] if self._own_clocks and len(found) > 1 else found
+            ready = max(ready, *(f.ready for f in waits))
+            series = tuple(f.values[0] for f in found)
             bound[parameter.name] = (
                 CrossSection(series, own) if parameter.annotation == "CrossSection" else series[0]
             )
@@ -122,6 +125,16 @@ class Evaluator:
             return spec is not None
         inner = [a for a in spec.bind(expression).values() if isinstance(a, Expression)]
         return bool(inner) and not spec.needs and all(self.is_shared(a) for a in inner)
+
+
+def _seen_from(table: Table, other: Table, found: Computed) -> Computed:
+    """What was computed on the clock of `other` at the rows of `table`, NaN where `other` has no row."""
+    if len(other) == len(table) and other.timestamps[0] == table.timestamps[0]:
+        return found
+    rows = np.minimum(np.searchsorted(other.timestamps, table.timestamps), len(other) - 1)
+    there = (other.timestamps[rows] == table.timestamps) & (rows >= found.ready)
+    ready = int(np.argmax(there)) if there.any() else len(table)
+    return Computed(tuple(np.where(there, v[rows], np.nan) for v in found.values), ready, found.outputs)
 
 
 def _enough(ready: int, expression: Expression, table: Table) -> int:

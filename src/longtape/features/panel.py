@@ -66,6 +66,15 @@ class TargetColumn:
         return self.asset, self.name, self.horizon
 
 
+@dataclass(frozen=True)
+class Span:
+    """Rows [start, stop) of a panel in which an asset is listed; its features are whole from row `ready` on."""
+
+    start: int
+    ready: int
+    stop: int
+
+
 class GlobalMarks(Protocol):
     """Moments of market time that become global tokens (`longtape.features.marks.Marks`)."""
 
@@ -108,6 +117,8 @@ class Panel(Shown):
     tape: npt.NDArray[np.float64] | None = field(
         default=None, repr=False
     )  # [T, 2] of trades: taker, their imbalance
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+    """of each asset, where each has its own; without them all are there from the first row to the last"""
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -140,6 +151,35 @@ class Panel(Shown):
     def to_pandas(self) -> Any:
         """The same as a pandas frame, times (UTC) as its index."""
         return to_pandas(self.to_frame())
+
+    @property
+    def series(self) -> tuple[Panel, ...]:
+        """The panels, one after the other, whose rows these are: of which none reads another's rows."""
+        return (self,)
+
+    @property
+    def unit(self) -> npt.NDArray[np.float64] | None:
+        """In which labels that have a unit are given, [T]; None: as they are."""
+        return None
+
+    def units(self, origins: Rows) -> npt.NDArray[np.float64]:
+        """What forecasts at `origins` are to be multiplied by, [n, K]: 1 where labels are in original units."""
+        return np.ones((len(origins), len(self.target_columns)))
+
+    @cached_property
+    def row_in_series(self) -> Rows:
+        """How many rows of its own series stand before each row, [T]."""
+        return np.concatenate([np.arange(len(one)) for one in self.series])
+
+    def span(self, asset: str) -> Span:
+        """The rows in which an asset is listed."""
+        whole = Span(0, self.warm_up, len(self))
+        return self.spans[self.assets.index(asset)] if self.spans else whole
+
+    @property
+    def ready_rows(self) -> int:
+        """The fewest rows past its warm-up that an asset has."""
+        return min(one.stop - one.ready for one in map(self.span, self.assets))
 
     @property
     def n_shared(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from longtape.core.errors import UserError
 from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel, Rows
-from longtape.features.splits import Periods, Split
+from longtape.features.pooled import PooledPanel, own_origins, pooled
+from longtape.features.splits import Periods, Split, latest
 from longtape.features.windows import first_origin
 from longtape.forecasting.config import ForecastConfig, Method, bounds_of
 from longtape.forecasting.conformal import RATE
@@ -45,6 +46,13 @@ class FittedForecaster:
 
     def inputs(self, panel: Panel, origins: Rows) -> Mapping[str, npt.NDArray[Any]]:
         """All that the network is given for the windows that end at `origins`, the windows scaled."""
+        if self.model.config.pooled is None:
+            return self._inputs(panel, origins)
+        each = self._each(panel, origins)
+        named = [(part.assets[0], self._inputs(rows, own)) for part, rows, own in each]
+        return {f"{asset} {name}": values for asset, found in named for name, values in found.items()}
+
+    def _inputs(self, panel: Panel, origins: Rows) -> Mapping[str, npt.NDArray[Any]]:
         batch = BatchSource(self.model, panel).batch(origins)
         scaling = getattr(self.model, "scaling", None)
         with torch.no_grad():
@@ -62,10 +70,36 @@ class FittedForecaster:
         """Forecast frame of the windows that end at `origins`. UserError where the panel has other columns.
 
         Adaptive intervals follow the misses since the calibration period, so all windows since are forecast with them.
+        A pooled model forecasts each symbol at those of the origins where it has a whole window of its own.
         """
+        if self.model.config.pooled is None:
+            classed = classed_as(panel, self.model.inputs.targets)
+            return self._frame(classed, classed, origins)
+        frames = [self._frame(rows, part, own) for part, rows, own in self._each(panel, origins)]
+        if not frames:
+            raise UserError("no symbol has a whole window at these times; load more data")
+        return pl.concat(frames)
+
+    def newest(self, panel: Panel) -> Rows:
+        """The newest origin, of a pooled model that of each symbol."""
+        if self.model.config.pooled is None:
+            return np.array([latest(panel, self.model.config.lookback)])
+        return np.unique([panel.span(asset).stop - 1 for asset in panel.assets])
+
+    def _each(self, panel: Panel, origins: Rows) -> Iterator[tuple[Panel, PooledPanel, Rows]]:
+        """Of a pooled model: each symbol's rows, the same in units of its own past, and the origins among them."""
+        config = self.model.config
+        assert config.pooled is not None  # noqa: S101 (for the type alone)
+        for asset in panel.assets:
+            own = own_origins(panel, asset, origins, config.lookback)
+            if len(own):
+                rows = pooled(panel, config.pooled.own_past, [asset])
+                yield rows.parts[0], rows, own
+
+    def _frame(self, panel: Panel, shown: Panel, origins: Rows) -> pl.DataFrame:
+        """Forecasts on a panel as the model is given it, shown with the labels and units of another with its rows."""
         if panel.columns != self.model.inputs.columns:
             raise UserError("these data give other feature columns than the model was trained on")
-        panel = classed_as(panel, self.model.inputs.targets)
         rows = np.union1d(self._followed(panel, origins), origins)
         levels = self.calibration.quantiles if self.calibration.takes_quantiles else ()
         predicted = predict(self.model, panel, rows, self.windows_together, levels)
@@ -73,9 +107,10 @@ class FittedForecaster:
             self.model.inputs.targets, predicted, self.calibration, self._course(panel, rows),
             self._draws(panel, rows), self.config.rate or RATE,
         )  # fmt: skip
-        wanted = np.searchsorted(rows, origins)
-        asked = {level: (lower[wanted], upper[wanted]) for level, (lower, upper) in bounds.items()}
-        return to_frame(panel, origins, predicted.at(wanted), asked, self.calibration, self.periods)
+        wanted, unit = np.searchsorted(rows, origins), panel.units(origins)
+        asked = {level: (low[wanted] * unit, high[wanted] * unit) for level, (low, high) in bounds.items()}
+        made = predicted.at(wanted).times(unit)
+        return to_frame(shown, origins, made, asked, self.calibration, self.periods, unit)
 
     @property
     def windows_together(self) -> int:

@@ -39,8 +39,10 @@ def to_frame(
     bounds: Mapping[float, Bounds],
     kept: Calibration,
     periods: Periods | None = None,
+    unit: Array | None = None,
 ) -> pl.DataFrame:
-    """Forecasts and bounds of the windows that end at `origins` → forecast frame."""
+    """Forecasts and bounds of the windows that end at `origins` → forecast frame; `unit` [n, K]: that of `kept`."""
+    unit = np.ones_like(predicted.mean) if unit is None else unit
     period = np.full(len(origins), "") if periods is None else periods.period_of(panel.timestamps[origins])
     parts = []
     for column, target in enumerate(panel.target_columns):
@@ -63,7 +65,7 @@ def to_frame(
             **_further(bounds, kept.levels[1:], column),
             **_probabilities(predicted, column, target.of_kind.classes),
             **_prices(panel, origins, target, kept.targets[column], (mean, lower, upper)),
-            "threshold": kept.targets[column].threshold,
+            "threshold": kept.targets[column].threshold * unit[:, column],
             "crps": _number(_crps(predicted, column, target)),
             "actual": _number(panel.targets[origins, column]),
         }

@@ -38,6 +38,15 @@ class Predicted:
             None if self.crps is None else self.crps[rows],
         )
 
+    def times(self, unit: Array) -> Predicted:
+        """The same in another unit [n, K]."""
+        return Predicted(
+            self.mean * unit,
+            {level: values * unit for level, values in self.quantiles.items()},
+            self.probabilities,
+            None if self.crps is None else self.crps * unit,
+        )
+
 
 @torch.no_grad()
 def predict(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from longtape.core.clock import Interval
 from longtape.core.errors import UserError
+from longtape.features.build import PooledConfig
 from longtape.features.panel import Column, Panel, Rows, TargetColumn
 from longtape.features.target_kinds import WEIGHT, TargetKind
 from longtape.models.batch import Batch
@@ -68,6 +69,11 @@ class ModelConfig(BaseModel):
     def reads_calendar(self) -> bool:
         """True where `forward` reads the calendar of bars."""
         return False
+
+    @property
+    def pooled(self) -> PooledConfig | None:
+        """How symbols are made alike, where the model sees one at a time; None where it sees all together."""
+        return None
 
     @property
     def block(self) -> int:

@@ -293,6 +293,8 @@ def _feature_of(column: str, features: set[str]) -> bool:
 class ChannelsConfig(EncoderConfig):
     """The encoder by the name that it has beside a portfolio of tokens (asset, time)."""
 
+    cannot_pool = "it sees all symbols side by side; name kind: encoder"
+
     kind: Literal["channels"] = "channels"  # type: ignore[assignment]
 
 

@@ -80,8 +80,10 @@ class HarDesign:
         return max(sum(lag * ROWS_A_LAG <= n_rows for lag in self.lags), 1)
 
     def lagged(self, panel: Panel, asset: int) -> Array:
-        """ln(mean r² over each lag) [T, L] (`log_means`)."""
-        return self.log_means(squared_returns(panel, asset), panel.present[:, asset])
+        """ln(mean r² over each lag) [T, L] (`log_means`); of pooled rows in the unit of their labels."""
+        parts = [self.log_means(squared_returns(one, asset), one.present[:, asset]) for one in panel.series]
+        found = np.concatenate(parts)
+        return found if panel.unit is None else found - 2 * np.log(panel.unit)[:, None]
 
     def log_means(self, values: Array, present: Flags) -> Array:
         """ln of the mean of `values` [T] over each lag, [T, L]; where the data begin, over what there is.
@@ -189,7 +191,7 @@ class HarRows:
     def __init__(self, design: HarDesign, panel: Panel, asset: int, columns: Rows, origins: Rows) -> None:
         self.design, self.columns, self.panel = design, columns, panel
         self.n_lags = design.used(len(origins))
-        span = panel.timestamps[origins[-1]] - panel.timestamps[origins[0]]
+        span = np.ptp(panel.timestamps[origins])
         self.has_cells = bool(span >= WEEKS_OF_CELLS * WEEK) or design.n_cells == 1
         self.horizons = np.array([panel.target_columns[k].horizon for k in columns])
         self.log_floor = self._log_floor(origins)
@@ -237,7 +239,7 @@ class HarRows:
         return floored + np.log(self.horizons)
 
     def _known(self, origins: Rows) -> Rows:
-        whole = origins[origins >= self.design.lags[self.n_lags - 1]]
+        whole = origins[self.panel.row_in_series[origins] >= self.design.lags[self.n_lags - 1]]
         return whole[np.isfinite(self.panel.targets[whole][:, self.columns]).all(axis=1)]
 
     def _design(self, origins: Rows) -> Array:

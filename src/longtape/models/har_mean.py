@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -37,14 +38,23 @@ from longtape.models.har import (
 
 YEAR = 365 * DAY
 HALF_LIFE = YEAR / 2
+_MADE: WeakKeyDictionary[Panel, dict[tuple[object, ...], Floats]] = WeakKeyDictionary()
 
 
 def monthly_log_variance(design: HarDesign, panel: Panel, asset: int, columns: Ints, since: int) -> Floats:
     """ln of the expected variance [T, n] of the targets `columns` [n] of one asset.
 
     Rows known before `since` (UTC ms) are never learnt from, so that data put in front change nothing. Until there are
-    rows to fit, the forecast is the mean r² so far, over the horizon.
+    rows to fit, the forecast is the mean r² so far, over the horizon. Made once for a panel, which many seeds may ask.
     """
+    made, key = _MADE.setdefault(panel, {}), (design, asset, tuple(columns.tolist()), since)
+    if key not in made:
+        made[key] = _fitted_monthly(design, panel, asset, columns, since)
+        made[key].flags.writeable = False
+    return made[key]
+
+
+def _fitted_monthly(design: HarDesign, panel: Panel, asset: int, columns: Ints, since: int) -> Floats:
     rows = _Rows(design, panel, asset, columns, since)
     out = rows.level()
     memories = (_Fading(rows), _Window(rows))

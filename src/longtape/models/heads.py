@@ -185,6 +185,9 @@ class QuantileHead(Head):
 _NORMAL_STEPS = _normal_steps(QuantileHead.levels)
 
 
+_SHARES = torch.linspace(0, 1, 21, dtype=torch.float64)
+
+
 class VolatilityConfig(HeadConfig):
     """How much a surprise may weigh."""
 
@@ -194,6 +197,11 @@ class VolatilityConfig(HeadConfig):
         description="ln(y/f) of variances counts up to this much in training, so that no crash outweighs the rest;"
         " the level that this takes away is set on the validation windows once training is over",
     )
+    gate: bool = Field(
+        False,
+        description="of what the network adds a share from 0 to 1 is kept: the one whose forecasts, at their best"
+        " level, lose least by QLIKE on the validation windows once training is over; 0 where it adds nothing",
+    )
 
 
 class VolatilityHead(Head):
@@ -201,32 +209,53 @@ class VolatilityHead(Head):
 
     With `clip` the loss does not mind by how much a large surprise is larger, and the forecast is too low on average:
     the level, of each asset and target, then makes the mean of y/f over the validation windows 1, where QLIKE is least.
+    With `gate` it is chosen first, in the same windows, how much of the network's addition is kept.
     """
 
     Config = VolatilityConfig
     space = "log_variance"
     config: VolatilityConfig
     level: Tensor
+    gate: Tensor
 
     def __init__(self, d_model: int, scale: Tensor, **options: Any) -> None:
         super().__init__(d_model, scale, **options)
-        level = torch.zeros(self.n_rows, scale.shape[1])
-        self.register_buffer("level", level, persistent=self.is_calibrated_afterwards)
+        shape = self.n_rows, scale.shape[1]
+        self.register_buffer("level", torch.zeros(shape), persistent=self.is_calibrated_afterwards)
+        self.register_buffer("gate", torch.ones(shape), persistent=self.config.gate)
 
     def distribution(self, raw: Tensor, base: Tensor, unit: Tensor) -> Distribution:
         clip = math.inf if self.config.clip is None else self.config.clip
-        return LogVariance(base + raw[..., 0] + self.level, clip)
+        added = raw[..., 0]
+        return LogVariance(base + self.gate * added + self.level, clip, added if self.config.gate else None)
 
     @property
     def is_calibrated_afterwards(self) -> bool:
-        return self.config.clip is not None
+        return self.config.clip is not None or self.config.gate
 
     @torch.no_grad()
     def calibrate(self, forecasts: Sequence[tuple[Distribution, Tensor]]) -> None:
-        surprises = [own.surprise(y) for own, y in forecasts if isinstance(own, LogVariance)]
-        ratios = torch.cat(surprises).double().exp()
-        mean = ratios.nanmean((0, 1) if self.shared else 0).view_as(self.level)
+        own = [(one, y) for one, y in forecasts if isinstance(one, LogVariance)]
+        surprise = torch.cat([one.surprise(y) for one, y in own]).double()
+        if self.config.gate:
+            added = torch.cat([one.added for one, _ in own if one.added is not None]).double()
+            surprise = self._set_gate(surprise, added)
+        mean = self._mean(surprise.exp())
         self.level += torch.where(mean > 0, mean, 1.0).log().to(self.level)
+
+    def _set_gate(self, surprise: Tensor, added: Tensor) -> Tensor:
+        """Choose the share of `added` [n, A, k] that is kept; the surprises [n, A, k] that it leaves."""
+        before = self.gate.double()
+        left = torch.stack([surprise + (before - share) * added for share in _SHARES])
+        # At its best level a forecast loses ln(mean of y/f) − mean of ln(y/f) by QLIKE.
+        lost = torch.stack([self._mean(one.exp()).log() - self._mean(one) for one in left])
+        best = torch.where(lost.isnan(), torch.inf, lost).argmin(0)
+        self.gate.copy_(_SHARES.to(best.device)[best])
+        return surprise + (before - self.gate) * added
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Over windows whose label is known, and over the assets where they share a row, [n_rows, k]."""
+        return values.nanmean((0, 1) if self.shared else 0).view_as(self.level)
 
 
 class ClassesHead(Head):

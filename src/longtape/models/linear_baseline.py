@@ -8,6 +8,7 @@ it leaves over. A baseline gives its value in the space of the head: units of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -248,11 +249,13 @@ class MonthlyHar(LinearBaseline):
     """The mean of log-HARs of every asset, fitted anew each month (`longtape.models.har_mean`)."""
 
     since: Tensor
+    n_lags: Tensor
 
     def __init__(self, design: HarDesign, columns: Rows) -> None:
         super().__init__()
         self.har, self.columns, self.n_rows = design, columns, columns.size
         self.register_buffer("since", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("n_lags", torch.tensor(len(design.lags)))
 
     @property
     def reach(self) -> int:
@@ -267,15 +270,25 @@ class MonthlyHar(LinearBaseline):
                 f"log_har_mean is fitted anew each month on all rows since {iso(since)}, and these data begin"
                 f" {iso(int(panel.known_at[0]))}; give it the whole history"
             )
-        found = [
-            monthly_log_variance(self.har, panel, asset, own, since) for asset, own in enumerate(self.columns)
+        design = replace(self.har, lags=self.har.lags[: int(self.n_lags)])
+        parts = [
+            [monthly_log_variance(design, one, asset, own, since) for asset, own in enumerate(self.columns)]
+            for one in panel.series
         ]
-        return np.concatenate(found, axis=1)
+        found = np.concatenate([np.concatenate(part, axis=1) for part in parts])
+        return found if panel.unit is None else found - 2 * np.log(panel.unit)[:, None]
 
     def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
-        """From the first training row on whose lags lie in the data; what they are fitted to follows with time."""
-        first = max(int(train[0]), self.har.lags[self.har.used(len(train)) - 1])
-        self.since.fill_(int(panel.known_at[min(first, len(panel) - 1)]))
+        """From the first training row on whose lags lie in the data; what they are fitted to follows with time.
+
+        Lags for which the training rows are too few are left out for good: the rows that tell of them may not hold
+        them whole. A pooled symbol has all of its own history, whenever that begins.
+        """
+        if panel.unit is not None:
+            return
+        self.n_lags.fill_(self.har.used(len(train)))
+        whole = train[panel.row_in_series[train] >= self.har.lags[int(self.n_lags) - 1]]
+        self.since.fill_(int(panel.known_at[whole if len(whole) else len(panel) - 1].min()))
 
     def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
         return rows.unflatten(1, self.columns.shape).float()

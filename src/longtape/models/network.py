@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from longtape.core.errors import UserError
+from longtape.features.build import PooledConfig
 from longtape.features.expression import parse
 from longtape.features.panel import Panel, Rows
 from longtape.features.target_kinds import TargetKind, target_kind
-from longtape.models.base import Array, Model, ModelInputs
+from longtape.models.base import Array, Model, ModelConfig, ModelInputs
 from longtape.models.batch import Batch
 from longtape.models.embedding import InputScaling
 from longtape.models.har import HarDesign
@@ -23,11 +24,26 @@ from longtape.models.prediction import Distribution, Prediction
 from longtape.models.transformer import TransformerConfig
 
 
-class NetworkConfig(TransformerConfig):
+class TrainedConfig(ModelConfig):
     """Inputs, heads and start of a model that trains."""
 
     trains: ClassVar[bool] = True
 
+    cannot_pool: ClassVar[str] = ""  # why not, where one network cannot see one symbol at a time
+
+    assets: Literal["joint", "pooled"] = Field(
+        "joint",
+        description="pooled: one network sees one symbol at a time, a row is a (symbol, time), and symbols that it has"
+        " never seen are forecast too",
+    )
+    own_past: int | None = Field(
+        None, ge=2, description="pooled: bars of a symbol's own past that tell its level; 512 by default"
+    )
+    own_scale: bool | None = Field(
+        None,
+        description="pooled: features as z-scores of that past (the default); false: as they are, for features in"
+        " which no level stands",
+    )
     clip: float = Field(8.0, gt=0, description="scaled inputs are limited to ± this many deviations")
     skip: bool = Field(
         True, description="begin at the closed-form baseline (ridge, log-HAR); false: at the training mean"
@@ -56,6 +72,22 @@ class NetworkConfig(TransformerConfig):
                 raise ValueError(f"{target}: its weight must be above 0, not {weight}")
         return {str(parse(target)): weight for target, weight in auxiliary.items()}
 
+    @model_validator(mode="after")
+    def _pooled_where_it_can_be(self) -> TrainedConfig:
+        if self.assets == "pooled" and self.cannot_pool:
+            raise ValueError(f"assets: {self.kind} cannot be pooled: {self.cannot_pool}")
+        for name in ("own_past", "own_scale"):
+            if self.assets == "joint" and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect without assets: pooled; leave it away")
+        return self
+
+    @property
+    def pooled(self) -> PooledConfig | None:
+        if self.assets == "joint":
+            return None
+        chosen = {"own_past": self.own_past, "scaled": self.own_scale}
+        return PooledConfig(**{name: value for name, value in chosen.items() if value is not None})
+
     @property
     def auxiliary_targets(self) -> Mapping[str, float]:
         return self.auxiliary
@@ -67,6 +99,12 @@ class NetworkConfig(TransformerConfig):
         for name in self.heads:
             if name not in kinds:
                 raise UserError(f"model.heads: no target is of kind '{name}'; there are {', '.join(kinds)}")
+        for name, kind in kinds.items():
+            if self.assets == "pooled" and self.gives_weights(kind):
+                raise UserError(
+                    f"model.heads: {name}: weights of symbols that are seen one at a time do not know of each other;"
+                    " kind: portfolio divides one account among them"
+                )
         blocks = {kind: self.head_config(kind).rows_of_block for kind in kinds}
         if len({rows for rows in blocks.values() if rows > 1}) > 1:
             raise UserError(f"model.heads: blocks of one batch have one length, not {blocks}")
@@ -87,6 +125,10 @@ class NetworkConfig(TransformerConfig):
         """What the head with the longest block asks for."""
         return max([self.head_config(kind).rows_of_block for kind in self.heads], default=1)
 
+
+class NetworkConfig(TransformerConfig, TrainedConfig):
+    """Layers over an attention mechanism, with inputs, heads and start."""
+
     @property
     def summary(self) -> str:
         """Mechanism and lookback."""
@@ -96,11 +138,11 @@ class NetworkConfig(TransformerConfig):
 class Network(Model):
     """A model that learns what its closed-form baseline leaves over, for each kind of target by a head."""
 
-    config: NetworkConfig
+    config: TrainedConfig
     trained_weights: Tensor
     judged_weights: Tensor
 
-    def __init__(self, config: NetworkConfig, inputs: ModelInputs) -> None:
+    def __init__(self, config: TrainedConfig, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
         self.scaling = InputScaling(inputs.mean, inputs.deviation, config.clip)
         for name, weights in _loss_weights(config, inputs).items():
@@ -202,7 +244,7 @@ class Network(Model):
         return Constant(head.space, n_assets, n_targets, head.n_classes)
 
 
-def _loss_weights(config: NetworkConfig, inputs: ModelInputs) -> dict[str, Tensor]:
+def _loss_weights(config: TrainedConfig, inputs: ModelInputs) -> dict[str, Tensor]:
     """What the label of each target counts in training, and where the model is judged, [K] each."""
     trained = [config.auxiliary[one.name] if one.auxiliary else 1.0 for one in inputs.targets]
     judged = [0.0 if one.auxiliary else 1.0 for one in inputs.targets]

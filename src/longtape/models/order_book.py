@@ -34,6 +34,8 @@ from longtape.models.transformer import Transformer
 class OrderBookConfig(NetworkConfig):
     """A transformer over the snapshots of a book, or over their levels."""
 
+    cannot_pool = "its rows are events of one symbol"
+
     kind: Literal["order_book"] = "order_book"
     lookback: int = Field(100, ge=1, description="snapshots in a window")
     tokens: Literal["snapshot", "level"] = Field(

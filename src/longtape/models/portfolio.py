@@ -43,6 +43,7 @@ class PortfolioConfig(NetworkConfig):
     """Tokens (asset, time) over any mechanism that can be blind to the order of assets."""
 
     reads_presence: ClassVar[bool] = True
+    cannot_pool = "it is one already in which all symbols share their weights and see each other"
 
     kind: Literal["portfolio"] = "portfolio"
     lookback: int = Field(256, ge=2, description="bars in a window")

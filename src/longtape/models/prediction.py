@@ -94,6 +94,7 @@ class LogVariance(Distribution):
 
     log_variance: Tensor
     clip: float = math.inf  # the largest surprise that training minds
+    added: Tensor | None = None  # what the network adds to its start, where a gate is to be set
 
     def mean(self) -> Tensor:
         return (0.5 * self.log_variance).exp()

@@ -12,6 +12,7 @@ MODELS = Registry(
         "encoder": "longtape.models.encoder:EncoderForecaster",
         "channels": "longtape.models.encoder:Channels",
         "portfolio": "longtape.models.portfolio:Portfolio",
+        "mlp": "longtape.models.mlp:Mlp",
         "informer": "longtape.models.informer:Informer",
         "order_book": "longtape.models.order_book:OrderBook",
         "tokens": "longtape.models.tokens:TokenEncoder",

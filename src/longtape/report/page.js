@@ -61,7 +61,8 @@
   function seriesOf(chart) {
     const lines = chart.series.map((one) => ({
       label: one.name, stroke: color(one.color), width: one.width, dash: one.dash ? [5, 4] : undefined,
-      fill: one.fill ? pale(one.color, 0.18) : undefined, points: { show: false }, ...SHAPES[one.shape](one),
+      fill: one.fill ? pale(one.color, 0.18) : undefined,
+      points: { show: array(one.y).filter((v) => v != null).length === 1, size: 6, fill: color(one.color) }, ...SHAPES[one.shape](one),
     }));
     const edge = (name) => ({ label: name, stroke: "transparent", width: 0, points: { show: false } });
     return [{}, ...chart.bands.flatMap((one) => [edge(one.name), edge(one.name)]), ...lines, edge("")];

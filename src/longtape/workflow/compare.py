@@ -121,6 +121,8 @@ def _require_attention(experiment: Experiment) -> TransformerConfig:
     model = experiment.model
     if not isinstance(model, TransformerConfig):
         raise UserError(f"compare: model '{model.kind}' has no attention; compare models that have")
+    if model.pooled is not None:
+        raise UserError("compare: forecasts of joint models are compared; name model.assets: joint")
     return model
 
 

@@ -42,7 +42,7 @@ class RunData:
                 experiment.refuse_instrument(instrument.category)
         rows = load(experiment.data)
         _refuse_fills(experiment, rows)
-        return cls(experiment, ExperimentPipeline(experiment, _periods_per_year(rows)), rows, periods)
+        return cls(experiment, ExperimentPipeline(experiment, periods_per_year(rows)), rows, periods)
 
     @cached_property
     def panel(self) -> Panel:
@@ -114,13 +114,13 @@ class RunData:
 
 
 def last_closes(panel: Panel, rows: int) -> pl.DataFrame:
-    """`symbol, known_at, close` of the last rows of a panel."""
+    """`symbol, known_at, close` of the last rows of a panel, where there are any."""
     known = pl.Series("known_at", panel.known_at[-rows:]).cast(pl.Datetime("ms", "UTC"))
     parts = [
         pl.DataFrame({"symbol": asset, "known_at": known, "close": panel.closes[-rows:, a]})
         for a, asset in enumerate(panel.assets)
     ]
-    return pl.concat(parts)
+    return pl.concat(parts).filter(pl.col("close").is_not_nan())
 
 
 def _refuse_fills(experiment: Experiment, rows: Sequence[MarketRows]) -> None:
@@ -131,7 +131,7 @@ def _refuse_fills(experiment: Experiment, rows: Sequence[MarketRows]) -> None:
                 raise UserError(f"{one.origin}: has no opens to fill at; name backtest.fill: next_close")
 
 
-def _periods_per_year(rows: Sequence[MarketRows]) -> float | None:
+def periods_per_year(rows: Sequence[MarketRows]) -> float | None:
     """Bars in a year of the market that the bars are of; None for events, and for several markets on one clock."""
     bars = [one for one in rows if isinstance(one, Bars)]
     calendars = {one.instrument.calendar for one in bars}

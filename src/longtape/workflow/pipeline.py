@@ -25,6 +25,7 @@ from longtape.features.book_targets import with_classes
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
 from longtape.features.panel import Panel, Rows, TargetColumn
+from longtape.features.pooled import pooled, pooled_split
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
 from longtape.features.target_kinds import target_kind
@@ -53,6 +54,7 @@ class ExperimentPipeline:
     periods_per_year: float | None = None  # of the bars' own market; None: read from the forecasts' times
     funding: pl.DataFrame | None = None  # recorded payments, for costs.funding = history
     events: Events | None = None  # as they were known at some time; None: the experiment's file
+    company: Sequence[MarketRows] = ()  # symbols that are not forecast, and that market-wide features read
 
     @property
     def lookback(self) -> int:
@@ -61,7 +63,10 @@ class ExperimentPipeline:
 
     def panel(self, bars: Sequence[MarketRows]) -> Panel:
         """Features, targets and marks of `bars`."""
-        panel, marks = build(bars, self.experiment.feature_config), self.experiment.marks
+        config, marks = self.experiment.feature_config, self.experiment.marks
+        if self.company:
+            config = config.model_copy(update={"symbols": config.symbols or [one.symbol for one in bars]})
+        panel = build([*bars, *self.company], config)
         panel = replace(panel, target_columns=self._forecast_as(panel.target_columns))
         return panel if marks is None else replace(panel, marks=build_marks(panel, marks, self.events))
 
@@ -81,7 +86,7 @@ class ExperimentPipeline:
                 if whole:
                     raise
             else:
-                if whole or panel.warm_up + need <= len(panel):
+                if whole or need <= panel.ready_rows:
                     return panel
             rows *= 2
 
@@ -109,11 +114,29 @@ class ExperimentPipeline:
         rows = Split(train, nothing, nothing, nothing).training_rows(self.lookback)
         return Standardizer.fit(panel.values, rows, [str(column) for column in panel.columns])
 
+    def as_given(self, panel: Panel, split: Split) -> tuple[Panel, Split]:
+        """The panel and its split as the model is given them: pooled, or with the classes of the training rows."""
+        config = self.experiment.model.pooled
+        if config is None:
+            return with_classes(panel, split.train), split
+        rows = pooled(panel, config.own_past)
+        found = pooled_split(panel, rows, split, self.lookback)
+        if not len(found.train):
+            raise UserError("split: no symbol has a whole window with its label in the training period")
+        return rows, found
+
     def inputs(self, panel: Panel, train: Rows) -> ModelInputs:
-        """What a model must know of these data."""
-        panel = with_classes(panel, train)
-        scaler = self.scaler(panel, train)
-        deviation = np.nanstd(panel.targets[train], axis=0)
+        """What a model must know of these data, as it is given them."""
+        panel = panel if self.experiment.model.pooled else with_classes(panel, train)
+        return self._inputs(panel, train, self.scaler(panel, train))
+
+    def inputs_of_part(self, part: Panel, train: Rows) -> ModelInputs:
+        """What the baselines of one symbol of a pooled run must know; of the features they read nothing."""
+        n_columns = len(part.columns)
+        return self._inputs(part, train, Standardizer(np.zeros(n_columns), np.ones(n_columns)))
+
+    def _inputs(self, panel: Panel, train: Rows, scaler: Standardizer) -> ModelInputs:
+        deviation = np.nanstd(panel.targets[train], axis=0) if len(train) else np.ones(panel.targets.shape[1])
         deviation[~(deviation > 0)] = 1.0  # a constant target has no unit of its own
         return ModelInputs(
             panel.columns,
@@ -143,7 +166,7 @@ class ExperimentPipeline:
 
         `observers` watch the first seed, beside those of the folder.
         """
-        panel = with_classes(panel, split.train)
+        panel, split = self.as_given(panel, split)
         inputs = self.inputs(panel, split.train)
         trained = [
             self._member(folder, number, inputs, panel, split, processes, () if number else observers)
@@ -210,7 +233,9 @@ class ExperimentPipeline:
 
     def rescaled(self, fitted: FittedForecaster, panel: Panel, train: Rows) -> FittedForecaster:
         """The same trained weights with the scaler fitted again."""
-        scaler = self.scaler(panel, train)
+        nothing = train[:0]
+        panel, split = self.as_given(panel, Split(train, nothing, nothing, nothing))
+        scaler = self.scaler(panel, split.train)
         inputs = replace(fitted.model.inputs, mean=scaler.mean, deviation=scaler.std)
         model = self.untrained(inputs)
         state = {k: v for k, v in fitted.model.state_dict().items() if ".scaling." not in f".{k}"}

@@ -16,10 +16,11 @@ from longtape.core.clock import iso
 from longtape.core.files import nan_to_null
 from longtape.core.shown import Shown
 from longtape.evaluation.coverage import coverage
-from longtape.evaluation.skill import MODEL, Rows, skills
+from longtape.evaluation.skill import MODEL, Compared, Rows, averages, compared, skills
 from longtape.evaluation.standing import standing
 from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
+from longtape.features.pooled import part_of, split_of
 from longtape.features.splits import Split
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.market.agreement import Lead, leads, named_most
@@ -118,8 +119,6 @@ def judge_run(
 
     Nothing outside the test period is scored or traded.
     """
-    inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
-    panel = classed_as(panel, inputs.targets)
     origins = np.concatenate([split.test for split in splits])
     periods = splits[-1].periods
     first, last = int(panel.timestamps[origins[0]]), None if periods is None else periods.test_until
@@ -127,7 +126,8 @@ def judge_run(
     judgement = _judged(pipeline, of_test, bars, first, last, trials)
     scored = of_test.filter(pl.col("timestamp").dt.timestamp("ms").is_in(panel.timestamps[origins]))
     config = pipeline.experiment.forecast
-    found, covered = skills(inputs, panel, splits, forecasts), coverage(scored, config.level, config.levels)
+    found = _skills(pipeline, panel, splits, forecasts, fitted)
+    covered = coverage(scored, config.level, config.levels)
     doubts = _doubts(judgement, found, bars)
     verdict = [*doubts]
     verdict += [] if judgement is None else judgement.statements
@@ -136,6 +136,26 @@ def judge_run(
     verdict += _interval_lines(config.level, usual, fitted)
     verdict.append(_clock_line(panel, origins, judgement))
     return Results(judgement, found, covered, forecasts, verdict, doubts)
+
+
+def _skills(
+    pipeline: ExperimentPipeline,
+    panel: Panel,
+    splits: Sequence[Split],
+    forecasts: pl.DataFrame,
+    fitted: FittedForecaster | None,
+) -> dict[str, Rows]:
+    """Scores beside the baselines, which are fitted to each symbol by itself where the model is pooled."""
+    if pipeline.experiment.model.pooled is None:
+        inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
+        return skills(inputs, classed_as(panel, inputs.targets), splits, forecasts)
+    found: dict[str, Compared] = {}
+    for asset in panel.assets:
+        part, own = part_of(panel, asset), [split_of(panel, asset, one, pipeline.lookback) for one in splits]
+        if any(len(one.test) for one in own):
+            inputs = pipeline.inputs_of_part(part, own[0].train)
+            found |= compared(inputs, part, own, forecasts.filter(pl.col("symbol") == asset))
+    return {name: one.rows() for name, one in found.items()} | averages(list(found.values()))
 
 
 def _doubts(judgement: Judgement | None, found: Mapping[str, Rows], bars: Sequence[MarketRows]) -> list[str]:

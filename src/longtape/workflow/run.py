@@ -29,7 +29,9 @@ from longtape.experiment import (
     parse_experiment,
     with_overrides,
 )
-from longtape.features.panel import Panel
+from longtape.features.catalogue import reads_market
+from longtape.features.panel import Panel, Rows
+from longtape.features.pooled import pooled, split_of
 from longtape.features.splits import latest
 from longtape.features.windows import first_origin
 from longtape.forecasting.export import Exported, inputs_for
@@ -38,16 +40,16 @@ from longtape.forecasting.intervals import Calibration
 from longtape.market.bars import Bars
 from longtape.market.books import Books
 from longtape.market.frames import as_frame
-from longtape.market.load import describe
+from longtape.market.load import describe, load
 from longtape.market.rows import Rows as MarketRows
 from longtape.market.trades import Trades
-from longtape.models.base import ALL_ROWS
+from longtape.models.base import ALL_ROWS, Model
 from longtape.report.text import table
 from longtape.training.execution import Execution, uses_cuda
 from longtape.training.observers import Observer
 from longtape.training.processes import Processes, is_one_of_several, joined_processes
 from longtape.training.run_folder import FINISHED, RunFolder
-from longtape.workflow.data import RunData, last_closes
+from longtape.workflow.data import RunData, last_closes, periods_per_year
 from longtape.workflow.explain import Explanation, explain_run
 from longtape.workflow.export import EXPORT_CHECKED, export_run, refuse_form
 from longtape.workflow.inside import Inside, look_inside
@@ -226,7 +228,11 @@ class Run(Shown):
     def data(self) -> RunData:
         """The run's data as they are now, split at the borders that it was trained with."""
         data = self._data or RunData.of(self.experiment, self.folder.periods)
-        if data.fingerprints != self.folder.fingerprints:
+        others = (
+            self.experiment.model.pooled is not None
+            and not data.fingerprints.keys() & self.folder.fingerprints.keys()
+        )
+        if data.fingerprints != self.folder.fingerprints and not others:
             border = iso(self.folder.periods.validation_until)
             say(
                 "note: the data have changed since training; forecasts are made again, and scored from"
@@ -258,8 +264,9 @@ class Run(Shown):
         given = None if bars is None else self._fitting(bars)
         if not (history or everything):
             panel = self._newest_panel(self.data.bars if given is None else given)
-            return self.fitted.forecast(panel, np.array([latest(panel, self.pipeline.lookback)]))
-        panel = self.data.panel if given is None else self.pipeline.panel(given)
+            frame = self.fitted.forecast(panel, self.fitted.newest(panel))
+            return frame.filter(pl.col("timestamp") == pl.col("timestamp").max().over("symbol"))
+        panel = self.data.panel if given is None else self._pipeline_of(given).panel(given)
         newest = latest(panel, self.pipeline.lookback)
         first = self._first_test_row() if given is None and not everything else self._first_row(panel)
         frame = self.fitted.forecast(panel, np.arange(first, newest + 1))
@@ -274,9 +281,9 @@ class Run(Shown):
     def _newest_panel(self, bars: Sequence[MarketRows], windows: int = 1) -> Panel:
         """What the newest forecasts take: the last rows, or, where they follow earlier ones, all of them."""
         if self.fitted.calibration.uses("adaptive") or self.fitted.reach == ALL_ROWS:
-            return self.data.panel if bars is self.data.bars else self.pipeline.panel(bars)
+            return self.data.panel if bars is self.data.bars else self._pipeline_of(bars).panel(bars)
         need = max(self.pipeline.lookback, self.fitted.reach) + windows - 1
-        panel = self.pipeline.newest_panel(bars, need, self._rows_enough)
+        panel = self._pipeline_of(bars).newest_panel(bars, need, self._rows_enough)
         self._rows_enough = len(panel)
         return panel
 
@@ -325,7 +332,7 @@ class Run(Shown):
         return account
 
     def _backtest_on(self, bars: Sequence[MarketRows]) -> BacktestResult:
-        panel = self.pipeline.panel(bars)
+        panel = self._pipeline_of(bars).panel(bars)
         first = self._first_row(panel)
         frame = self.fitted.forecast(panel, np.arange(first, len(panel)))
         begin = int(panel.timestamps[first])
@@ -347,7 +354,7 @@ class Run(Shown):
 
     def _fitting(self, bars: Sequence[MarketRows] | MarketRows | Any) -> list[MarketRows]:
         """Bars of the run's own markets, in the run's order. UserError naming what differs."""
-        asked = self.experiment.data
+        asked, asked_model = self.experiment.data, self.experiment.model
         given = self._as_rows(bars)
         for one in given:
             self._refuse_other_rows(one)
@@ -356,12 +363,35 @@ class Run(Shown):
                     f"{one.origin}: category '{one.instrument.category}', and the run was trained on '{asked.category}'"
                 )
         by_symbol = {one.symbol: one for one in given}
+        if asked_model.pooled is not None and len(by_symbol) == len(given) > 0:
+            return given
         if sorted(by_symbol) != sorted(asked.symbols):
             raise UserError(
                 f"bars of {', '.join(sorted(by_symbol))} were given, and the run was trained on"
                 f" {', '.join(asked.symbols)}"
             )
         return [by_symbol[symbol] for symbol in asked.symbols]
+
+    def _pipeline_of(self, bars: Sequence[MarketRows]) -> ExperimentPipeline:
+        """The pipeline for these bars: of a pooled run the symbols that it was trained on keep others company, where
+        features read across the market.
+        """
+        if self._data is not None and bars is self._data.bars:
+            return self._data.pipeline
+        known = {one.symbol for one in bars}
+        if self.experiment.model.pooled is None or not reads_market(self.experiment.features):
+            return self.pipeline
+        missing = [symbol for symbol in self.experiment.data.symbols if symbol not in known]
+        if not missing:
+            return self.pipeline
+        trained = parse_experiment(yaml.safe_load(self.folder.experiment_yaml), str(self.root)).data
+        return replace(self.pipeline, company=load(trained.model_copy(update={"symbols": missing})))
+
+    def on_bars(self, bars: Sequence[MarketRows]) -> RunData:
+        """What this pooled run works on, of other symbols than its own."""
+        given = self._fitting(bars)
+        pipeline = replace(self._pipeline_of(given), periods_per_year=periods_per_year(given))
+        return RunData(self.experiment, pipeline, given, self.folder.periods)
 
     def _as_rows(self, bars: Sequence[MarketRows] | MarketRows | Any) -> list[MarketRows]:
         """Rows as they are; a polars or pandas frame as candles of the run's own markets."""
@@ -419,8 +449,8 @@ class Run(Shown):
         if Path(out).is_file():
             raise UserError(f"{out}: is a file; name a folder for the pictures")
         self._first_test_row()
-        data = self.data
-        return explain_run(self.fitted.model, data.panel, data.split.test, data.bars, Path(out), windows)
+        model, panel, test, bars = self._looked_at
+        return explain_run(model, panel, test, bars, Path(out), windows)
 
     def export(self, to: str, out: str | Path) -> Exported:
         """Write the model as a graph of one window, `to` torch or onnx, and beside it in JSON what goes in and out.
@@ -429,6 +459,11 @@ class Run(Shown):
         the newest forecasts to 1e-4.
         """
         refuse_form(to, Path(out))
+        if self.experiment.model.pooled is not None:
+            raise UserError(
+                "export: a pooled model speaks in units of each symbol's own past, which stand outside its graph;"
+                " export a joint model"
+            )
         panel = self._newest_panel(self.data.bars, EXPORT_CHECKED)
         first = max(self._first_row(panel), len(panel) - EXPORT_CHECKED)
         return export_run(self, panel, np.arange(first, len(panel)), to, Path(out))
@@ -472,10 +507,18 @@ class Run(Shown):
         )
 
     def _inside(self) -> Inside | None:
-        data = self.data
-        if not self.experiment.model.trains:
-            return None
-        return look_inside(self.fitted.model, data.panel, data.split.test, data.bars)
+        return look_inside(*self._looked_at) if self.experiment.model.trains else None
+
+    @property
+    def _looked_at(self) -> tuple[Model, Panel, Rows, Sequence[MarketRows]]:
+        """The model, a panel as it is given it, test origins and bars: of a pooled one those of the first symbol."""
+        data, config = self.data, self.experiment.model
+        panel, asset = data.panel, data.panel.assets[0]
+        if config.pooled is None:
+            return self.fitted.model, panel, data.split.test, data.bars
+        test = split_of(panel, asset, data.split, config.lookback).test
+        own = [one for one in data.bars if one.symbol == asset]
+        return self.fitted.model, pooled(panel, config.pooled.own_past, [asset]), test, own
 
     def training_table(self) -> str:
         """Losses per epoch as text."""

@@ -10,6 +10,9 @@ import yaml
 
 from longtape.core.errors import UserError
 from longtape.experiment import Experiment, as_overrides, parse_experiment, with_overrides
+from longtape.market.bars import Bars
+from longtape.market.files import FileConfig, read_bars, read_files, read_raw
+from longtape.market.naming import plain
 from longtape.workflow.run import Run
 
 # What may change without another model: where data lie and of which period, and the account that trades the forecasts.
@@ -35,12 +38,27 @@ def varied(
     for text in texts:
         _refuse(text.strip(), step)
     document = yaml.safe_load(run.folder.experiment_yaml)
-    if data is not None:
+    pools = run.experiment.model.pooled is not None
+    if data is not None and not pools:
         document["data"] = _of_file(run.experiment, Path(data))
     where = f"{run.root} with other options"
     made = Run(run.folder, kept=False)
     made.experiment = parse_experiment(with_overrides(document, texts), where)
+    if data is not None and pools:
+        made = Run(run.folder, made.on_bars(_bars_of(run.experiment, Path(data))), kept=False)
+        made.experiment = parse_experiment(with_overrides(document, texts), where)
     return made
+
+
+def _bars_of(experiment: Experiment, path: Path) -> list[Bars]:
+    """The candles of every symbol of a file; one without a column of symbols is called as the file."""
+    section = _of_file(experiment, path)
+    facts = {name: section[name] for name in ("interval", "category", "calendar")}
+    config = FileConfig.model_validate(section.get("read") or {})
+    named = path.is_dir() or any(mark in str(path) for mark in "*{")
+    if not named and "symbol" not in read_raw(path, config).columns:
+        return [read_bars(path, symbol=plain(path.stem.partition(".")[0]).upper(), config=config, **facts)]
+    return [one.bars for one in read_files(path, config=config, **facts)]
 
 
 def _refuse(text: str, step: str) -> None:
