@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from longtape.cli.main import execute
+from longtape.core.clock import iso
 from longtape.core.errors import UserError
 from longtape.core.files import read_json
 from longtape.evaluation.walk_forward import WalkForwardConfig
@@ -111,6 +112,26 @@ def test_a_walk_forward_fits_them_in_every_fold(folder, tmp_path):
     ]
 
 
+def test_beside_a_pooled_model_they_are_each_symbols_own(folder, tmp_path):
+    """As it would be alone, which has 59 more windows to learn from. And DLinear is pooled like any network."""
+    model = {"kind": "dlinear", "kernel": 3, "lookback": 8, "assets": "pooled", "own_past": 60}
+    given = document(folder, model=model, baselines=["ridge", "garch", "lightgbm"])
+    made = run(parse_experiment(given, "pooled.yaml"), tmp_path / "run")
+    alone = document(folder, model={"kind": "ridge", "lookback": 8}, targets=["volatility(4)"], baselines=[])
+    alone["data"] = alone["data"] | {"symbols": ["AAA"]}
+    del alone["backtest"]
+    split = made.folder.periods
+    assert [row["model"] for row in made.results.skills["mean of 2 symbols volatility(4)"]][-3:] == [
+        "ridge on the window", "GARCH(1, 1)", "LightGBM",
+    ]  # fmt: skip
+    dates = {"train_until": iso(split.train_until), "validation_until": iso(split.validation_until)}
+    by_itself = run(parse_experiment(alone | {"split": dates}, "alone.yaml"), tmp_path / "alone")
+    beside = made.results.skills["AAA volatility(4)"][-3]
+    assert beside["QLIKE"] == pytest.approx(
+        by_itself.results.skills["AAA volatility(4)"][0]["QLIKE"], rel=0.1
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -123,6 +144,7 @@ def test_a_walk_forward_fits_them_in_every_fold(folder, tmp_path):
         ({"baselines": ["ewma"], "targets": ["return(2)"]}, "'ewma' forecasts targets of kind volatility"),
         ({"baselines": ["tokens"]}, "'tokens' reads token ids and no market"),
         ({"baselines": [{"kind": "dlinear", "auxiliary": {"up(2)": 1}}]}, "auxiliary targets are those of the model"),
+        ({"baselines": [{"kind": "dlinear", "assets": "pooled"}]}, "leave assets: pooled to the model"),
         ({"baselines": ["ridge"], "split": {"validation": 0}, "model": {"kind": "mean"}},
          "baselines: of 'ridge' the penalty of the ridge is chosen on validation windows, and there are none"),
         ({"baselines": [], "split": {"validation": 0}, "model": {"kind": "lightgbm"}},
