@@ -7,14 +7,14 @@ HAS_TORCH := $(shell $(PYTHON) -c "import torch; print(tuple(map(int, torch.__ve
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test soak bench docs release clean
+.PHONY: demo test soak bench docs examples release clean
 
 demo: $(VENV)/.sample
 	$(BIN)/longtape demo --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks docs/*.py
-	$(BIN)/ruff format --check src tests benchmarks docs/*.py
+	$(BIN)/ruff check src tests benchmarks examples docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks examples docs/*.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal --durations 15
@@ -35,12 +35,28 @@ docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . build/site
 
+# Every example that needs no file of the user's, run whole as a notebook; build/examples holds the notebooks and, of
+# each, a page in Markdown with its pictures. EXAMPLES="05_backtest" renders some.
+EXAMPLES ?= $(notdir $(basename $(wildcard examples/0*.py))) portfolio informer_many_steps
+RENDERED := build/examples
+examples: $(addprefix $(RENDERED)/,$(addsuffix .md,$(EXAMPLES)))
+
+.PRECIOUS: $(RENDERED)/%.ipynb
+$(RENDERED)/%.ipynb: examples/%.py $(VENV)/.examples
+	mkdir -p $(RENDERED)
+	$(BIN)/jupytext --quiet --to notebook --output $(RENDERED)/$*.new.ipynb $<
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output $*.ipynb $(RENDERED)/$*.new.ipynb
+	rm $(RENDERED)/$*.new.ipynb
+
+$(RENDERED)/%.md: $(RENDERED)/%.ipynb
+	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown $<
+
 # The wheel, proved in empty environments: PYTHONS="python3.11 python3.12" names the interpreters.
 release:
 	PYTHON=$(PYTHON) ./release.sh
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build/examples
 
 $(VENV)/.torch:
 ifeq ($(HAS_TORCH),True)
@@ -69,4 +85,8 @@ $(VENV)/.dev: $(VENV)/.constraints pyproject.toml
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(PIP) -c $(VENV)/.constraints -e ".[docs]"
+	touch $@
+
+$(VENV)/.examples: $(VENV)/.constraints pyproject.toml
+	$(PIP) -c $(VENV)/.constraints -e ".[examples]"
 	touch $@

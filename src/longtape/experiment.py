@@ -39,7 +39,7 @@ from longtape.forecasting.config import ForecastConfig
 from longtape.market.load import DataConfig
 from longtape.models.base import ModelConfig
 from longtape.models.encoder import EncoderConfig
-from longtape.models.registry import config_of
+from longtape.models.registry import Baseline, config_of, why_beside_none
 from longtape.training.config import TrainingConfig
 from longtape.training.search_space import SearchSpace
 
@@ -110,6 +110,12 @@ class Experiment(BaseModel):
     )
     split: SplitConfig = Field(SplitConfig(), description="training, validation, calibration and test")
     model: SerializeAsAny[ModelConfig] = Field(EncoderConfig(), description="what forecasts, by its kind")
+    baselines: list[str | dict[str, Any]] = Field(
+        default=[],
+        description="models that stand beside the result where they apply, after those of the kind of target: names, or"
+        " {kind: name} with options. They read windows of the model's lookback, or of a shorter one that is named;"
+        " those that train do so as the section training says, from one seed",
+    )
     training: TrainingConfig = Field(TrainingConfig(), description="how a model is fitted")
     forecast: ForecastConfig = Field(ForecastConfig(), description="intervals, and batches of forecasts")
     backtest: BacktestConfig = Field(BacktestConfig(), description="what is traded, and the account")
@@ -134,6 +140,24 @@ class Experiment(BaseModel):
                 raise UserError(f"targets: '{text}' is listed twice")
         kinds = self.kinds | _kinds_of(self.model.auxiliary_targets)
         self.model.refuse_targets(kinds)
+        return self
+
+    @model_validator(mode="after")
+    def _baselines_apply(self) -> Experiment:
+        beside = self.beside
+        for one in beside:
+            config = one.config
+            if beside.count(one) > 1:
+                raise UserError(f"baselines: '{config.kind}' is listed twice")
+            config.refuse_features([str(parse(text)) for text in self.features])
+            reasons = [why_beside_none(config, k, self.model.forecast_kind(k)) for k in self.kinds.values()]
+            if None not in reasons:
+                raise UserError(f"baselines: {reasons[0]}")
+            if config.chosen_on_validation and not self.has_validation:
+                raise UserError(
+                    f"baselines: of '{config.kind}' {config.chosen_on_validation} on validation windows, and there are"
+                    " none; name some (split)"
+                )
         return self
 
     @model_validator(mode="after")
@@ -191,14 +215,13 @@ class Experiment(BaseModel):
 
     @model_validator(mode="after")
     def _training_has_validation(self) -> Experiment:
-        by_dates = self.split.train_until is not None
-        none = self.split.validation_until is None if by_dates else self.split.validation == 0
-        if none and self.model.trains:
+        if not self.has_validation and self.model.chosen_on_validation:
+            by_dates = self.split.train_until is not None
             raise ValueError(
-                "split: training stops early on validation windows, and there are none; name some"
+                f"split: {self.model.chosen_on_validation} on validation windows, and there are none; name some"
                 f" ({'validation_until' if by_dates else 'validation'})"
             )
-        if none and self.backtest.traded is not None:
+        if not self.has_validation and self.backtest.traded is not None:
             raise ValueError(
                 "backtest.traded: the threshold is chosen on validation windows; name some (split)"
             )
@@ -244,6 +267,18 @@ class Experiment(BaseModel):
         return _kinds_of(self.targets)
 
     @property
+    def has_validation(self) -> bool:
+        """True where the split has a validation period."""
+        if self.split.train_until is not None:
+            return self.split.validation_until is not None
+        return self.split.validation > 0
+
+    @property
+    def beside(self) -> list[Baseline]:
+        """The section `baselines`. UserError for what is no model, an option that it has not, a longer lookback."""
+        return [_baseline(choice, self.model.lookback) for choice in self.baselines]
+
+    @property
     def has_account(self) -> bool:
         """True where forecasts can be traded: some target is a return, and there are bars to trade on."""
         kinds = [target_kind(self._traded_as(name)) for name in self.kinds]
@@ -282,6 +317,30 @@ class Experiment(BaseModel):
 def _kinds_of(targets: Iterable[str]) -> dict[str, TargetKind]:
     found = [find_target(parse(text)).kind for text in targets]
     return {name: target_kind(name) for name in found}
+
+
+def _baseline(choice: str | Mapping[str, Any], lookback: int) -> Baseline:
+    """A model of windows has the lookback of the experiment's own, if it names none."""
+    options = {"kind": choice} if isinstance(choice, str) else dict(choice)
+    kind = options.pop("kind", None)
+    if not isinstance(kind, str):
+        raise UserError(f"baselines: write a name, or {{kind: name}} with options, not {choice}")
+    try:
+        config = config_of(kind)
+    except UserError as error:
+        raise UserError(f"baselines: {error}") from None
+    reads_windows = config.model_fields["lookback"].default != 1
+    own = {"lookback": lookback} if reads_windows else {}
+    try:
+        made = config.model_validate({"kind": kind, **own, **options})
+    except ValidationError as error:
+        raise one_line(error, f"baselines: {kind}", config) from None
+    if made.lookback > lookback:
+        raise UserError(
+            f"baselines: {kind}: lookback {made.lookback} is longer than that of the model, {lookback}; it shares the"
+            " windows of the model"
+        )
+    return Baseline(made, ", ".join(f"{name} {value}" for name, value in options.items()))
 
 
 def load_experiment(
@@ -335,13 +394,13 @@ def parse_experiment(document: dict[str, Any], where: str) -> Experiment:
     kind = model.get("kind", "encoder") if isinstance(model, dict) else "encoder"
     try:
         if not config_of(str(kind)).reads_market:
-            raise UserError(f"kind: '{kind}' reads token ids and no market; give the file to longtape run")
+            raise UserError(f"'{kind}' reads token ids and no market; give the file to longtape run")
         typed = experiment_type(str(kind))
         return typed.model_validate(document)
     except ValidationError as error:
         raise one_line(error, where, typed) from None
     except UserError as error:
-        raise UserError(f"{where}: model.{error}") from None
+        raise UserError(f"{where}: model.kind: {error}") from None
 
 
 @lru_cache(maxsize=32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from longtape.attention import MECHANISMS
 from longtape.backtest.signals import SIGNALS, signal_options
 from longtape.core.errors import UserError
 from longtape.experiment import parse_experiment
-from longtape.models.registry import config_of
+from longtape.features.target_kinds import TargetKind, target_kind
+from longtape.models.registry import MODELS, config_of
 from tests.fuzz import schema
 from tests.fuzz.markets import Market, MarketSpec, describe, draw_spec, make_market
 
@@ -55,18 +56,15 @@ HANDLED = {
     "backtest.fill", "forecast.intervals", "model.skip", "backtest.signal.cost",
 }  # fmt: skip
 CAUSAL = ("full", "flash", "local", "longformer", "bigbird", "performer")
-NETWORKS = ("informer", "channels", "portfolio")
 GLOBAL_TOKENS = ("encoder", "channels", "portfolio")
 ORDERED = ("longformer", "linformer", "reformer", "probsparse")  # which cannot be joint in a portfolio
-OTHER_MODELS = {
-    "return": ("zero", "mean", "ar1"),
-    "path": ("zero", "mean", "ar1"),
-    "volatility": ("mean", "log_har"),
+# Keys that a kind of model has for itself, small enough for these markets.
+OWN_KEYS: dict[str, Document] = {
+    "lightgbm": {"rounds": 12, "least_rows": 10},
+    "seasonal_naive": {"season": 12},
+    "dlinear": {"kernel": 5},
 }
-CLOSED_FORMS = {
-    "return": ("zero", "mean", "last_value", "ar1", "ridge", "ols", "dlinear"),
-    "volatility": ("mean", "last_value", "random_walk", "ewma", "log_har", "log_har_mean", "garch"),
-}
+NAMED = ("seasonal_naive", "ridge", "ols", "dlinear", "lightgbm", "ewma", "last_value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +129,7 @@ def draw(seed: int) -> Case:
         document["symbols"] = market.symbols[:-1]
     _weights(np.random.default_rng([seed, 3]), document)
     _other_model(np.random.default_rng([seed, 4]), document)
+    _baselines(np.random.default_rng([seed, 6]), document)
     document, refused = _with_extras(document, _extras(rng, document))
     options = _options_of_model(np.random.default_rng([seed, 5]), document)
     document, refused_options = _with_extras(document, options)
@@ -381,26 +380,56 @@ def _dense(rng: Rng, document: Document) -> None:
 
 
 def _other_model(rng: Rng, document: Document) -> None:
-    """Now and then a model of another kind, which keeps what it knows of the encoder's options."""
-    if rng.random() > 0.15:
+    """Now and then a model of another kind, with the keys that it shares with the encoder and some of its own."""
+    if rng.random() > 0.3:
         return _dense(rng, document)
-    weights = schema.get(document, "backtest.signal.name") == "allocation"
-    kinds = {kind_of(target) for target in document["targets"]}
-    closed = set.intersection(*(set(OTHER_MODELS.get(kind, ())) for kind in kinds))
-    kind = str(rng.choice([*NETWORKS, *sorted(() if weights else closed)]))
-    model = {key: value for key, value in document["model"].items() if key in config_of(kind).model_fields}
-    model["kind"] = kind
+    kind = str(rng.choice(other_kinds(document)))
+    config = config_of(kind)
+    model = {key: value for key, value in document["model"].items() if key in config.model_fields}
+    model |= {"kind": kind} | OWN_KEYS.get(kind, {})
     if kind == "informer":
         model |= {"n_layers": 2, "replicas": int(rng.choice([0, 1])), "calendar": bool(rng.random() < 0.5)}
         if model["attention"] in ("linformer", "reformer"):
             model["decoder_attention"] = "flash"
     if kind == "portfolio":
         model["layout"] = "axial" if model["attention"] in ORDERED else str(rng.choice(["joint", "axial"]))
-    if kind not in NETWORKS:
+    if not config.trains:
         document.get("forecast", {}).pop("intervals", None)
     if kind not in GLOBAL_TOKENS:
         document.pop("marks", None)
     document["model"] = model
+
+
+def other_kinds(document: Document) -> list[str]:
+    """Kinds of model beside the encoder that can forecast the targets; weights come from those that have heads."""
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    kinds = {kind: target_kind(kind) for kind in sorted({kind_of(target) for target in document["targets"]})}
+    return [kind for kind in MODELS if kind != "encoder" and _forecasts(kind, kinds, weights)]
+
+
+def _forecasts(kind: str, kinds: Mapping[str, TargetKind], weights: bool) -> bool:
+    config = config_of(kind)
+    if not config.reads_market or (weights and not config.trains):
+        return False
+    made = config.model_validate({"kind": kind})
+    try:
+        made.refuse_targets(kinds)
+    except UserError:
+        return False
+    return not any(made.gives_weights(one) for one in kinds.values())
+
+
+def _baselines(rng: Rng, document: Document) -> None:
+    """Now and then some models beside the one that is judged, of those that apply."""
+    if rng.random() > 0.2:
+        return
+    weights = schema.get(document, "backtest.signal.name") == "allocation"
+    kinds = {kind_of(target): target_kind(kind_of(target)) for target in document["targets"]}
+    kinds = {name: kind for name, kind in kinds.items() if not (weights and name in ("return", "path"))}
+    fit = [name for name in NAMED if any(_forecasts(name, {one: kinds[one]}, False) for one in kinds)]
+    if fit:
+        chosen = rng.choice(fit, min(2, len(fit)), replace=False)
+        document["baselines"] = [{"kind": str(name)} | OWN_KEYS.get(str(name), {}) for name in chosen]
 
 
 def _option(rng: Rng, name: str, default: float | None) -> float | None:
@@ -465,16 +494,12 @@ def _extras(rng: Rng, document: Document) -> list[tuple[str, Any]]:
 
 
 def _chance(path: str) -> float:
-    return 0.35 if path in ("forecast.intervals", "model.kind", "model.assets") else 0.08
+    return 0.35 if path in ("forecast.intervals", "model.assets") else 0.08
 
 
 def _values(path: str, document: Document) -> list[Any]:
     """Values to draw from for a key; none where it is drawn elsewhere."""
     last = path.rsplit(".", 1)[-1]
-    if path == "model.kind":
-        kinds = {kind_of(target) for target in document["targets"]}
-        fits = [set(CLOSED_FORMS.get(kind, ())) for kind in kinds]
-        return ["encoder", "informer", "channels", *sorted(set.intersection(*fits))]
     if path == "model.assets":
         return ["joint", "pooled"] if len(document["data"]["symbols"]) > 1 else []
     if path == "forecast.intervals":

@@ -90,3 +90,12 @@ def test_numbers_that_json_lacks_become_null():
     assert found == {"a": [None, None, 1], "b": [{"c": 2.0}, None, "x", True]}
     assert type(found["b"][0]["c"]) is float
     assert type(found["a"][2]) is int
+
+
+def test_a_table_in_a_notebook_is_text(monkeypatch, capsys):
+    """rich shows what it prints in a notebook, whatever it was told to write to."""
+    rows = [{"a": 1, "b": 0.5}]
+    plain = table(rows, "T")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert table(rows, "T") == plain
+    assert capsys.readouterr().out == ""

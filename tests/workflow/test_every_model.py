@@ -17,7 +17,7 @@ from tests.candles import candle_frame
 from tests.workflow.test_tape import trade_frame
 
 BOOKS, TRADES = ("order_book", "imbalance_sign", "book_logit"), ("tape_logit",)
-VOLATILITY = ("log_har", "log_har_mean")
+VOLATILITY = ("log_har", "log_har_mean", "ewma", "garch")
 SMALL = {"d_model": 8, "n_heads": 2, "n_layers": 1, "dropout": 0.0}
 NETWORKS = {
     "encoder": {
@@ -95,6 +95,11 @@ def test_its_graph_gives_the_forecast_of_the_run_or_is_refused_in_one_line(made,
         for t in described["targets"]
     ]
     assert np.allclose(forecast, np.concatenate(own), rtol=1e-4, atol=1e-7)
+
+
+def test_it_sees_nothing_that_comes_after(made):
+    found = made.audit(n_cuts=1, n_feature_cuts=1, n_origins=4)
+    assert found.passed, found
 
 
 def test_the_command_writes_both_files_and_names_mistakes_in_one_line(folder, tmp_path, capsys):

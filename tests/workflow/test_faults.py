@@ -253,8 +253,8 @@ def test_a_walk_forward_keeps_to_the_split_and_fits_its_baselines_in_every_fold(
     monkeypatch.setattr(
         skill,
         "baseline_forecast",
-        lambda name, inputs, panel, split: (
-            seen.append((name, len(split.train))) or forecast(name, inputs, panel, split)
+        lambda config, inputs, panel, split, training: (
+            seen.append((config.kind, len(split.train))) or forecast(config, inputs, panel, split, training)
         ),
     )
     dates = [iso(START + row * HOUR) for row in (500, 650, 800)]

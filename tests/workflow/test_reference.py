@@ -69,7 +69,7 @@ def test_the_defaults_of_every_kind_hold_to_the_schema(kind):
 def targets_of(kind):
     if kind in ("order_book", "imbalance_sign", "book_logit", "tape_logit"):
         return ["direction(2)"]
-    return ["volatility(2)"] if "har" in kind else ["return(2)"]
+    return ["volatility(2)"] if kind in ("log_har", "log_har_mean", "ewma", "garch") else ["return(2)"]
 
 
 def more(kind):

@@ -170,8 +170,12 @@ def simulate_account(prices: Prices, plan: Plan, rules: Rules) -> AccountHistory
 
 
 def _used(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    """The written rows; copied where they are few, so that the reserved ones are given back."""
-    return rows[:count] if count > len(rows) // 4 else rows[:count].copy()
+    """The written rows; copied where they are few, so that the reserved ones are given back.
+
+    As bytes: numpy copies records field by field.
+    """
+    written = rows[:count]
+    return written if count > len(rows) // 4 else written.view(np.uint8).copy().view(rows.dtype)
 
 
 def _with_facts(

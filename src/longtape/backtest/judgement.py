@@ -236,15 +236,19 @@ def _benchmark_line(result: BacktestResult, others: Mapping[str, BacktestResult]
 
 def _figures(result: BacktestResult, known: Mapping[str, float]) -> str:
     sharpe, error = result.metrics["sharpe"], result.metrics["sharpe_standard_error"]
-    over = f" and {_percent(result.risk_free_rate)} a year free of risk" if result.risk_free_rate else ""
     beside = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
-    return f"Sharpe {sharpe:.2f} ± {error:.2f} after costs{over}, {beside}"
+    return f"Sharpe {sharpe:.2f} ± {error:.2f} after costs{_free_of_risk(result)}, {beside}"
+
+
+def _free_of_risk(result: BacktestResult) -> str:
+    return f" and {_percent(result.risk_free_rate)} a year free of risk" if result.risk_free_rate else ""
 
 
 def _short_figures(result: BacktestResult, others: Mapping[str, BacktestResult]) -> str:
     """Total returns, and how many standard errors the mean return is from zero: nothing that is stretched to a year."""
     beside = ", ".join(f"{name} {one.metrics['total_return']:.2%}" for name, one in others.items())
-    certain = f"its mean return is {result.sharpe_errors:.1f} standard errors from zero"
+    errors = f"{result.sharpe_errors:.1f} standard errors"
+    certain = f"its mean return after costs{_free_of_risk(result)} is {errors} from zero"
     return f"{result.metrics['total_return']:.2%} in all after costs, {beside}; {certain}"
 
 

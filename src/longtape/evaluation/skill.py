@@ -14,10 +14,10 @@ from longtape.evaluation.statistics import diebold_mariano, score_intervals
 from longtape.features.panel import Panel, TargetColumn
 from longtape.features.splits import Split
 from longtape.features.target_kinds import TargetKind
-from longtape.forecasting.baselines import baseline_forecast
+from longtape.forecasting.baselines import USUAL, Training, baseline_forecast
 from longtape.forecasting.predict import Predicted
 from longtape.models.base import ModelInputs
-from longtape.models.registry import baselines_of, title_of
+from longtape.models.registry import Baseline, baselines_of
 
 MODEL = "longtape"
 P_VALUE = "p, differs from longtape"
@@ -93,17 +93,29 @@ class Compared:
 
 
 def skills(
-    inputs: ModelInputs, panel: Panel, splits: Sequence[Split], forecasts: pl.DataFrame
+    inputs: ModelInputs,
+    panel: Panel,
+    splits: Sequence[Split],
+    forecasts: pl.DataFrame,
+    named: Sequence[Baseline] = (),
+    training: Training = USUAL,
 ) -> dict[str, Rows]:
-    """For each "SYMBOL target": a row of scores for the model and for every baseline of its kind.
+    """For each "SYMBOL target": a row of scores for the model and for every baseline of its kind, then the `named`.
 
-    `splits` are the folds whose test origins were forecast, one after the other; baselines are fitted in each.
+    `splits` are the folds whose test origins were forecast, one after the other; baselines are fitted in each, and
+    those that train do so as `training` says.
     """
-    return {name: one.rows() for name, one in compared(inputs, panel, splits, forecasts).items()}
+    found = compared(inputs, panel, splits, forecasts, named, training)
+    return {name: one.rows() for name, one in found.items()}
 
 
 def compared(
-    inputs: ModelInputs, panel: Panel, splits: Sequence[Split], forecasts: pl.DataFrame
+    inputs: ModelInputs,
+    panel: Panel,
+    splits: Sequence[Split],
+    forecasts: pl.DataFrame,
+    named: Sequence[Baseline] = (),
+    training: Training = USUAL,
 ) -> dict[str, Compared]:
     """The same as forecasts with their labels. A fold without training origins has nothing to fit baselines on."""
     origins = np.concatenate([split.test for split in splits])
@@ -112,12 +124,14 @@ def compared(
     found = {one.name: {MODEL: one} for one in mine}
     of_points: dict[str, dict[str, float | None]] = {one.name: {MODEL: crps.get(one.name)} for one in mine}
     for kind in inputs.kinds if all(len(split.train) for split in splits) else ():
-        of_kind = inputs.only(kind)
-        if all(target.auxiliary for target in of_kind.targets):
+        if all(target.auxiliary for target in inputs.targets_of(kind)):
             continue
-        for name in baselines_of(of_kind, panel):
-            parts = [baseline_forecast(name, of_kind, panel, split) for split in splits]
-            title = title_of(name, of_kind.targets[0])
+        of_kind = inputs.only(kind)
+        for baseline in baselines_of(of_kind, panel, named):
+            if baseline.config.chosen_on_validation and not all(len(split.validation) for split in splits):
+                continue  # a symbol of a pooled run that is listed too late for it
+            parts = [baseline_forecast(baseline.config, of_kind, panel, split, training) for split in splits]
+            title = baseline.title(of_kind.targets[0])
             for other in scored(of_kind, panel, origins, _joined(parts)):
                 found[other.name][title] = other
                 of_points[other.name][title] = other.mean_absolute_error

@@ -248,16 +248,16 @@ def rolling_max(x: Array, n: int) -> Array:
 FORGOTTEN = 1e-12
 
 
-def memory(alpha: float) -> int:
-    """Rows after which an exponential average has forgotten its start: (1 − α)^rows below 1e-12."""
-    return 1 if alpha >= 1.0 else math.ceil(math.log(FORGOTTEN) / math.log1p(-alpha))
+def memory(alpha: float, forgotten: float = FORGOTTEN) -> int:
+    """Rows after which an exponential average has forgotten its start: (1 − α)^rows below `forgotten`."""
+    return 1 if alpha >= 1.0 else math.ceil(math.log(forgotten) / math.log1p(-alpha))
 
 
-def exponential(x: Array, alpha: float) -> Array:
-    """Mean of the last `memory(alpha)` values with the weights (1 − α)^k: what y_t = y_{t−1} + α(x_t − y_{t−1}) comes
-    to when it has forgotten where it began.
+def exponential(x: Array, alpha: float, rows: int | None = None) -> Array:
+    """Mean of the last `rows` values, by default `memory(alpha)`, with the weights (1 − α)^k: what
+    y_t = y_{t−1} + α(x_t − y_{t−1}) comes to when it has forgotten where it began.
     """
-    return _exponential(x, 1.0 - alpha, memory(alpha))
+    return _exponential(x, 1.0 - alpha, rows or memory(alpha))
 
 
 @kernel

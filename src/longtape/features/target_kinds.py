@@ -142,7 +142,7 @@ VOLATILITY = TargetKind(
     "volatility",
     unit="volatility of the horizon (root of the sum of squared log returns)",
     heads=("volatility",),
-    baselines=("mean", "last_value", "log_har", "log_har_mean"),
+    baselines=("mean", "last_value", "ewma", "log_har", "log_har_mean"),
     loss=scoring.qlike,
     scores=volatility_scores,
     headline="QLIKE",

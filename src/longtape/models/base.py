@@ -36,6 +36,7 @@ class ModelConfig(BaseModel):
     kind: str = Field(description="a model of the registry")
     lookback: int = Field(1, ge=1, description="bars in a window")
 
+    package: ClassVar[str] = ""  # of the extra `baselines`, without which the model cannot be fitted
     reads_market: ClassVar[bool] = True  # False: token ids of a file, which `longtape run` takes by itself
     trains: ClassVar[bool] = False  # by gradients, which takes validation windows to stop at
     reads_presence: ClassVar[bool] = (
@@ -59,6 +60,11 @@ class ModelConfig(BaseModel):
 
     def refuse_features(self, features: Sequence[str]) -> None:
         """UserError where the model cannot read these features, as written in the experiment."""
+
+    @property
+    def chosen_on_validation(self) -> str:
+        """What validation windows are needed for, as the subject of a sentence; empty where they are not."""
+        return "training stops early" if self.trains else ""
 
     @property
     def auxiliary_targets(self) -> Mapping[str, float]:
@@ -123,8 +129,8 @@ class ModelInputs:
         return [target for target in self.targets if target.kind == kind]
 
     def only(self, kind: str) -> ModelInputs:
-        """The same with the targets of one kind alone."""
-        chosen = np.sort(self.kinds[kind].ravel())
+        """The same with the targets of one kind alone that are forecast."""
+        chosen = np.array([k for k in np.sort(self.kinds[kind].ravel()) if not self.targets[k].auxiliary])
         targets = tuple(self.targets[k] for k in chosen)
         return replace(self, targets=targets, target_deviation=self.target_deviation[chosen])
 
@@ -179,6 +185,9 @@ class Model(nn.Module):
     def reads(cls, panel: Panel) -> bool:
         """True where the panel holds what the model needs: as a baseline it is left out elsewhere."""
         return True
+
+    def refuse_rows(self, panel: Panel, train: Rows) -> None:
+        """UserError where the training origins are too few to fit on; asked before anything is trained."""
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
         """What has a closed form is fitted here, once, on the training origins; `validation` chooses penalties."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from longtape.core.calendars import bars_per_day
+from longtape.core.clock import ALWAYS_OPEN, DAY, Interval
+from longtape.core.errors import UserError
 from longtape.core.scoring import SMALLEST_VARIANCE
-from longtape.features.panel import Panel, Rows
+from longtape.features.panel import Panel, Rows, TargetColumn
 from longtape.features.target_kinds import TargetKind
 from longtape.models.base import Array, Model, ModelConfig, ModelInputs, only_kinds
 from longtape.models.batch import Batch
@@ -59,13 +63,14 @@ class ClosedForm(Model):
 
     def point(self, kind: str, value: Tensor) -> Distribution:
         """Values [B, A, n]: units of the target, log variances, or logits [B, A, n, M]."""
-        space = _space(self.inputs, kind)
+        space = space_of(self.inputs, kind)
         if space == "log_variance":
             return LogVariance(value)
         return Categorical(value) if space == "logits" else Point(value, self.scale_of(kind).to(value.device))
 
 
-def _space(inputs: ModelInputs, kind: str) -> str:
+def space_of(inputs: ModelInputs, kind: str) -> str:
+    """In what the usual head of a kind of target counts: mean, log_variance or logits."""
     head: type[Head] = HEADS.load(inputs.targets_of(kind)[0].of_kind.heads[0])
     return head.space
 
@@ -118,25 +123,26 @@ class FromBaselines(ClosedForm):
         raise NotImplementedError
 
     def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
-        for kind, baseline in self._each():
+        for kind, baseline in self.each():
             baseline.fit(panel, self.inputs.kinds[kind], train, validation, lambda rows: rows)
 
     def row_inputs(self, panel: Panel) -> Array:
-        return np.concatenate([baseline.row_inputs(panel) for _, baseline in self._each()], axis=1)
+        return np.concatenate([baseline.row_inputs(panel) for _, baseline in self.each()], axis=1)
 
     @property
     def reach(self) -> int:
         """The window, or what a baseline reads beyond it."""
-        return max(self.config.lookback, *(baseline.reach for _, baseline in self._each()))
+        return max(self.config.lookback, *(baseline.reach for _, baseline in self.each()))
 
     def forward(self, batch: Batch) -> Prediction:
         parts, at = [], 0
-        for kind, baseline in self._each():
+        for kind, baseline in self.each():
             parts.append(self.point(kind, baseline(batch.x, batch.rows[:, at : at + baseline.n_rows])))
             at += baseline.n_rows
         return Prediction(tuple(parts), self.kind_columns)
 
-    def _each(self) -> list[tuple[str, LinearBaseline]]:
+    def each(self) -> list[tuple[str, LinearBaseline]]:
+        """Every kind of target and its baseline."""
         return [(kind, one) for kind, one in self.baselines.items() if isinstance(one, LinearBaseline)]
 
 
@@ -150,7 +156,7 @@ class Mean(FromBaselines):
     def build(self, kind: str) -> LinearBaseline:
         n_assets, n_targets = self.inputs.kinds[kind].shape
         classes = self.inputs.targets_of(kind)[0].of_kind.classes
-        return Constant(_space(self.inputs, kind), n_assets, n_targets, classes)
+        return Constant(space_of(self.inputs, kind), n_assets, n_targets, classes)
 
 
 class LogHarModel(FromBaselines):
@@ -183,23 +189,34 @@ class LastValue(ClosedForm):
     Config: ClassVar[type[ModelConfig]] = MovesOrVolatilityConfig
     title = "last value"
 
+    @property
+    def rows_read(self) -> int:
+        """Bars up to the origin whose moves are read."""
+        return max(target.horizon for target in self.inputs.targets)
+
+    @property
+    def reach(self) -> int:
+        """The window, or those bars and the close before them."""
+        return max(self.config.lookback, 1 + self.rows_read)
+
     def row_inputs(self, panel: Panel) -> Array:
         """[T, K]: the last return over each horizon; of a volatility, the sum of its squared returns."""
-        assets = self.inputs.assets
+        targets = self.inputs.targets
+        return np.stack([self.trailing(panel, target, target.horizon) for target in targets], axis=1)
+
+    def trailing(self, panel: Panel, target: TargetColumn, width: int) -> Array:
+        """Return over the last `width` rows [T], or of a volatility the sum of their squared returns."""
+        closes = panel.closes[:, self.inputs.assets.index(target.asset)]
         with np.errstate(invalid="ignore"):
-            moves = np.nan_to_num(np.diff(np.log(panel.closes), axis=0, prepend=np.nan))
-        out = np.empty((len(panel), len(self.inputs.targets)))
-        for k, target in enumerate(self.inputs.targets):
-            own = moves[:, assets.index(target.asset)]
-            own = own**2 if _space(self.inputs, target.kind) == "log_variance" else own
-            out[:, k] = trailing_mean(own, target.horizon) * target.horizon
-        return out
+            moves = np.nan_to_num(np.diff(np.log(closes), prepend=np.nan))
+        own = moves**2 if space_of(self.inputs, target.kind) == "log_variance" else moves
+        return trailing_mean(own, width) * width
 
     def forward(self, batch: Batch) -> Prediction:
         parts = []
         for kind, columns in zip(self.inputs.kinds, self.kind_columns, strict=True):
             value = self.forecast(kind, batch.rows[:, columns], columns)
-            if _space(self.inputs, kind) == "log_variance":
+            if space_of(self.inputs, kind) == "log_variance":
                 value = value.clamp_min(SMALLEST_VARIANCE).log()
             parts.append(self.point(kind, value.float()))
         return Prediction(tuple(parts), self.kind_columns)
@@ -207,6 +224,82 @@ class LastValue(ClosedForm):
     def forecast(self, kind: str, last: Tensor, columns: Tensor) -> Tensor:
         """The forecast [B, A, n] from the last values."""
         return last
+
+
+class SeasonConfig(MovesOrVolatilityConfig):
+    """How long a season is."""
+
+    season: Literal["day", "week"] | int | None = Field(
+        None,
+        description="day, week, or a number of rows; by default a day of bars shorter than a day, and a week of others",
+    )
+
+    @field_validator("season")
+    @classmethod
+    def _is_one(cls, season: str | int | None) -> str | int | None:
+        if isinstance(season, int) and season < 2:
+            raise ValueError(
+                f"season: {season} rows are no season; the newest value is the model 'last_value'"
+            )
+        return season
+
+
+class SeasonalNaive(LastValue):
+    """The target's own value one season ago, or the fewest seasons ago after which it was known.
+
+    A season is a number of rows: bars that are missing, or a change of the market's clock, move it.
+    """
+
+    Config = SeasonConfig
+    title = "seasonal naive"
+    config: SeasonConfig
+
+    def __init__(self, config: ModelConfig, inputs: ModelInputs) -> None:
+        super().__init__(config, inputs)
+        self.season = season_rows(self.config.season, inputs.interval, inputs.calendar)
+
+    @property
+    def rows_read(self) -> int:
+        return max(self._rows_back(target) for target in self.inputs.targets)
+
+    def refuse_rows(self, panel: Panel, train: Rows) -> None:
+        """UserError where what follows the training rows has no season before it."""
+        if int(train[-1]) + 1 < self.reach:
+            raise UserError(
+                f"model.season: forecasts read {self.reach} rows back, and {int(train[-1]) + 1} stand before the end of"
+                " training; name a shorter season or load more data"
+            )
+
+    def fit(self, panel: Panel, train: Rows, validation: Rows) -> None:
+        """There is nothing to fit."""
+        self.refuse_rows(panel, train)
+
+    def row_inputs(self, panel: Panel) -> Array:
+        """[T, K]: as `LastValue`, of the bars that a season ago were to come; 0 where the data begin later."""
+        out = np.zeros((len(panel), len(self.inputs.targets)))
+        for k, target in enumerate(self.inputs.targets):
+            width = target.horizon - target.at_open  # an open is the close before it
+            since = self._rows_back(target) - width
+            out[since:, k] = self.trailing(panel, target, width)[: max(len(panel) - since, 0)]
+        return out
+
+    def _rows_back(self, target: TargetColumn) -> int:
+        width = target.horizon - target.at_open
+        return self.season * -(-width // self.season)
+
+
+def season_rows(season: str | int | None, interval: Interval, calendar: str) -> int:
+    """Rows of a season. UserError where bars are too long for it, and for events, which have no clock."""
+    if isinstance(season, int):
+        return season
+    step = interval.milliseconds
+    named = season or ("day" if step < DAY else "week")
+    days = {"day": 1, "week": 7 if calendar == ALWAYS_OPEN else 5}[named]
+    rows = round(days * bars_per_day(interval, calendar)) if step else 0
+    if rows < 2:
+        what = "events" if step == 0 else f"bars of {interval.name}"
+        raise UserError(f"model.season: {what} make no {named}; name a number of rows")
+    return rows
 
 
 class Ar1(LastValue):

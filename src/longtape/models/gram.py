@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
+ALIKE = 1e-13  # of the largest eigenvalue of XᵀX: what is below it is rounding of inputs that are alike
 CHUNK = 16_384  # rows of a design that are held at a time
 
 
@@ -40,8 +41,23 @@ class Gram:
         used = np.isfinite(penalty)
         weights = np.zeros_like(self.xy)
         left = self.xx[np.ix_(used, used)] + np.diag(penalty[used])
-        weights[used] = np.linalg.lstsq(left, self.xy[used], rcond=1e-13)[0]
+        weights[used] = np.linalg.lstsq(left, self.xy[used], rcond=ALIKE)[0]
         return weights
+
+    def ridge(self, penalty: float) -> Array:
+        """Weights [F, n] of least Σ(y − x·w)² + penalty · rows · Σw², the first input, an intercept, left free.
+
+        Of a penalty of 0 those of least norm (up to rounding, where inputs are alike); of an infinite one, the mean.
+        """
+        if penalty == 0:
+            values, vectors = np.linalg.eigh(self.xx)
+            told = values > ALIKE * values[-1]
+            return np.asarray(vectors[:, told] / values[told] @ (vectors[:, told].T @ self.xy), np.float64)
+        diagonal = np.full(len(self.xx), penalty * max(self.count, 1))
+        diagonal[0] = 0.0
+        if self.count <= 0 or not np.isfinite(penalty):
+            return self.solve(diagonal)
+        return np.asarray(np.linalg.solve(self.xx + np.diag(diagonal), self.xy), np.float64)
 
     def errors(self, weights: Array) -> Array:
         """Σ (y − x·w)² of each output [n]."""

@@ -104,7 +104,7 @@ class SpanRidge(LinearBaseline):
             own = columns[group]
             fitted = self._sums(panel, own.ravel(), train, scale)
             checked = self._sums(panel, own.ravel(), validation, scale)
-            best = _best_ridge(fitted, checked).reshape(-1, *own.shape)
+            best = best_ridge(fitted, checked).reshape(-1, *own.shape)
             self.intercept[group] = torch.from_numpy(best[0])
             self.weights[:, group] = torch.from_numpy(best[1:])
 
@@ -150,7 +150,7 @@ class SharedSpanRidge(LinearBaseline):
 
     def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
         fitted, checked = (self._sums(panel, columns, origins, scale) for origins in (train, validation))
-        best = _best_ridge(fitted, checked)
+        best = best_ridge(fitted, checked)
         self.intercept.copy_(torch.from_numpy(best[0]))
         self.weights.copy_(torch.from_numpy(best[1:]))
 
@@ -183,14 +183,12 @@ def span_means(panel: Panel, origins: Rows, scale: Scale, lookback: int, spans: 
     return np.stack([(total[end] - total[end - span]) / span for span in spans], axis=1)
 
 
-def _best_ridge(fitted: Gram, checked: Gram) -> Array:
+def best_ridge(fitted: Gram, checked: Gram) -> Array:
     """Weights [1 + F, n], each output with the penalty of least validation error; ∞ leaves the training mean."""
     best = np.full(fitted.xy.shape[1], np.inf)
     chosen = np.zeros_like(fitted.xy)
     for penalty in RIDGE_GRID:
-        diagonal = np.full(len(fitted.xx), penalty * max(fitted.count, 1))
-        diagonal[0] = 0.0
-        weights = fitted.solve(diagonal)
+        weights = fitted.ridge(penalty)
         errors = checked.errors(weights)
         better = errors < best
         best = np.where(better, errors, best)

@@ -34,7 +34,9 @@ class TextTable:
         from rich.console import Console
 
         text = StringIO()
-        Console(file=text, width=_UNBOUNDED, color_system=None).print(self._drawn(Box(_RULE_BELOW_HEADER)))
+        Console(file=text, width=_UNBOUNDED, color_system=None, force_jupyter=False).print(
+            self._drawn(Box(_RULE_BELOW_HEADER))
+        )
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def __rich__(self) -> Group:

@@ -30,9 +30,9 @@ from longtape.evaluation.statistics import diebold_mariano, holm, mean_differenc
 from longtape.evaluation.walk_forward import begin_plan
 from longtape.experiment import Experiment, parse_experiment
 from longtape.features.splits import Split
-from longtape.forecasting.baselines import baseline_forecast
+from longtape.forecasting.baselines import Training, baseline_forecast
 from longtape.forecasting.predict import predict
-from longtape.models.registry import title_of
+from longtape.models.registry import baselines_of
 from longtape.models.transformer import TransformerConfig
 from longtape.report.text import TextTable
 from longtape.training.execution import Execution
@@ -297,12 +297,14 @@ def _baseline_rows(target: str, data: RunData, split: Split) -> Rows:
     kind = next(t.kind for t in inputs.targets if f"{t.asset} {t.name}" == target)
     own = inputs.only(kind)
     rows = []
-    for name in own.targets[0].of_kind.baselines:
-        found = scored(own, data.panel, split.test, baseline_forecast(name, own, data.panel, split))
+    experiment = data.experiment
+    training = Training(experiment.training, experiment.seed)
+    for baseline in baselines_of(own, data.panel, experiment.beside):
+        forecast = baseline_forecast(baseline.config, own, data.panel, split, training)
+        found = scored(own, data.panel, split.test, forecast)
         loss = next(one for one in found if one.name == target).losses()
-        rows.append(
-            {"target": target, "attention": title_of(name, own.targets[0]), "loss": float(np.nanmean(loss))}
-        )
+        title = baseline.title(own.targets[0])
+        rows.append({"target": target, "attention": title, "loss": float(np.nanmean(loss))})
     return rows
 
 

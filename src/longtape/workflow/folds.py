@@ -40,6 +40,7 @@ def run_walk_forward(
     """Refit `experiment` at every fold and judge the joined forecasts; `resume` keeps the folds that are there."""
     Execution.of(experiment.training)  # a device that is not there is said before anything is read
     data = RunData.of(experiment)
+    data.pipeline.refuse_baselines(data.panel, data.split)
     walked = walk_forward(data.pipeline, data.bars, config, out, identity=walk_identity(data), resume=resume)
     say("judging the joined folds")
     results = judge_run(data.trading, walked.panel, walked.folds, data.bars, walked.forecasts)

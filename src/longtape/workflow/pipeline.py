@@ -6,7 +6,7 @@ This is what evaluation drives (`longtape.evaluation.protocol`): each step is a 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from longtape.features.book_targets import with_classes
 from longtape.features.build import build
 from longtape.features.marks import Events, build_marks, read_events
 from longtape.features.panel import Panel, Rows, TargetColumn
-from longtape.features.pooled import pooled, pooled_split
+from longtape.features.pooled import part_of, pooled, pooled_split, split_of
 from longtape.features.scaling import Standardizer
 from longtape.features.splits import Periods, Split, WalkForwardConfig, chronological, walk_forward
 from longtape.features.target_kinds import target_kind
@@ -34,7 +34,7 @@ from longtape.forecasting.intervals import Calibration
 from longtape.market.books import Books
 from longtape.market.rows import Rows as MarketRows
 from longtape.models.base import Model, ModelInputs
-from longtape.models.registry import build_model
+from longtape.models.registry import MODELS, Baseline, baselines_of, build_model, require_package
 from longtape.training.batches import in_blocks
 from longtape.training.checkpoint import load_weights, save_weights
 from longtape.training.ensemble import joined
@@ -104,6 +104,26 @@ class ExperimentPipeline:
         for rows in (split.train, split.validation) if self.experiment.model.trains else ():
             in_blocks(rows, self.experiment.model.block)
 
+    def refuse_baselines(self, panel: Panel, split: Split) -> None:
+        """UserError where a model, or a baseline that the experiment names, lacks its package or what it reads."""
+        require_package(self.experiment.model)
+        for one in self.experiment.beside:
+            require_package(one.config)
+            if not MODELS.load(one.config.kind).reads(panel):
+                raise UserError(f"baselines: '{one.config.kind}' reads what these data do not hold")
+            for inputs, part, train in self._fitted_apart(panel, split):
+                _refuse_baseline(one, inputs, part, train)
+
+    def _fitted_apart(self, panel: Panel, split: Split) -> Iterator[tuple[ModelInputs, Panel, Rows]]:
+        """Where baselines are fitted: on all symbols together, or, beside a pooled model, on each by itself."""
+        if self.experiment.model.pooled is None:
+            yield self.inputs(panel, split.train), panel, split.train
+            return
+        for asset in panel.assets:
+            part, own = part_of(panel, asset), split_of(panel, asset, split, self.lookback)
+            if len(own.train) and len(own.test):
+                yield self.inputs_of_part(part, own.train), part, own.train
+
     def folds(self, panel: Panel, config: WalkForwardConfig) -> list[Split]:
         """The test period of the experiment's split, block by block."""
         return walk_forward(panel, self.lookback, self.experiment.split, config)
@@ -131,9 +151,13 @@ class ExperimentPipeline:
         return self._inputs(panel, train, self.scaler(panel, train))
 
     def inputs_of_part(self, part: Panel, train: Rows) -> ModelInputs:
-        """What the baselines of one symbol of a pooled run must know; of the features they read nothing."""
+        """What the baselines of one symbol of a pooled run must know; of the features they read nothing but what those
+        read that are named.
+        """
         n_columns = len(part.columns)
-        return self._inputs(part, train, Standardizer(np.zeros(n_columns), np.ones(n_columns)))
+        unread = Standardizer(np.zeros(n_columns), np.ones(n_columns))
+        is_read = bool(self.experiment.baselines) and len(train) > 0
+        return self._inputs(part, train, self.scaler(part, train) if is_read else unread)
 
     def _inputs(self, panel: Panel, train: Rows, scaler: Standardizer) -> ModelInputs:
         deviation = np.nanstd(panel.targets[train], axis=0) if len(train) else np.ones(panel.targets.shape[1])
@@ -288,6 +312,19 @@ class ExperimentPipeline:
         if marks is None or marks.events is None:
             return self
         return replace(self, events=(self.events or read_events(marks.events)).as_of(time))
+
+
+def _refuse_baseline(one: Baseline, inputs: ModelInputs, panel: Panel, train: Rows) -> None:
+    """UserError where it cannot be built for the targets that it stands beside, or has too few rows to fit on."""
+    for kind in inputs.kinds:
+        of_kind = inputs.only(kind)
+        if not of_kind.targets or one not in baselines_of(of_kind, panel, [one]):
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build_model(one.config, of_kind).refuse_rows(panel, train)
+        except UserError as error:
+            raise UserError(f"baselines: {one.config.kind}: {str(error).removeprefix('model.')}") from None
 
 
 def _last_rows(bars: Sequence[MarketRows], rows: int) -> list[MarketRows]:

@@ -19,12 +19,14 @@ from pydantic import BaseModel
 from longtape.attention import MECHANISMS, mechanism_class
 from longtape.attention.base import AttentionConfig
 from longtape.backtest.signals import SIGNALS, signal_options
+from longtape.core.errors import UserError
 from longtape.core.files import write_text
 from longtape.core.markdown import markdown_table
 from longtape.experiment import Experiment
+from longtape.features.target_kinds import KINDS, WEIGHT
 from longtape.models.base import ModelConfig
 from longtape.models.heads import HEADS
-from longtape.models.network import NetworkConfig
+from longtape.models.network import NetworkConfig, TrainedConfig
 from longtape.models.registry import MODELS, config_of
 from longtape.models.tokens import TokensConfig
 from longtape.models.transformer import TransformerConfig
@@ -119,7 +121,7 @@ def _plain(value: Any, named: Mapping[str, Any]) -> Any:
 def document() -> str:
     """The page."""
     networks = [kind for kind in MODELS if config_of(kind).trains and config_of(kind).reads_market]
-    others = [kind for kind in MODELS if not config_of(kind).trains]
+    fitted = [kind for kind in MODELS if not config_of(kind).trains]
     parts = [_HEAD, "## The whole file\n", keys(Experiment)]
     for name, field in Experiment.model_fields.items():
         section = section_of(field.annotation)
@@ -127,14 +129,28 @@ def document() -> str:
             parts += [f"\n## {name}\n", _first_line(section), "", keys(section), *_below(section, name)]
     parts += [
         "\n## model\n",
-        f"`kind` is one of: {_listed(networks)}, which train; {_listed(others)}, which are fitted.",
+        f"`kind` is one of: {_listed(networks)}, which train; {_listed(fitted)}, which are fitted.",
+        "Any of them may stand beside another one's result, by its name under `baselines`.",
         "",
     ]
-    parts += ["### Keys of every network\n", keys(NetworkConfig), ""]
+    parts += ["### Keys of every model that trains\n", keys(TrainedConfig), ""]
+    parts += ["### Keys of every model with layers of attention\n", keys(NetworkConfig, TrainedConfig), ""]
     for kind in networks:
-        parts += [f"### {kind}\n", _first_line(config_of(kind)), "", keys(config_of(kind), NetworkConfig), ""]
+        config = config_of(kind)
+        base = NetworkConfig if issubclass(config, NetworkConfig) else TrainedConfig
+        of_base = " It has the keys of every model that trains, and these." if base is TrainedConfig else ""
+        parts += [f"### {kind}\n", _first_line(config) + of_base, "", keys(config, base), ""]
+    parts += ["### Models that are fitted\n", fitted_models(fitted), ""]
+    for kind in fitted:
+        if set(config_of(kind).model_fields) > set(ModelConfig.model_fields):
+            parts += [
+                f"### {kind}\n",
+                _first_line(config_of(kind)),
+                "",
+                keys(config_of(kind), ModelConfig),
+                "",
+            ]
     parts += [
-        "The fitted kinds have the keys `kind` and `lookback` alone.\n",
         "### model.attention_options\n",
         mechanisms(),
     ]
@@ -142,12 +158,36 @@ def document() -> str:
     parts += ["\n## search\n", "Of each field a list of values, or a range:\n", keys(SearchRange)]
     parts += ["\n## An experiment on token ids\n", keys(TokenExperiment), "", "### model\n"]
     parts += [
-        "The keys of every network up to `gradient_checkpointing`, and",
+        "The keys of every model with layers of attention, and",
         "",
         keys(TokensConfig, TransformerConfig),
         "",
     ]
     return "\n".join(parts)
+
+
+def fitted_models(kinds: Iterable[str]) -> str:
+    """Each of them, what it forecasts, and beside which targets it stands without being named."""
+    rows = []
+    for kind in kinds:
+        config, model = config_of(kind)(kind=kind), MODELS.load(kind)
+        own = [name for name, one in KINDS.items() if kind in one.baselines]
+        package = f" (package `{config.package}`, extra `baselines`)" if config.package else ""
+        rows.append(
+            [f"`{kind}`", _first_line(model) + package, _listed(_forecast_by(config)), _listed(own) or "–"]
+        )
+    return markdown_table(["kind", "what it is", "targets", "stands beside, unnamed"], rows, numbers=False)
+
+
+def _forecast_by(config: ModelConfig) -> list[str]:
+    found = []
+    for name, kind in KINDS.items():
+        try:
+            config.refuse_targets({name: kind})
+        except UserError:
+            continue
+        found.append(name)
+    return [name for name in found if name != WEIGHT.name]
 
 
 def _below(section: type[BaseModel], name: str) -> list[str]:

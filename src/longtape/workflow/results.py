@@ -22,6 +22,7 @@ from longtape.features.book_targets import classed_as
 from longtape.features.panel import Panel
 from longtape.features.pooled import part_of, split_of
 from longtape.features.splits import Split
+from longtape.forecasting.baselines import Training
 from longtape.forecasting.fitted import FittedForecaster
 from longtape.market.agreement import Lead, leads, named_most
 from longtape.market.bars import Bars
@@ -146,15 +147,18 @@ def _skills(
     fitted: FittedForecaster | None,
 ) -> dict[str, Rows]:
     """Scores beside the baselines, which are fitted to each symbol by itself where the model is pooled."""
-    if pipeline.experiment.model.pooled is None:
+    experiment = pipeline.experiment
+    named, training = experiment.beside, Training(experiment.training, experiment.seed)
+    if experiment.model.pooled is None:
         inputs = fitted.model.inputs if fitted else pipeline.inputs(panel, splits[0].train)
-        return skills(inputs, classed_as(panel, inputs.targets), splits, forecasts)
+        return skills(inputs, classed_as(panel, inputs.targets), splits, forecasts, named, training)
     found: dict[str, Compared] = {}
     for asset in panel.assets:
         part, own = part_of(panel, asset), [split_of(panel, asset, one, pipeline.lookback) for one in splits]
         if any(len(one.test) for one in own):
             inputs = pipeline.inputs_of_part(part, own[0].train)
-            found |= compared(inputs, part, own, forecasts.filter(pl.col("symbol") == asset))
+            of_symbol = forecasts.filter(pl.col("symbol") == asset)
+            found |= compared(inputs, part, own, of_symbol, named, training)
     return {name: one.rows() for name, one in found.items()} | averages(list(found.values()))
 
 

@@ -114,6 +114,7 @@ def _train(
     say(data.summary())
     data.warn_of_leads()
     data.pipeline.refuse_short(data.split)
+    data.pipeline.refuse_baselines(data.panel, data.split)
     if not experiment.has_account and "backtest" in experiment.model_fields_set:
         say("note: no target is a return that could be traded; the section backtest is not used")
     if experiment.search:
