@@ -63,6 +63,7 @@ OWN_KEYS: dict[str, Document] = {
     "lightgbm": {"rounds": 12, "least_rows": 10},
     "seasonal_naive": {"season": 12},
     "dlinear": {"kernel": 5},
+    "ols": {"lookback": 3},  # with as many inputs as rows it says anything
 }
 NAMED = ("seasonal_naive", "ridge", "ols", "dlinear", "lightgbm", "ewma", "last_value")
 
