@@ -16,8 +16,15 @@ project = "longtape"
 author = "the longtape authors"
 release = longtape.__version__
 root_doc = "docs/index"
-include_patterns = ["docs/**", "benchmarks/results/**", "CONTRIBUTING.md", "CHANGELOG.md"]
-exclude_patterns = [".venv", "build", "demo", "runs", "src", "tests"]
+include_patterns = [
+    "docs/**",
+    "benchmarks/results/**",
+    "examples/**",
+    "build/examples/*",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
+exclude_patterns = [".venv", "build/site", "demo", "runs", "src", "tests"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 nitpicky = False
 suppress_warnings = ["toc.empty_glob"]
