@@ -64,4 +64,4 @@ def test_a_standing_beside_baselines_that_are_not_defined_is_none():
     rows = [{"model": MODEL, "QLIKE": 0.4}, {"model": "zero", "QLIKE": float("nan"), P_VALUE: float("nan")}]
     found = standing("X volatility(1)", rows)
     assert not found.is_scored
-    assert "not scored" in found.words
+    assert "no training row to fit a baseline on" in found.words
