@@ -279,3 +279,8 @@ def test_numbers_of_bars_whose_session_moves_with_the_clock():
     assert (np.diff(ordinals(bars, Interval.parse("4h"))) > 0).all()
     assert (np.diff(ordinals(opens, Interval.parse("1d"))) > 0).all()
     assert WEEK // DAY == 7
+
+
+def test_a_time_taken_from_an_array_is_a_time():
+    assert to_milliseconds(np.int64(5)) == 5
+    assert type(to_milliseconds(np.int64(5))) is int
