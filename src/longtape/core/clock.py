@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +64,7 @@ def to_milliseconds(when: str | datetime | date | int, what: str = "time") -> in
     """An ISO date or time, a datetime or milliseconds since 1970 → UTC milliseconds; a naive time is UTC."""
     if isinstance(when, bool):
         raise UserError(f"{what}: {when!r} is not a time")
-    if isinstance(when, Integral):
+    if isinstance(when, (int, np.integer)):
         return int(when)
     if isinstance(when, date) and not isinstance(when, datetime):
         when = datetime(when.year, when.month, when.day)
