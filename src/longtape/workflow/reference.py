@@ -1,7 +1,7 @@
 """Every key of an experiment file, from the types that read it: a JSON schema for editors, and a page.
 
-`python -m longtape.workflow.reference docs` writes docs/experiment.schema.json, docs/experiment.md and the copy of the
-schema in the package, which the files of `longtape init` name.
+`python -m longtape.workflow.reference docs` writes docs/experiment.md, and the schema beside this file, which
+examples and the files of `longtape init` name.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ _WORDS = {
 }
 _HEAD = """# Every key of an experiment file
 
-Written from the types that read the file by `python -m longtape.workflow.reference docs`; `experiment.schema.json`
-beside it is the same for editors. A file that begins with
+Written from the types that read the file by `python -m longtape.workflow.reference docs`; the same for
+editors is `src/longtape/workflow/experiment.schema.json`. A file that begins with
 
 ```
 # yaml-language-server: $schema=experiment.schema.json
 ```
 
-(with the way to that file) is completed and checked as it is typed, where the editor has the YAML language server.
+(with the way to that file, which `longtape init` writes) is completed and checked as it is typed, where the editor
+has the YAML language server.
 `longtape init --from candles.csv --out experiment.yaml` begins a file for your own data, and `longtape config FILE`
 prints one with every default written out. A key that is not listed here is refused, with the nearest one;
 `-o key=value` sets one from the command line.
@@ -311,8 +312,7 @@ def undescribed(model: type[BaseModel]) -> list[str]:
 def main(folder: Path) -> None:
     """Write the schema and the page."""
     text = json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
-    for path in (folder / f"{NAME}.schema.json", Path(str(SCHEMA))):
-        write_text(path, text)
+    write_text(Path(str(SCHEMA)), text)
     write_text(folder / f"{NAME}.md", document())
 
 
