@@ -187,6 +187,13 @@ def test_a_start_with_a_reach_reads_no_lag_beyond_it():
         design.within(2)
 
 
+def test_a_reach_below_every_lag_leaves_nothing_behind(tmp_path):
+    short = experiment(tmp_path, candle_frame(600), model={"volatility_reach": 2}, targets=["volatility(3)"])
+    with pytest.raises(UserError, match="volatility_reach: 2 is below the shortest lag"):
+        run(short, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_network_with_a_reach_does_not_see_beyond_it(tmp_path):
     """Its start reads the bars of the longest lag that is left, and none before them."""
     model = {"lookback": 8, "volatility_reach": 24}

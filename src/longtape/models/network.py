@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from longtape.core.clock import Interval
 from longtape.core.errors import UserError
 from longtape.features.build import PooledConfig
 from longtape.features.expression import parse
@@ -120,6 +121,9 @@ class TrainedConfig(ModelConfig):
         if chosen and ("volatility" not in kinds or not self.skip):
             why = "no target is a volatility" if self.skip else "skip: false begins at the training mean"
             raise UserError(f"model.{chosen[0]} has no effect: {why}; leave it out")
+
+    def refuse_clock(self, interval: Interval, calendar: str) -> None:
+        HarDesign.of(interval, calendar).within(self.volatility_reach)
 
     def head_config(self, kind: str) -> HeadConfig:
         """The head of a kind of target with its options; UserError where it does not fit."""
@@ -247,7 +251,9 @@ class Network(Model):
         head = self.head(kind)
         n_assets, n_targets = self.inputs.kinds[kind].shape
         if self.config.skip and head.space == "log_variance":
-            design = HarDesign.of(self.inputs.interval, self.inputs.calendar).within(self.config.volatility_reach)
+            design = HarDesign.of(self.inputs.interval, self.inputs.calendar).within(
+                self.config.volatility_reach
+            )
             if self.config.volatility_start == "log_har_mean":
                 return MonthlyHar(design, self.inputs.kinds[kind])
             return LogHar(design, n_assets, n_targets)
