@@ -99,7 +99,14 @@ def document_of(cell: Cell, path: str) -> Document:
         own = {"kind": "encoder", "lookback": cell.hours, "attention": cell.model, **NETWORK}
         own |= {"attention_options": OPTIONS.get(cell.model, {})}
         own |= {"static": [one for one in features if one not in TOKENS]}
-    document |= {"features": features, "model": shared | own | start, "training": TRAINING, "seed": cell.seed}
+    document |= {
+        "features": features,
+        "model": shared | own | start,
+        "training": TRAINING,
+        "seed": cell.seed,
+        "forecast": {"batch_size": 256},
+        "audit": False,
+    }
     document["data"]["path"] = path
     return document
 
