@@ -3,7 +3,7 @@
     python benchmarks/context.py '/data/{symbol}.parquet' [--hours 24,720] [--models mlp,flash] [--seeds 3]
 
 Data, targets and split are those of examples/coin_volatility.yaml. `mlp` reads aggregates of at most so many hours; a
-mechanism reads the same aggregates beside its pooled vector, and the hours themselves as tokens of six. The linear
+mechanism reads the same aggregates beside its pooled vector, and the hours themselves as tokens of twelve. The linear
 start reads its 720 hours at every context, or is capped with it. Every cell is kept in a file (`--cells`) as soon as it
 is there and never made twice; the table is benchmarks/results/context.md.
 """
@@ -47,7 +47,7 @@ TOKENS = [
     "others(relative_range(1, 720))",
 ]
 NETWORK = {
-    "patch": 6,
+    "patch": 12,
     "positions": "learned",
     "pooling": "last",
     "d_model": 32,
@@ -55,7 +55,7 @@ NETWORK = {
     "n_layers": 2,
     "d_ff": 64,
 }
-OPTIONS = {"bigbird": {"block_size": 16, "window_blocks": 3, "n_random": 2}}
+OPTIONS = {"bigbird": {"block_size": 8, "n_random": 2}}
 TRAINING = {
     "epochs": 8,
     "stride": 4,
