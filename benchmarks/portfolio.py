@@ -44,7 +44,7 @@ def build_model(panel: Panel, attention: str) -> Portfolio:
     train = np.arange(len(panel) - TRAINED, len(panel) - 24)
     scaler = Standardizer.fit(panel.values, np.arange(100, len(panel)))
     columns = panel.columns, panel.assets, panel.target_columns, panel.interval, panel.calendar
-    config = PortfolioConfig(lookback=LOOKBACK, attention=attention, d_model=128, n_heads=4, n_layers=4)
+    config = PortfolioConfig(lookback=LOOKBACK, attention=attention, d_model=128, n_heads=2, n_layers=4)
     torch.manual_seed(0)
     inputs = ModelInputs(*columns, scaler.mean, scaler.std, np.nanstd(panel.targets, axis=0))
     model = Portfolio(config, inputs)
@@ -58,9 +58,7 @@ def main(attention: str = "bigbird") -> None:
     model = build_model(panel, attention)
     batch = BatchSource(model, panel).batch(np.array([len(panel) - 30]))
     rows = forward_and_step(model, batch, ASSETS * LOOKBACK)
-    about = (
-        f"{attention}, four layers of width 128, one window, float32, {torch.get_num_threads()} thread(s)."
-    )
+    about = f"{attention}, four layers of width 128 (2 heads), one window, float32, {torch.get_num_threads()} thread(s)."
     head = f"# {ASSETS} assets × {LOOKBACK:,} bars as one sequence"
     text = f"{head}\n\n{machine_line(describe_machine())}\n{about}\n\n{passes_table(rows)}\n"
     write_text(RESULT, text)
