@@ -1,0 +1,113 @@
+"""The shipped networks on levels: what they begin at, and which horizons their loss counts.
+
+Everything else (tokens, attention, heads, trainer) is as shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from longtape.evaluation.ett import least_on_validation
+from longtape.features.panel import Panel, Rows
+from longtape.models.base import Array, ModelInputs
+from longtape.models.dlinear import DLinear, DLinearConfig
+from longtape.models.encoder import EncoderConfig, EncoderForecaster
+from longtape.models.gram import Gram, chunks
+from longtape.models.linear_baseline import LinearBaseline, Scale
+from longtape.models.network import Network
+
+
+class LastValueRidge(LinearBaseline):
+    """y − l = (x − l) W + b of a window x with the last value l, for one series at a time: [B, L, 1] → [B, 1, n].
+
+    One penalty for the steps of each horizon that no shorter one has, of least squared error on validation; a step is
+    fitted on all windows whose labels up to its horizon are known.
+    """
+
+    weights: Tensor
+    intercept: Tensor
+
+    def __init__(self, lookback: int, horizons: Sequence[int]) -> None:
+        super().__init__()
+        self.lookback, self.horizons = lookback, sorted(horizons)
+        self.register_buffer("weights", torch.zeros(lookback, self.horizons[-1]))
+        self.register_buffer("intercept", torch.zeros(self.horizons[-1]))
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        last = scaled[:, -1]
+        out: Tensor = last + (scaled[..., 0] - last) @ self.weights + self.intercept
+        return out[:, None]
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        for first, end in zip([0, *self.horizons], self.horizons, strict=False):
+            own = columns[0, first:end]
+            grams = [self._gram(panel, own, origins) for origins in (train, validation)]
+            _, weights = least_on_validation(*grams)
+            self.intercept[first:end] = torch.from_numpy(weights[0])
+            self.weights[:, first:end] = torch.from_numpy(weights[1:])
+
+    def _gram(self, panel: Panel, columns: Rows, origins: Rows) -> Gram:
+        """Sums over the origins at which all labels of `columns` are known."""
+        gram = Gram(1 + self.lookback, len(columns))
+        series = panel.values[:, 0].astype(np.float64)
+        for part in chunks(origins, 4_096):
+            labels: Array = panel.targets[part][:, columns]
+            known = np.isfinite(labels).all(axis=1)
+            windows = series[part[known, None] + np.arange(1 - self.lookback, 1)]
+            last = windows[:, -1:]
+            gram.add(np.concatenate([np.ones_like(last), windows - last], axis=1), labels[known] - last)
+        return gram
+
+
+class LevelEncoderConfig(EncoderConfig):
+    """An encoder over one series of levels."""
+
+    horizons: tuple[int, ...] = Field(
+        description="horizons whose mean errors the loss averages; the last is all steps"
+    )
+
+
+class LevelDLinearConfig(DLinearConfig):
+    """DLinear over one series of levels."""
+
+    horizons: tuple[int, ...] = Field(description="as for the encoder")
+
+
+class _OfLevels(Network):
+    """The loss is the mean over the horizons of the mean error over their steps."""
+
+    step_weights: Tensor
+
+    def __init__(self, config: Any, inputs: ModelInputs) -> None:
+        super().__init__(config, inputs)
+        steps = np.array([target.horizon for target in inputs.targets])
+        weights = sum((steps <= horizon) / horizon for horizon in config.horizons)
+        self.register_buffer("step_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+
+    @property
+    def loss_weights(self) -> Tensor:
+        return self.step_weights
+
+    def build_baseline(self, kind: str) -> LinearBaseline:
+        config: Any = self.config
+        return (
+            LastValueRidge(config.lookback, config.horizons) if config.skip else super().build_baseline(kind)
+        )
+
+
+class LevelEncoder(_OfLevels, EncoderForecaster):
+    """The encoder, which begins at the ridge on windows less their last value."""
+
+    Config = LevelEncoderConfig
+
+
+class LevelDLinear(_OfLevels, DLinear):
+    """DLinear."""
+
+    Config = LevelDLinearConfig
