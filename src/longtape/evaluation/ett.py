@@ -7,7 +7,7 @@ on scaled values. Every window is counted: no loader drops a last batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -183,19 +183,26 @@ def seasonal_naive(horizon: int, season: int = DAY) -> Forecaster:
     return lambda x: x[:, x.shape[1] - season + np.arange(horizon) % season]
 
 
-def ridge(windows: EttWindows, validation: EttWindows) -> tuple[Forecaster, float]:
-    """Ridge on windows less their last value, y − l = (x − l) W + b, and its penalty, the one of `PENALTIES` with the
-    least squared error over the validation windows. One W and b for all columns, one penalty for all steps.
-    """
-    grams = [centred_gram(part) for part in (windows, validation)]
-    penalty, weights = least_on_validation(*grams)
+def ridges(data: Ett, lookback: int, horizons: Sequence[int]) -> tuple[dict[int, Forecaster], float]:
+    """For each horizon a ridge on windows less their last value, y − l = (x − l) W + b, and the penalty of all.
 
+    It is the one of `PENALTIES` whose mean squared error, averaged over the horizons, is least on validation. One W and
+    b for all columns.
+    """
+    parts: tuple[Part, Part] = ("train", "validation")
+    grams = {h: [centred_gram(data.windows(part, lookback, h)) for part in parts] for h in horizons}
+    fitted, checked = ([two[i] for two in grams.values()] for i in (0, 1))
+    penalty, weights = least_on_validation(fitted, checked, [np.full(h, 1 / h) for h in horizons])
+    return {h: _centred_forecaster(own) for h, own in zip(horizons, weights, strict=True)}, penalty
+
+
+def _centred_forecaster(weights: Floats) -> Forecaster:
     def forecast(x: Floats) -> Floats:
         last = x[:, -1:]
         flat = weights[0] + _by_column(x - last) @ weights[1:]
         return flat.reshape(len(x), x.shape[2], -1).transpose(0, 2, 1) + last
 
-    return forecast, penalty
+    return forecast
 
 
 def centred_gram(windows: EttWindows) -> Gram:
@@ -209,10 +216,19 @@ def centred_gram(windows: EttWindows) -> Gram:
     return gram
 
 
-def least_on_validation(fitted: Gram, checked: Gram) -> tuple[float, Floats]:
-    """The penalty of `PENALTIES` of least validation error over all outputs, and its weights [1 + F, n]."""
-    made = {penalty: fitted.ridge(penalty) for penalty in PENALTIES}
-    best = min(made, key=lambda penalty: float(checked.errors(made[penalty]).sum()))
+def least_on_validation(
+    fitted: Sequence[Gram], checked: Sequence[Gram], steps: Sequence[Floats]
+) -> tuple[float, list[Floats]]:
+    """The penalty of `PENALTIES` of least validation error over several regressions, and the weights [1 + F, n] of
+    each; `steps` [n] of each say what the mean squared error of an output counts.
+    """
+    made = {penalty: [gram.ridge(penalty) for gram in fitted] for penalty in PENALTIES}
+
+    def error(penalty: float) -> float:
+        each = zip(checked, made[penalty], steps, strict=True)
+        return float(sum(gram.errors(weights) @ counts / gram.count for gram, weights, counts in each))
+
+    best = min(made, key=error)
     return best, made[best]
 
 

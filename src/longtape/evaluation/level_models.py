@@ -26,8 +26,8 @@ from longtape.models.network import Network
 class LastValueRidge(LinearBaseline):
     """y − l = (x − l) W + b of a window x with the last value l, for one series at a time: [B, L, 1] → [B, 1, n].
 
-    One penalty for the steps of each horizon that no shorter one has, of least squared error on validation; a step is
-    fitted on all windows whose labels up to its horizon are known.
+    The penalty is the one of least validation error, averaged over the horizons. A step is fitted on all windows whose
+    labels are known up to the first horizon that holds it.
     """
 
     weights: Tensor
@@ -45,12 +45,13 @@ class LastValueRidge(LinearBaseline):
         return out[:, None]
 
     def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
-        for first, end in zip([0, *self.horizons], self.horizons, strict=False):
-            own = columns[0, first:end]
-            grams = [self._gram(panel, own, origins) for origins in (train, validation)]
-            _, weights = least_on_validation(*grams)
-            self.intercept[first:end] = torch.from_numpy(weights[0])
-            self.weights[:, first:end] = torch.from_numpy(weights[1:])
+        steps = [slice(*ends) for ends in zip([0, *self.horizons], self.horizons, strict=False)]
+        sums = [[self._gram(panel, columns[0, own], part) for own in steps] for part in (train, validation)]
+        counted = steps_counted(np.arange(1, self.horizons[-1] + 1), self.horizons)
+        _, weights = least_on_validation(*sums, [counted[own] for own in steps])
+        for own, found in zip(steps, weights, strict=True):
+            self.intercept[own] = torch.from_numpy(found[0])
+            self.weights[:, own] = torch.from_numpy(found[1:])
 
     def _gram(self, panel: Panel, columns: Rows, origins: Rows) -> Gram:
         """Sums over the origins at which all labels of `columns` are known."""
@@ -63,6 +64,11 @@ class LastValueRidge(LinearBaseline):
             last = windows[:, -1:]
             gram.add(np.concatenate([np.ones_like(last), windows - last], axis=1), labels[known] - last)
         return gram
+
+
+def steps_counted(steps: Rows, horizons: Sequence[int]) -> Array:
+    """What the error of each step counts in the sum over the horizons of the mean error over their steps."""
+    return np.sum([(steps <= horizon) / horizon for horizon in horizons], axis=0)
 
 
 class LevelEncoderConfig(EncoderConfig):
@@ -87,8 +93,8 @@ class _OfLevels(Network):
     def __init__(self, config: Any, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
         steps = np.array([target.horizon for target in inputs.targets])
-        weights = sum((steps <= horizon) / horizon for horizon in config.horizons)
-        self.register_buffer("step_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+        weights = torch.from_numpy(steps_counted(steps, config.horizons)).float()
+        self.register_buffer("step_weights", weights, persistent=False)
 
     @property
     def loss_weights(self) -> Tensor:
