@@ -47,7 +47,9 @@ def borders_of_shares(n_rows: int, train: float, validation: float) -> Borders:
         raise UserError(
             f"split {train:g},{validation:g}: shares of training and validation, below 1 together"
         )
-    test = int(n_rows * round(1 - train - validation, 9))  # cut off, as the training rows are; validation has the rest
+    test = int(
+        n_rows * round(1 - train - validation, 9)
+    )  # cut off, as the training rows are; validation has the rest
     return _borders([int(n_rows * train), n_rows - test, n_rows])
 
 

@@ -1,6 +1,7 @@
-"""The shipped networks on levels: what they begin at, and which horizons their loss counts.
+"""The shipped networks on levels, and the closed form that their forecasts are averaged with.
 
-Everything else (tokens, attention, heads, trainer) is as shipped.
+What differs from the shipped ones is the level that a forecast begins at, and which horizons the loss counts; tokens,
+attention, heads and trainer are as shipped.
 """
 
 from __future__ import annotations
@@ -71,9 +72,26 @@ def steps_counted(steps: Rows, horizons: Sequence[int]) -> Array:
     return np.sum([(steps <= horizon) / horizon for horizon in horizons], axis=0)
 
 
+class WindowMean(LinearBaseline):
+    """The mean of the window at every step: with outputs in units of the window's deviation, what reversible instance
+    normalisation forecasts (Kim et al. 2022).
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
+        pass
+
+    def forward(self, scaled: Tensor, rows: Tensor) -> Tensor:
+        return scaled.mean(1)[:, None].expand(-1, 1, self.steps)
+
+
 class LevelEncoderConfig(EncoderConfig):
     """An encoder over one series of levels."""
 
+    skip: bool = False
     horizons: tuple[int, ...] = Field(
         description="horizons whose mean errors the loss averages; the last is all steps"
     )
@@ -82,6 +100,7 @@ class LevelEncoderConfig(EncoderConfig):
 class LevelDLinearConfig(DLinearConfig):
     """DLinear over one series of levels."""
 
+    skip: bool = False
     horizons: tuple[int, ...] = Field(description="as for the encoder")
 
 
@@ -100,17 +119,16 @@ class _OfLevels(Network):
     def loss_weights(self) -> Tensor:
         return self.step_weights
 
-    def build_baseline(self, kind: str) -> LinearBaseline:
-        config: Any = self.config
-        return (
-            LastValueRidge(config.lookback, config.horizons) if config.skip else super().build_baseline(kind)
-        )
-
 
 class LevelEncoder(_OfLevels, EncoderForecaster):
-    """The encoder, which begins at the ridge on windows less their last value."""
+    """The encoder; with `reversible` it begins at the mean of the window, else at that of the training rows."""
 
     Config = LevelEncoderConfig
+
+    def build_baseline(self, kind: str) -> LinearBaseline:
+        return (
+            WindowMean(len(self.inputs.targets)) if self.config.reversible else super().build_baseline(kind)
+        )
 
 
 class LevelDLinear(_OfLevels, DLinear):
