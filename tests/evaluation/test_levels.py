@@ -18,6 +18,7 @@ from longtape.evaluation.ett import (
     Ett,
     borders_of_months,
     borders_of_shares,
+    earlier_fold,
     load_ett,
     ridges,
     score,
@@ -94,6 +95,12 @@ def test_any_file_of_the_form(waves: Ett) -> None:
     assert (waves.name, waves.columns, waves.interval.name) == ("waves", ("a", "b", "c"), "15m")
     assert waves.borders["test"] == (320, 400)
     np.testing.assert_allclose(waves.scaled[:240].mean(axis=0), 0, atol=1e-12)
+
+
+def test_the_earlier_fold_ends_where_training_ends(waves: Ett) -> None:
+    before = earlier_fold(waves)
+    assert dict(before.borders) == {"train": (0, 160), "validation": (160, 240), "test": (240, 320)}
+    np.testing.assert_allclose(before.scaled[:160].mean(axis=0), 0, atol=1e-12)
 
 
 def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
@@ -212,6 +219,14 @@ def test_the_script_resumes_row_by_row(
     table = (tmp_path / "table.md").read_text()
     assert "| bigbird | 1 |" in table
     assert "ahead of the ridge" in table.lower()
+
+
+def test_the_table_holds_the_rows_of_the_newest_settings(script: ModuleType) -> None:
+    old, new, other = (
+        script.Row("waves", model, 4, 0, settings, mse, mse)
+        for model, settings, mse in (("flash", "a", 1.0), ("flash", "b", 0.5), ("ridge", "a", 0.7))
+    )
+    assert script.newest([old, new, other]) == [new, other]
 
 
 def test_the_script_says_what_it_cannot_read(tmp_path: Path, script: ModuleType) -> None:
