@@ -197,6 +197,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     short = {"epochs": 1, "stride": 1}
     monkeypatch.setattr(made, "ENCODER", made.ENCODER | small)
     monkeypatch.setattr(made, "TRAINING", made.TRAINING | short)
+    tiny = {"lookback": 8, "label_len": 8, "d_model": 8, "n_heads": 2, "d_ff": 8}
+    monkeypatch.setattr(made, "INFORMER_MODEL", made.INFORMER_MODEL | tiny)
+    monkeypatch.setattr(made, "INFORMER_TRAINING", made.INFORMER_TRAINING | {"epochs": 1, "stride": 8})
     monkeypatch.setattr(made, "DLINEAR", made.DLINEAR | {"lookback": 16})
     return made
 
@@ -212,12 +215,16 @@ def test_the_script_resumes_row_by_row(
     models = (*script.CLOSED, "DLinear", "flash", script.LEVEL_SEEN)
     assert {(row["model"], row["horizon"]) for row in rows} == {(name, h) for name in models for h in (4, 6)}
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
-    script.main([*given, "--attention", "flash,bigbird"])
+    script.main([*given, "--attention", "flash,bigbird", "--informer"])
     again = (tmp_path / "table.jsonl").read_text()
     assert again.startswith(first)
-    assert [json.loads(line)["model"] for line in again.splitlines()[len(rows) :]] == ["bigbird"] * 2
+    assert [json.loads(line)["model"] for line in again.splitlines()[len(rows) :]] == [
+        script.INFORMER,
+        *["bigbird"] * 2,
+    ]
     table = (tmp_path / "table.md").read_text()
     assert "| bigbird | 1 |" in table
+    assert "Informer as published, all series side by side, 24 steps" in table
     assert "ahead of the ridge" in table.lower()
 
 

@@ -90,7 +90,8 @@ class Levels:
         known_at = self.data.interval.close_of(opens)
         ahead = [_ahead(series, self.steps) for series in values.T]
         targets = ahead[0] if self.pooled else np.concatenate(ahead, axis=1)  # one alone stays a view
-        calendar = calendar_features(opens, self.data.interval, ALWAYS_OPEN)
+        coming = future_opens(int(opens[-1]), self.steps, self.data.interval, ALWAYS_OPEN)
+        calendar = calendar_features(np.concatenate([opens, coming]), self.data.interval, ALWAYS_OPEN)
         return Panel(
             timestamps=opens,
             known_at=known_at,
