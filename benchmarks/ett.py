@@ -303,17 +303,8 @@ def page(data: Ett, rows: Sequence[Row], horizons: Sequence[int]) -> str:
     of_model = {name: _by_horizon([row for row in rows if row.model == name], horizons) for name in models}
     whole = {name: own for name, own in of_model.items() if len(own) == len(horizons)}
     order = sorted(whole, key=lambda name: _average(whole[name], "mse"))
-    header = [
-        "model",
-        "seeds",
-        *map(str, horizons),
-        "average",
-        "MAE",
-        "validation",
-        "gate",
-        "s an epoch",
-        "MiB",
-    ]
+    last = ["average", "MAE", "validation", "alone", "share", "s an epoch", "MiB"]
+    header = ["model", "seeds", *map(str, horizons), *last]
     lines = [_line(name, whole[name]) for name in order]
     parts = [markdown_table(header, lines), _verdict(whole)]
     published = [row for row in rows if row.model == INFORMER]

@@ -224,6 +224,7 @@ def test_the_script_resumes_row_by_row(
     ]
     table = (tmp_path / "table.md").read_text()
     assert "| bigbird | 1 |" in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
     assert "Informer as published, all series side by side, 24 steps" in table
     assert "ahead of the ridge" in table.lower()
 
