@@ -47,9 +47,11 @@ class LastValueRidge(LinearBaseline):
 
     def fit(self, panel: Panel, columns: Rows, train: Rows, validation: Rows, scale: Scale) -> None:
         steps = [slice(*ends) for ends in zip([0, *self.horizons], self.horizons, strict=False)]
-        sums = [[self._gram(panel, columns[0, own], part) for own in steps] for part in (train, validation)]
+        fitted, checked = (
+            [self._gram(panel, columns[0, own], part) for own in steps] for part in (train, validation)
+        )
         counted = steps_counted(np.arange(1, self.horizons[-1] + 1), self.horizons)
-        _, weights = least_on_validation(*sums, [counted[own] for own in steps])
+        _, weights = least_on_validation(fitted, checked, [counted[own] for own in steps])
         for own, found in zip(steps, weights, strict=True):
             self.intercept[own] = torch.from_numpy(found[0])
             self.weights[:, own] = torch.from_numpy(found[1:])
@@ -93,7 +95,7 @@ class LevelEncoderConfig(EncoderConfig):
 
     skip: bool = False
     horizons: tuple[int, ...] = Field(
-        description="horizons whose mean errors the loss averages; the last is all steps"
+        (96, 192, 336, 720), description="horizons whose mean errors the loss averages; the last is all steps"
     )
 
 
@@ -101,7 +103,7 @@ class LevelDLinearConfig(DLinearConfig):
     """DLinear over one series of levels."""
 
     skip: bool = False
-    horizons: tuple[int, ...] = Field(description="as for the encoder")
+    horizons: tuple[int, ...] = Field((96, 192, 336, 720), description="as for the encoder")
 
 
 class _OfLevels(Network):
