@@ -9,9 +9,11 @@ import torch
 from longtape.core.errors import UserError
 from longtape.features.build import FeaturesConfig, build
 from longtape.features.target_kinds import target_kind
+from longtape.models import transformer
 from longtape.models.encoder import EncoderConfig, EncoderForecaster
 from longtape.models.har import HarDesign, fit_log_har
 from longtape.models.linear_baseline import LogHar, SpanRidge
+from longtape.models.transformer import Transformer, TransformerConfig
 from longtape.training.batches import BatchSource
 from tests.candles import candles
 from tests.models.inputs import inputs_of
@@ -239,3 +241,17 @@ def test_a_forecast_from_the_last_token_alone_is_that_from_all_tokens(panel, att
         scaled = model.scaling(batch.x)
         whole = model.predict(model.pooling(model.hidden_states(batch)[-1]), scaled, batch.rows).mean()
         assert torch.allclose(model(batch).mean(), whole, rtol=1e-5, atol=1e-7)
+
+
+def test_a_long_sequence_is_fed_forward_in_parts_to_the_same_bits(monkeypatch):
+    """Without gradients the wide layer takes some tokens at a time, and what came in stays as it is."""
+    config = TransformerConfig(
+        kind="encoder", lookback=64, attention="full", d_model=16, n_heads=2, n_layers=2
+    )
+    torch.manual_seed(0)
+    layers, x = Transformer(config).eval(), torch.randn(2, 64, 16)
+    before, whole = x.clone(), layers(x)[-1]
+    monkeypatch.setattr(transformer, "_TOKENS_AT_A_TIME", 24)
+    with torch.no_grad():
+        assert torch.equal(layers(x)[-1], whole)
+    assert torch.equal(x, before)

@@ -98,6 +98,9 @@ def feed_forward(config: TransformerConfig) -> nn.Sequential:
     )
 
 
+_TOKENS_AT_A_TIME = 16_384  # of the feed-forward, where no gradients are kept
+
+
 class EncoderLayer(nn.Module):
     """Attention and a GELU feed-forward, each with a residual and a layer norm (before or after)."""
 
@@ -118,10 +121,17 @@ class EncoderLayer(nn.Module):
         """
         kept = x[:, -1:] if newest else x
         if self.pre_norm:
-            x = kept + self._attend(self.norm1(x), marks, visible, newest)
-            return x + self.feed_forward(self.norm2(x))
+            return self._with_feed_forward(kept + self._attend(self.norm1(x), marks, visible, newest))
         x = self.norm1(kept + self._attend(x, marks, visible, newest))
         return self.norm2(x + self.feed_forward(x))
+
+    def _with_feed_forward(self, x: Tensor) -> Tensor:
+        """x + FF(norm(x)); of long sequences without gradients a part at a time, so that what is wider stays small."""
+        if torch.is_grad_enabled() or x.shape[1] <= _TOKENS_AT_A_TIME:
+            return x + self.feed_forward(self.norm2(x))
+        for part in x.split(_TOKENS_AT_A_TIME, 1):
+            part += self.feed_forward(self.norm2(part))
+        return x
 
     def _attend(self, x: Tensor, marks: Tensor | None, visible: Tensor | None, newest: bool) -> Tensor:
         """With `newest`, one query where the mechanism can ask with one, else the last of all."""
