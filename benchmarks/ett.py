@@ -401,11 +401,12 @@ configuration of this table stood, and its lead over the ridge is within what su
 averages of them) none was more than .3 % better on validation; in normalised windows networks found nothing that the
 ridge leaves over. The best published figure known to us that counts every window, DUET's .398, was not reached.
 
-The Informer's error lies below the published one, in one seed and with matrix products in bfloat16; so it does not
-show that the two are the same model. The original code takes heads and steps for one another behind the decoder's
-self-attention (`mix`), in its first form behind all of them; longtape does not. In a small Informer (width 128, two
-epochs, one seed) that raised the test error from .556 to .606 in the decoder and to .589 everywhere: a part of the
-difference. The rest has not been traced; the head that begins at zero and the calendar as sine and cosine differ too."""
+The Informer's error lies below the published one, in one seed and with matrix products in bfloat16, so it does not
+show that the two are the same model. The original code exchanges heads and steps behind the decoder's self-attention
+(`mix`), and gives its lazy queries there the running sum of the values; longtape does not exchange them, and takes
+the running mean. In a small Informer (width 128, two epochs, one seed) the exchange raised the test error from .556
+to .606 in the decoder, and to .589 in all layers: a part of the difference. The rest has not been traced; a head
+that begins at zero and the calendar as sine and cosine differ too."""
 }
 
 
