@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(tmp_path, etth1: Ett) -> None:
         etth1.windows("test", 96, 3000)
     short = ",".join(["date", *etth1.columns]) + "\n2016-07-01 00:00:00" + 7 * ",1" + "\n"
     for text, complaint in (
-        (short, "1 rows, and the benchmark needs 14400"),
+        (short, "1 rows tell no interval"),
         ("a,b\n1,2\n", "cannot be read"),
     ):
         (tmp_path / "other.csv").write_text(text)

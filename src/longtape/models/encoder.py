@@ -31,6 +31,8 @@ from longtape.models.pooling import AttentionPooling, StaticInputs, build_poolin
 from longtape.models.prediction import Prediction
 from longtape.models.transformer import Transformer
 
+_OF_TARGETS = ("log_return", "level")  # features in whose unit targets are: of returns, and of levels
+
 
 class EncoderConfig(NetworkConfig):
     """A transformer encoder over the window."""
@@ -175,7 +177,7 @@ class EncoderForecaster(Network):
         """Columns of the tokens, of the static inputs, and of each asset's log return."""
         static = {_plain(name) for name in self.config.static}
         is_static = [_feature_of(column.name, static) for column in self.inputs.columns]
-        own = {c.asset: i for i, c in enumerate(self.inputs.columns) if c.name == "log_return"}
+        own = {c.asset: i for i, c in enumerate(self.inputs.columns) if c.name in _OF_TARGETS}
         places = {
             "sequence": [i for i, beside in enumerate(is_static) if not beside],
             "static": [i for i, beside in enumerate(is_static) if beside],

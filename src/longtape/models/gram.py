@@ -66,6 +66,6 @@ class Gram:
         return np.maximum(self.yy - cross + explained, 0.0)
 
 
-def chunks(origins: Rows) -> Iterator[Rows]:
+def chunks(origins: Rows, size: int = CHUNK) -> Iterator[Rows]:
     """`origins` in parts that are worked on together."""
-    return (origins[start : start + CHUNK] for start in range(0, len(origins), CHUNK))
+    return (origins[start : start + size] for start in range(0, len(origins), size))
