@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "flash": {},
     "bigbird": {"block_size": 16, "window_size": 3, "n_random": 1, "n_global": 2, "global_tokens": "both"},
     "longformer": {"window_size": 65, "n_global": 1, "global_tokens": "last"},
-    "local": {"window_size": 129},
+    "local": {"window_size": 65},
     "linformer": {"k": 64, "sharing": "headwise"},
     "performer": {},
     "reformer": {"bucket_size": 32, "n_hashes": 2},
@@ -82,7 +82,7 @@ class LagTask:
 
 @dataclass(frozen=True)
 class RecallTask:
-    """`2**bits` bars hold a key, each key once, and one of eight values; all others are empty but the newest, which asks.
+    """`2**bits` bars hold a key, each key once, and a value; all others are empty but the newest, which asks.
 
     Columns: the key's bits as ±size, the value one-hot times size. `lag`: distance of the pair asked for; None: another
     one in every window, log-uniform, so that its place tells nothing.
@@ -262,7 +262,17 @@ def measure(tasks: Sequence[Task], trained_on: Task, attention: str, seed: int) 
         found = score(task, *answers(reader, task, seed, TEST_WINDOWS if task.name == "lag" else 1_024))
         differs = whole_differs(reader, task)
         cells.append(
-            Cell(task.name, attention, task.lag or 0, seed, *found, task.steps, seconds, differs, OPTIONS[attention])
+            Cell(
+                task.name,
+                attention,
+                task.lag or 0,
+                seed,
+                *found,
+                task.steps,
+                seconds,
+                differs,
+                OPTIONS[attention],
+            )
         )
     return cells
 
@@ -286,7 +296,11 @@ def work(path: Path, task: str, attention: str, lags: Sequence[int], seed: int) 
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(cell)) + "\n" for cell in cells)
         for cell in cells:
-            print(*cell.key, f"{cell.share:.3f} [{cell.low:.3f}, {cell.high:.3f}] {cell.seconds:.0f} s", flush=True)
+            print(
+                *cell.key,
+                f"{cell.share:.3f} [{cell.low:.3f}, {cell.high:.3f}] {cell.seconds:.0f} s",
+                flush=True,
+            )
 
 
 def best(cells: Sequence[Cell]) -> dict[tuple[str, str, int], Cell]:
@@ -302,7 +316,9 @@ def table(cells: Sequence[Cell], task: str) -> list[str]:
     own = [cell for cell in cells if cell.task == task]
     lags = sorted({cell.lag for cell in own})
     lines = [
-        "| mechanism | options | " + " | ".join(f"{lag:,} bars back" for lag in lags) + " | starts | s a start |",
+        "| mechanism | options | "
+        + " | ".join(f"{lag:,} bars back" for lag in lags)
+        + " | starts | s a start |",
         "|---|---|" + "---:|" * (len(lags) + 2),
     ]
     for name in MECHANISMS:
@@ -345,7 +361,9 @@ def draw_picture(cells: Sequence[Cell], path: Path) -> None:
             mine = [top.get((task, name, lag)) for lag in lags]
             heights = [max(cell.share, 0.0) if cell else np.nan for cell in mine]
             places = np.arange(len(lags)) + 0.8 * ((i + 0.5) / len(present) - 0.5)
-            axes.bar(places, heights, 0.75 / len(present), color=f"C{list(MECHANISMS).index(name)}", label=name)
+            axes.bar(
+                places, heights, 0.75 / len(present), color=f"C{list(MECHANISMS).index(name)}", label=name
+            )
         axes.axhline(1.0 if task == "recall" else 0.95, color="grey", linewidth=0.8, linestyle="--")
         if task == "recall":
             axes.axhline(RecallTask().chance, color="grey", linewidth=0.8, linestyle=":")
@@ -410,7 +428,9 @@ def report(cells: Sequence[Cell], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", nargs="*", default=["lag", "recall"], choices=["lag", "recall"])
     parser.add_argument("--attention", nargs="*", default=list(OPTIONS), choices=list(MECHANISMS))
     parser.add_argument("--lags", nargs="*", type=int, default=list(LAGS))

@@ -79,14 +79,18 @@ def test_a_finished_cell_is_not_done_again(far, tmp_path, monkeypatch):
 
     monkeypatch.setattr(far, "train", train)
     monkeypatch.setattr(far, "TEST_WINDOWS", 8)
-    monkeypatch.setattr(far, "answers", lambda reader, task, seed, windows: task.draw(8, far.seeded(0))[1:] * 2)
+    monkeypatch.setattr(
+        far, "answers", lambda reader, task, seed, windows: task.draw(8, far.seeded(0))[1:] * 2
+    )
     monkeypatch.setattr(far, "score", lambda task, output, y: (0.5, 0.4, 0.6))
     monkeypatch.setattr(far, "whole_differs", lambda reader, task: 0.0)
     path = tmp_path / "cells.jsonl"
     far.work(path, "lag", "flash", [100, 1_000], 0)
     far.work(path, "lag", "flash", [100, 1_000, 3_900], 0)
     far.work(path, "recall", "flash", [100, 1_000], 0)
-    assert trained == [("lag", lag, "flash", 0) for lag in (100, 1_000, 3_900)] + [("recall", None, "flash", 0)]
+    assert trained == [("lag", lag, "flash", 0) for lag in (100, 1_000, 3_900)] + [
+        ("recall", None, "flash", 0)
+    ]
     cells = far.load(path)
     assert [cell.lag for cell in cells] == [100, 1_000, 3_900, 100, 1_000]
     far.report(cells, tmp_path)
