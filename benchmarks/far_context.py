@@ -19,7 +19,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class LagTask:
     name = "lag"
     columns = outputs = 1
     positions = "learned"
-    batch, steps = 4, 800
+    batch, steps = 4, 1_000
 
     @property
     def attainable(self) -> float:
@@ -177,7 +177,9 @@ def train(task: Task, attention: str, seed: int, steps: int | None = None) -> tu
         x, y = task.draw(task.batch, generator)
         optimizer.zero_grad()
         task.loss(reader(x), y).backward()
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)  # a few windows have wild gradients
+        nn.utils.clip_grad_norm_(
+            optimizer.param_groups[0]["params"], 1.0
+        )  # a few windows have wild gradients
         optimizer.step()
         schedule.step()
     return reader, time.process_time() - started
@@ -185,21 +187,22 @@ def train(task: Task, attention: str, seed: int, steps: int | None = None) -> tu
 
 def _optimizer(task: Task, reader: Reader, steps: int) -> tuple[torch.optim.Adam, Any]:
     """lag: the table of positions learns first, alone, so that a head finds its bar before the output learns to ignore
-    all of them; then everything. recall: all from the start. Both end on a cosine.
+    all of them; then everything. recall: all from the start. Each rate ends on a cosine.
     """
-    alone = 0.35 * steps if task.name == "lag" else 0.0
-    fall: Callable[[int], float] = lambda i: (  # noqa: E731
-        1.0 if i < alone else 0.5 * (1 + math.cos(math.pi * (i - alone) / (steps - alone)))
-    )
     table = list(reader.positions.parameters())
     rest = [one for one in reader.parameters() if all(one is not other for other in table)]
-    groups = [{"params": rest, "lr": 0.01 if task.name == "lag" else 0.005}]
-    rules = [lambda i: 0.0 if i < alone else fall(i)]
+    groups, alone = [{"params": rest, "lr": 0.008 if table else 0.005}], 0.35 * steps if table else 0.0
+    rules = [lambda i: 0.0 if i < alone else _fall(i, alone, steps)]
     if table:
         groups.append({"params": table, "lr": 0.03})
-        rules.append(fall)
+        rules.append(lambda i: _fall(i, 0.5 * steps, steps))
     optimizer = torch.optim.Adam(groups, eps=1e-12)  # a weight of 1/4,096 makes gradients small
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rules)
+
+
+def _fall(step: int, start: float, steps: int) -> float:
+    """1 until `start`, then half a cosine to 0 at the end."""
+    return 1.0 if step < start else 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start)))
 
 
 @torch.no_grad()
