@@ -397,8 +397,8 @@ def page(cells: Sequence[Cell], machine: dict[str, Any]) -> str:
         "",
         f"The target is one bar among {TOKENS - 1:,} of white noise, with noise of its own (σ {lag.sigma}): no forecast"
         f" reaches more than R² {lag.attainable:.2f}. The table shows the share of that. Learned positions;"
-        f" {lag.steps:,} steps of {lag.batch} windows, Adam, gradients limited to norm 1; in the first 35 % the table of"
-        " positions learns alone, without which many starts stand still. Scored on"
+        f" {lag.steps:,} steps of {lag.batch} windows, Adam, gradients limited to norm 1; in the first 35 % the table"
+        " of positions learns alone, without which many starts stand still. Scored on"
         f" {TEST_WINDOWS:,} windows. Of several starts the best is shown; all stand below.",
         "",
         *table(cells, "lag"),
