@@ -8,20 +8,17 @@ one forward pass and one training step, and writes benchmarks/results/order_book
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from longtape.benchmarking.machine import describe_machine, machine_line
+from longtape.benchmarking.passes import Row, forward_and_step, passes_table, peak_mib
 from longtape.core.files import write_text
 from longtape.core.instrument import Instrument
-from longtape.core.markdown import markdown_table
 from longtape.features.book_targets import with_classes
 from longtape.features.build import FeaturesConfig, build
 from longtape.features.panel import Panel
@@ -34,21 +31,6 @@ from longtape.training.batches import BatchSource
 RESULT = Path(__file__).parent / "results" / "order_book.md"
 LEVELS, SNAPSHOTS, TRAINED = 50, 1_000, 300
 FEATURES = FeaturesConfig(features=[f"book({LEVELS}, 0.1, 0.001)"], targets=["smoothed_direction(50)"])
-
-
-def seconds_of(work: Callable[[], Any], repeats: int = 3) -> float:
-    """The median."""
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return float(np.median(found))
-
-
-def peak() -> float:
-    """MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def build_model(panel: Panel, attention: str) -> OrderBook:
@@ -73,7 +55,7 @@ def build_model(panel: Panel, attention: str) -> OrderBook:
 
 def main(log: str, symbol: str, attention: str = "bigbird") -> None:
     """Rebuild, run, write."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     started = time.perf_counter()
     books = read_books(log, Instrument("file", "linear", symbol), LEVELS)
     rows.append(
@@ -83,31 +65,10 @@ def main(log: str, symbol: str, attention: str = "bigbird") -> None:
     panel = with_classes(panel, np.arange(SNAPSHOTS, SNAPSHOTS + TRAINED))
     model = build_model(panel, attention)
     batch = BatchSource(model, panel).batch(np.array([SNAPSHOTS + TRAINED - 1]))
-    rows[0]["peak MiB"] = peak()
-
-    def forward() -> None:
-        with torch.no_grad():
-            model.eval()(batch)
-
-    optimizer = torch.optim.AdamW(model.parameters())
-
-    def step() -> None:
-        model.train()(batch).loss(batch.y, batch.y_present).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    for name, work in (("forward", forward), ("training step", step)):
-        work()
-        took = seconds_of(work)
-        rows.append(
-            {"step": f"{name}, {model.config.n_tokens:,} tokens", "seconds": took, "peak MiB": peak()}
-        )
-    head = ["step", "seconds", "peak MiB"]
-    table = markdown_table(
-        head, [[row["step"], f"{row['seconds']:.2f}", f"{row['peak MiB']:,.0f}"] for row in rows]
-    )
+    rows[0]["peak MiB"] = peak_mib()
+    rows += forward_and_step(model, batch, model.config.n_tokens)
     about = f"{attention}, two layers of width 32, one window, float32, {torch.get_num_threads()} thread(s)."
-    text = f"# 100,000 tokens of an order book\n\n{machine_line(describe_machine())}\n{about}\n\n{table}\n"
+    text = f"# 100,000 tokens of an order book\n\n{machine_line(describe_machine())}\n{about}\n\n{passes_table(rows)}\n"
     write_text(RESULT, text)
     print(text)
 

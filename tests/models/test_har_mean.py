@@ -170,8 +170,36 @@ def test_a_network_begins_at_it(tmp_path):
         made.forecast(candles_of(candle_frame(2_500)[2_000:]))
 
 
+@pytest.mark.parametrize("chosen", [{"volatility_start": "log_har_mean"}, {"volatility_reach": 24}])
 @pytest.mark.parametrize("changes", [{"targets": ["return(3)"]}, {"model": {"skip": False}}])
-def test_a_start_without_effect_is_refused(changes, tmp_path):
-    model = {"volatility_start": "log_har_mean", **changes.get("model", {})}
-    with pytest.raises(UserError, match="volatility_start has no effect"):
+def test_a_start_without_effect_is_refused(chosen, changes, tmp_path):
+    model = chosen | changes.get("model", {})
+    with pytest.raises(UserError, match=f"{next(iter(chosen))} has no effect"):
         experiment(tmp_path, **{**changes, "model": model})
+
+
+def test_a_start_with_a_reach_reads_no_lag_beyond_it():
+    design = HarDesign.of(Interval.parse("1h"), "24/7")
+    assert design.within(None) == design
+    assert design.within(100).lags == (3, 6, 12, 24, 72)
+    assert design.within(100).n_cells == design.n_cells
+    with pytest.raises(UserError, match="volatility_reach: 2 is below the shortest lag, 3 bars"):
+        design.within(2)
+
+
+def test_a_reach_below_every_lag_leaves_nothing_behind(tmp_path):
+    short = experiment(tmp_path, candle_frame(600), model={"volatility_reach": 2}, targets=["volatility(3)"])
+    with pytest.raises(UserError, match="volatility_reach: 2 is below the shortest lag"):
+        run(short, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_with_a_reach_does_not_see_beyond_it(tmp_path):
+    """Its start reads the bars of the longest lag that is left, and none before them."""
+    model = {"lookback": 8, "volatility_reach": 24}
+    made = run(
+        experiment(tmp_path, candle_frame(2_500), model=model, targets=["volatility(3)"]), tmp_path / "run"
+    )
+    start = made.fitted.model.baselines["volatility"]
+    assert start.har.lags == (3, 6, 12, 24)
+    assert start.reach == 25  # 24 returns, and the close before them

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from longtape.features.splits import Split
 ANY = "any"  # the asset of a pooled panel
 Array = npt.NDArray[np.float64]
 Scalar = TypeVar("Scalar", bound=np.generic)
+_PARTS: WeakKeyDictionary[Panel, dict[str, Panel]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +67,17 @@ class _MarksOfParts:
 
 
 def part_of(panel: Panel, asset: str) -> Panel:
-    """The rows in which an asset is listed, with its own columns and those that all share, in original units."""
+    """The rows in which an asset is listed, with its own columns and those that all share, in original units.
+
+    Made once, so that what is fitted on it month by month is too.
+    """
+    made = _PARTS.setdefault(panel, {})
+    if asset not in made:
+        made[asset] = _part_of(panel, asset)
+    return made[asset]
+
+
+def _part_of(panel: Panel, asset: str) -> Panel:
     span, at = panel.span(asset), panel.assets.index(asset)
     rows = slice(span.start, span.stop)
     columns = [c for c, column in enumerate(panel.columns) if column.asset in (asset, None)]

@@ -61,6 +61,9 @@ class ModelConfig(BaseModel):
     def refuse_features(self, features: Sequence[str]) -> None:
         """UserError where the model cannot read these features, as written in the experiment."""
 
+    def refuse_clock(self, interval: Interval, calendar: str) -> None:
+        """UserError where the model cannot be built for bars of this length in this market."""
+
     @property
     def chosen_on_validation(self) -> str:
         """What validation windows are needed for, as the subject of a sentence; empty where they are not."""

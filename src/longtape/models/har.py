@@ -25,6 +25,7 @@ import numpy.typing as npt
 from longtape.core.arrays import Flags
 from longtape.core.calendars import bars_per_day, hour_of_week, market_dates
 from longtape.core.clock import ALWAYS_OPEN, DAY, HOUR, WEEK, Interval
+from longtape.core.errors import UserError
 from longtape.core.scoring import SMALLEST_VARIANCE
 from longtape.features.panel import Panel, Rows
 from longtape.features.rolling import rolling_mean
@@ -74,6 +75,15 @@ class HarDesign:
         lags = DAYS_OPEN if calendar == ALWAYS_OPEN else DAYS_SESSIONS
         found = [bars for bars in short if bars >= 3] + [max(1, round(per_day * lag)) for lag in lags]
         return cls(tuple(sorted(set(found))), 168)
+
+    def within(self, reach: int | None) -> HarDesign:
+        """The lags of at most `reach` bars. UserError where there is none."""
+        if reach is None:
+            return self
+        lags = tuple(lag for lag in self.lags if lag <= reach)
+        if not lags:
+            raise UserError(f"model.volatility_reach: {reach} is below the shortest lag, {self.lags[0]} bars")
+        return HarDesign(lags, self.n_cells)
 
     def used(self, n_rows: int) -> int:
         """How many lags, the shortest first, so many training rows can tell of: all, but where the data are short."""

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from longtape.core.clock import Interval
 from longtape.core.errors import UserError
 from longtape.features.build import PooledConfig
 from longtape.features.expression import parse
@@ -53,6 +54,9 @@ class TrainedConfig(ModelConfig):
         description="the baseline of volatility: log-HAR, fitted once, or the mean of eight that are fitted anew each"
         " month, which takes the whole history at every forecast",
     )
+    volatility_reach: int | None = Field(
+        None, ge=1, description="bars of the longest lag of that baseline; by default a month or so"
+    )
     heads: dict[str, HeadChoice] = Field(
         default_factory=dict,
         description="kind of target → head, or {name: head} with its options; the kind's usual head by default",
@@ -93,9 +97,7 @@ class TrainedConfig(ModelConfig):
         return self.auxiliary
 
     def refuse_targets(self, kinds: Mapping[str, TargetKind]) -> None:
-        if self.volatility_start != "log_har" and ("volatility" not in kinds or not self.skip):
-            why = "no target is a volatility" if self.skip else "skip: false begins at the training mean"
-            raise UserError(f"model.volatility_start has no effect: {why}; leave it out")
+        self._refuse_start(kinds)
         for name in self.heads:
             if name not in kinds:
                 raise UserError(f"model.heads: no target is of kind '{name}'; there are {', '.join(kinds)}")
@@ -108,6 +110,20 @@ class TrainedConfig(ModelConfig):
         blocks = {kind: self.head_config(kind).rows_of_block for kind in kinds}
         if len({rows for rows in blocks.values() if rows > 1}) > 1:
             raise UserError(f"model.heads: blocks of one batch have one length, not {blocks}")
+
+    def _refuse_start(self, kinds: Mapping[str, TargetKind]) -> None:
+        """UserError where a choice of the volatility's start has no effect."""
+        chosen = [
+            name
+            for name, usual in (("volatility_start", "log_har"), ("volatility_reach", None))
+            if getattr(self, name) != usual
+        ]
+        if chosen and ("volatility" not in kinds or not self.skip):
+            why = "no target is a volatility" if self.skip else "skip: false begins at the training mean"
+            raise UserError(f"model.{chosen[0]} has no effect: {why}; leave it out")
+
+    def refuse_clock(self, interval: Interval, calendar: str) -> None:
+        HarDesign.of(interval, calendar).within(self.volatility_reach)
 
     def head_config(self, kind: str) -> HeadConfig:
         """The head of a kind of target with its options; UserError where it does not fit."""
@@ -235,7 +251,9 @@ class Network(Model):
         head = self.head(kind)
         n_assets, n_targets = self.inputs.kinds[kind].shape
         if self.config.skip and head.space == "log_variance":
-            design = HarDesign.of(self.inputs.interval, self.inputs.calendar)
+            design = HarDesign.of(self.inputs.interval, self.inputs.calendar).within(
+                self.config.volatility_reach
+            )
             if self.config.volatility_start == "log_har_mean":
                 return MonthlyHar(design, self.inputs.kinds[kind])
             return LogHar(design, n_assets, n_targets)

@@ -107,6 +107,7 @@ class ExperimentPipeline:
     def refuse_baselines(self, panel: Panel, split: Split) -> None:
         """UserError where a model, or a baseline that the experiment names, lacks its package or what it reads."""
         require_package(self.experiment.model)
+        self.experiment.model.refuse_clock(panel.interval, panel.calendar)
         for one in self.experiment.beside:
             require_package(one.config)
             if not MODELS.load(one.config.kind).reads(panel):

@@ -130,9 +130,10 @@ class GradientBuffers(NamedTuple):
 def forward_tiles(x: Problem, schedule: TileSchedule, start: int, stop: int) -> None:
     """Outputs and log-sum-exp of tasks start … stop − 1, task = (sample·n_heads + head)·T + tile."""
     n_tiles, size = schedule.rows.shape
-    buffers = _allocate(x, size)
+    whole, rest = _allocate(x, size), _allocate(x, size % QUERY_TILE)
     for task in range(start, stop):
         for first in range(0, size, QUERY_TILE):
+            buffers = whole if first + QUERY_TILE <= size else rest
             tile = _query_tile(x, schedule, task // n_tiles, task % n_tiles, first)
             _load_rows(x.q, tile, tile.rows, buffers.q)
             _transpose_scale(buffers.q, x.log2_scale, buffers.q_t)
@@ -151,11 +152,14 @@ def backward_tiles(x: Problem, d: Gradients, schedule: TileSchedule, start: int,
     dV = PᵀdO, dS = P∘(dO·Vᵀ − Σ dO∘O)/√D, dQ = dS·K, dK = dSᵀ·Q.
     """
     size = schedule.rows.shape[1]
-    buffers, more = _allocate(x, size), _allocate_gradients(x, size)
+    whole, rest = _allocate(x, size), _allocate(x, size % QUERY_TILE)
+    whole_more, rest_more = _allocate_gradients(x, size), _allocate_gradients(x, size % QUERY_TILE)
     one = x.softmax_scale / x.softmax_scale
     for head_index in range(start, stop):
         for t in range(schedule.rows.shape[0]):
             for first in range(0, size, QUERY_TILE):
+                buffers = whole if first + QUERY_TILE <= size else rest
+                more = whole_more if first + QUERY_TILE <= size else rest_more
                 tile = _query_tile(x, schedule, head_index, t, first)
                 _load_rows(x.q, tile, tile.rows, buffers.q)
                 _transpose_scale(buffers.q, x.log2_scale, buffers.q_t)
