@@ -328,7 +328,8 @@ def table(cells: Sequence[Cell], task: str) -> list[str]:
     for name in MECHANISMS:
         if mine := [cell for cell in own if cell.attention == name]:
             lines.append(_row(name, mine, lags))
-    return lines
+    missing = [name for name in MECHANISMS if all(cell.attention != name for cell in own)]
+    return [*lines, "", f"Not measured: {', '.join(missing)}."] if missing else lines
 
 
 def _row(name: str, cells: Sequence[Cell], lags: Sequence[int]) -> str:
