@@ -401,8 +401,8 @@ def page(cells: Sequence[Cell], machine: dict[str, Any]) -> str:
         f" reaches more than R² {lag.attainable:.2f}. The table shows the share of that. Learned positions;"
         f" {lag.steps:,} steps of {lag.batch} windows, Adam, gradients limited to norm 1; in the first 35 % the table"
         " of positions learns alone. Without that and the limit some starts stood still at this length. Both were"
-        " chosen on `flash` with starts 0 and 1; the table shows the start with the highest seed, and all stand below. Scored"
-        f" on {TEST_WINDOWS:,} windows.",
+        " chosen on `flash` with starts 0 and 1; the table shows the start with the highest seed, and all stand below."
+        f" Scored on {TEST_WINDOWS:,} windows.",
         "",
         *table(cells, "lag"),
         "",
