@@ -58,7 +58,9 @@ def main(attention: str = "bigbird") -> None:
     model = build_model(panel, attention)
     batch = BatchSource(model, panel).batch(np.array([len(panel) - 30]))
     rows = forward_and_step(model, batch, ASSETS * LOOKBACK)
-    about = f"{attention}, four layers of width 128, 2 heads, one window, {torch.get_num_threads()} thread(s)."
+    about = (
+        f"{attention}, four layers of width 128, 2 heads, one window, {torch.get_num_threads()} thread(s)."
+    )
     head = f"# {ASSETS} assets × {LOOKBACK:,} bars as one sequence"
     text = f"{head}\n\n{machine_line(describe_machine())}\n{about}\n\n{passes_table(rows)}\n"
     write_text(RESULT, text)
