@@ -75,31 +75,36 @@ class Spec:
         """The first paragraph of the docstring, on one line."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
+    @property
+    def section(self) -> str:
+        """Of an experiment, in which it is written."""
+        return "targets" if self.kind else "features"
+
     def bind(self, expression: Expression) -> dict[str, Argument]:
         """Arguments by parameter name, checked. UserError with the usage where they do not fit."""
         names = [p.name for p in self.parameters]
         if len(expression.arguments) > len(names):
             raise UserError(
-                f"features: '{expression}': {len(expression.arguments)} arguments; write {self.usage}"
+                f"{self.section}: '{expression}': {len(expression.arguments)} arguments; write {self.usage}"
             )
         given: dict[str, Argument] = dict(zip(names, expression.arguments, strict=False))
         for name, value in expression.keywords:
             if name not in names or name in given:
                 raise UserError(
-                    f"features: '{expression}': argument '{name}' does not fit; write {self.usage}"
+                    f"{self.section}: '{expression}': argument '{name}' does not fit; write {self.usage}"
                 )
             given[name] = value
         for parameter in self.parameters:
             if parameter.name not in given and parameter.default is inspect.Parameter.empty:
                 raise UserError(
-                    f"features: '{expression}': '{parameter.name}' is missing; write {self.usage}"
+                    f"{self.section}: '{expression}': '{parameter.name}' is missing; write {self.usage}"
                 )
         given = {p.name: given.get(p.name, p.default) for p in self.parameters}
         fitted = {p.name: self._fit(expression, p, given[p.name]) for p in self.parameters}
         try:
             self.check(**fitted)
         except UserError as error:
-            raise UserError(f"features: '{expression}': {error}; write {self.usage}") from None
+            raise UserError(f"{self.section}: '{expression}': {error}; write {self.usage}") from None
         return fitted
 
     def _fit(self, expression: Expression, parameter: inspect.Parameter, value: Argument) -> Argument:
@@ -118,7 +123,7 @@ class Spec:
         fits, what = wanted[kind]
         if not fits:
             raise UserError(
-                f"features: '{expression}': '{parameter.name}' must be {what}; write {self.usage}"
+                f"{self.section}: '{expression}': '{parameter.name}' must be {what}; write {self.usage}"
             )
         return value
 

@@ -266,7 +266,7 @@ def walk_forward(panel: Panel, lookback: int, split: SplitConfig, config: WalkFo
 def _blocks(test: Rows, count: int) -> list[Rows]:
     blocks = np.array_split(test, count)
     if len(blocks[-1]) == 0:
-        raise UserError(f"walk-forward: {len(test)} test origins cannot make {count} folds")
+        raise UserError(f"walk-forward: {len(test)} test origins cannot make {count} folds; name fewer")
     return blocks
 
 
